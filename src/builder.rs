@@ -1,0 +1,390 @@
+//! The door: an iterator becomes a run, option by option.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use crate::cancel::{CancellationToken, Signals};
+use crate::counters::Counters;
+use crate::crew::Crew;
+use crate::monitor::OnProgress;
+use crate::policy::ErrorPolicy;
+use crate::read_ahead::{Read, ReadAhead};
+use crate::spawn::{OwnPool, Spawn};
+use crate::tasks::{MapTasks, Plan};
+
+/// How to look whether a source that reads ahead has an item ready, and what to wait on if not.
+pub(crate) type Bell<I> = fn(&I) -> Option<&Receiver<Read<<I as Iterator>::Item>>>;
+
+/// Adds [`futureproof`](Self::futureproof) to every iterator.
+pub trait FutureproofIterator: Iterator + Sized {
+    /// Starts to describe a parallel run over this iterator's items; `policy` decides what a failure
+    /// does to it. Nothing runs before the first `next` of what
+    /// [`map_tasks`](Futureproof::map_tasks) returns.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// for task in ["a", "bcd"].into_iter().futureproof(Raise).map_tasks(infallible(|text: &&str| text.len())) {
+    ///     let task = task?;
+    ///     println!("{} has {} bytes", task.input, task.output);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
+        Futureproof::new(self, policy, None)
+    }
+
+    /// Pulls this iterator on a thread of its own, up to `limit` items ahead; 0 means 64, and more than
+    /// 65,536 are not read ahead.
+    ///
+    /// For a source that blocks, such as a socket or a directory walk over a network. Without this, a
+    /// run pulls its source on the consumer's thread, and while that blocks in a pull it delivers
+    /// nothing; with it, a finished task is delivered and a failure is seen at once.
+    ///
+    /// What was read ahead is held besides [`max_in_flight`](Futureproof::max_in_flight). Dropping the
+    /// run waits for the pull that is under way.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    /// use std::sync::mpsc;
+    ///
+    /// let (sender, receiver) = mpsc::channel();
+    /// sender.send(1).unwrap();
+    /// // The channel stays open: a pull of the second item blocks.
+    /// let mut run = receiver.into_iter().read_ahead(16).futureproof(Raise).map_tasks(infallible(|n: &i32| n + 1));
+    /// assert_eq!(run.next().unwrap().unwrap().output, 2);
+    /// drop(sender);
+    /// assert!(run.next().is_none());
+    /// ```
+    fn read_ahead(self, limit: usize) -> ReadAhead<Self>
+    where
+        Self: Send + 'static,
+        Self::Item: Send + 'static,
+    {
+        ReadAhead::new(self, limit)
+    }
+}
+
+impl<I: Iterator> FutureproofIterator for I {}
+
+impl<I> ReadAhead<I>
+where
+    I: Iterator + Send + 'static,
+    I::Item: Send + 'static,
+{
+    /// As [`FutureproofIterator::futureproof`]; the run knows that its source is read ahead, and waits
+    /// for an item or a result, whichever comes first.
+    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
+        Futureproof::new(self, policy, Some(Self::items))
+    }
+}
+
+/// The options of a run, each with a default that is right for most.
+///
+/// Made by [`FutureproofIterator::futureproof`], finished by [`map_tasks`](Self::map_tasks). No value of
+/// an option is an error; 0 means "chosen for you" for every count.
+#[must_use = "a run does nothing unless `map_tasks` is called and its tasks are consumed"]
+pub struct Futureproof<I: Iterator, P = OwnPool> {
+    source: I,
+    bell: Option<Bell<I>>,
+    options: Options,
+    pool: P,
+}
+
+/// What the builder collects.
+struct Options {
+    policy: ErrorPolicy,
+    num_threads: usize,
+    max_in_flight: usize,
+    chunk_size: usize,
+    ordered: bool,
+    interval: Duration,
+    on_progress: Option<OnProgress>,
+    name: String,
+    token: Option<CancellationToken>,
+    deadline: Option<Duration>,
+}
+
+impl<I: Iterator> Futureproof<I> {
+    fn new(source: I, policy: ErrorPolicy, bell: Option<Bell<I>>) -> Self {
+        let options = Options {
+            policy,
+            num_threads: 0,
+            max_in_flight: 0,
+            chunk_size: 0,
+            ordered: false,
+            interval: Duration::from_secs(2),
+            on_progress: None,
+            name: String::new(),
+            token: None,
+            deadline: None,
+        };
+        Self {
+            source,
+            bell,
+            options,
+            pool: OwnPool::default(),
+        }
+    }
+}
+
+impl<I: Iterator, P> Futureproof<I, P> {
+    /// How many threads the run's own pool has. 0, the default, is rayon's default: the environment's
+    /// `RAYON_NUM_THREADS`, or one per core. For tasks that wait rather than compute, ask for more.
+    ///
+    /// A pool that is given with [`on`](Self::on) brings its own width.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let run = (0..8).futureproof(Raise).num_threads(4).map_tasks(infallible(|n: &u32| n + 1));
+    /// assert_eq!(run.count(), 8);
+    /// ```
+    pub fn num_threads(mut self, n: usize) -> Self {
+        self.options.num_threads = n;
+        self
+    }
+
+    /// How many items may be pulled and not yet delivered, at most: queued, running, waiting for a
+    /// retry or finished. This is what bounds memory.
+    ///
+    /// 0, the default, follows the cost of a task: eight chunks a thread, where slow tasks make chunks
+    /// of one item.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let mut run = (0u64..).futureproof(Raise).max_in_flight(10).map_tasks(infallible(|n: &u64| n + 1));
+    /// run.next();
+    /// assert!(run.progress().snapshot().pulled() <= 11);
+    /// ```
+    pub fn max_in_flight(mut self, n: usize) -> Self {
+        self.options.max_in_flight = n;
+        self
+    }
+
+    /// How many items travel together to a worker and back; 65,536 at most.
+    ///
+    /// 0, the default, adapts it while the run goes on: 1 where a task or a pull takes long, more for
+    /// tiny ones. A fixed size serves tests, and tasks whose cost swings widely.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let run = (0..100).futureproof(Raise).chunk_size(7).map_tasks(infallible(|n: &u32| n + 1));
+    /// assert_eq!(run.count(), 100);
+    /// ```
+    pub fn chunk_size(mut self, n: usize) -> Self {
+        self.options.chunk_size = n;
+        self
+    }
+
+    /// Delivers tasks in the order of the source instead of the order in which they finish.
+    ///
+    /// Tasks that wait for their turn count as in flight, so a slow one stops new ones from starting
+    /// once the window is full. Under [`Raise`](ErrorPolicy::Raise), every task before the failed one
+    /// is delivered first.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let run = (0..100u32).futureproof(Raise).ordered().map_tasks(infallible(|n: &u32| n * 2));
+    /// let outputs: Vec<u32> = run.map(|task| task.unwrap().output).collect();
+    /// assert!(outputs.is_sorted());
+    /// ```
+    pub fn ordered(mut self) -> Self {
+        self.options.ordered = true;
+        self
+    }
+
+    /// How often the monitor tells, through [`log`] at `info!` with target `futureproof`, how the run is
+    /// going. The default is every 2 s; the first and the last line come in any case.
+    ///
+    /// With [`Duration::ZERO`] there is no monitor: no thread, no line and no
+    /// [`on_progress`](Self::on_progress). There is no thread either where nobody would see the lines.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// # use std::time::Duration;
+    /// let run = (0..100).futureproof(Raise).monitor_interval(Duration::from_secs(60)).map_tasks(infallible(|n: &u32| *n));
+    /// assert_eq!(run.count(), 100);
+    /// ```
+    pub fn monitor_interval(mut self, every: Duration) -> Self {
+        self.options.interval = every;
+        self
+    }
+
+    /// Has the monitor call `f` at every [interval](Self::monitor_interval), and once at the end.
+    ///
+    /// It is called on the monitor's thread, so it costs the run nothing. If it panics, nothing else is
+    /// lost.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let (sender, last) = std::sync::mpsc::channel();
+    /// let run = (0..100u32).futureproof(Raise).on_progress(move |now| sender.send(now.completed()).unwrap());
+    /// run.map_tasks(infallible(|n: &u32| n + 1)).for_each(drop);
+    /// assert_eq!(last.iter().last(), Some(100));
+    /// ```
+    pub fn on_progress(
+        mut self,
+        f: impl FnMut(&crate::counters::Snapshot) + Send + 'static,
+    ) -> Self {
+        self.options.on_progress = Some(Box::new(f));
+        self
+    }
+
+    /// Names the run, in its log lines and its threads: `NAME-0`, `NAME-1` … The default is
+    /// `futureproof`.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let name = |_: &()| std::thread::current().name().map(str::to_owned);
+    /// let mut run = [()].into_iter().futureproof(Raise).num_threads(1).name("thumbnails").map_tasks(infallible(name));
+    /// assert_eq!(run.next().unwrap().unwrap().output.as_deref(), Some("thumbnails-0"));
+    /// ```
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        // A thread cannot be named with a NUL.
+        self.options.name = name.into().replace('\0', "");
+        self
+    }
+
+    /// Stops the run when `token` is cancelled: no further call starts, and a consumer that is blocked
+    /// in `next` gets `None` at once. See [`CancellationToken`].
+    pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
+        self.options.token = Some(token.clone());
+        self
+    }
+
+    /// Stops the run, as a cancel does, when this time has passed since the first `next`.
+    ///
+    /// With a deadline, workers read the clock before each item, which costs some 20 ns.
+    ///
+    /// ```
+    /// # use futureproof::{Ending, prelude::*};
+    /// # use std::time::Duration;
+    /// let mut run = (0u64..).futureproof(Raise).deadline(Duration::from_millis(20)).map_tasks(infallible(|n: &u64| n + 1));
+    /// assert!(run.by_ref().count() > 0);
+    /// assert_eq!(run.ending(), Some(Ending::DeadlineExceeded));
+    /// ```
+    pub fn deadline(mut self, after: Duration) -> Self {
+        self.options.deadline = Some(after);
+        self
+    }
+
+    /// Runs the tasks elsewhere than on a pool of the run's own: on an `Arc<rayon::ThreadPool>` that many
+    /// runs share, on a [`&Scope`](crate::Scope) to borrow from the stack, or on anything that is
+    /// [`Spawn`].
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    /// use std::sync::Arc;
+    ///
+    /// let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build()?);
+    /// for _ in 0..3 {
+    ///     let run = (0..10u32).futureproof(Raise).on(Arc::clone(&pool));
+    ///     assert_eq!(run.map_tasks(infallible(|n: &u32| n + 1)).count(), 10);
+    /// }
+    /// # Ok::<(), rayon::ThreadPoolBuildError>(())
+    /// ```
+    pub fn on<Q>(self, pool: Q) -> Futureproof<I, Q> {
+        let Self {
+            source,
+            bell,
+            options,
+            ..
+        } = self;
+        Futureproof {
+            source,
+            bell,
+            options,
+            pool,
+        }
+    }
+
+    /// Runs `f` on the items in parallel, and gives the finished tasks as an iterator.
+    ///
+    /// Nothing happens before its first `next`. Items are pulled on the thread that calls `next`, so
+    /// the source need not be `Send`.
+    ///
+    /// `f` borrows its item; the item comes back with the task. What `f` returns as `Err`, and its panics, are
+    /// failures; an error value inside an `Ok` is not. To *consume* an item, let it be an
+    /// `Option` in a `Mutex`, or box it as a closure:
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// // Closures as items, of different kinds.
+    /// type Job = Box<dyn Fn() -> Result<usize, std::num::ParseIntError> + Send>;
+    /// let jobs: Vec<Job> = vec![Box::new(|| Ok(42)), Box::new(|| "7".parse())];
+    /// let run = jobs.into_iter().futureproof(Raise).map_tasks(|job| job());
+    /// assert_eq!(run.map(|task| task.unwrap().output).sum::<usize>(), 49);
+    /// ```
+    ///
+    /// What `f` captures must be shareable between threads:
+    ///
+    /// ```compile_fail,E0277
+    /// use futureproof::prelude::*;
+    ///
+    /// let shared = std::rc::Rc::new(1);
+    /// (0..10).futureproof(Raise).map_tasks(infallible(move |n: &i32| n + *shared)).count();
+    /// ```
+    pub fn map_tasks<'a, 's, T, E, F>(self, f: F) -> MapTasks<'a, I, T, E>
+    where
+        's: 'a,
+        P: Spawn<'s> + 'a,
+        F: Fn(&I::Item) -> Result<T, E> + Send + Sync + 's,
+        I::Item: Send + 's,
+        T: Send + 's,
+        E: fmt::Debug + Send + 's,
+    {
+        let Options {
+            policy,
+            num_threads,
+            name,
+            ordered,
+            token,
+            ..
+        } = self.options;
+        let counters = Arc::new(Counters::default());
+        let signals = Arc::new(Signals::new(policy.tolerated(), ordered, token));
+        let crew = Crew::new(
+            self.pool,
+            num_threads,
+            name.clone(),
+            f,
+            signals,
+            Arc::clone(&counters),
+        );
+        let plan = Plan {
+            policy,
+            ordered,
+            max_in_flight: self.options.max_in_flight,
+            chunk_size: self.options.chunk_size,
+            interval: self.options.interval,
+            on_progress: self.options.on_progress,
+            name: if name.is_empty() {
+                "futureproof".into()
+            } else {
+                name
+            },
+            deadline: self.options.deadline,
+        };
+        MapTasks::new(self.source, self.bell, plan, crew, counters)
+    }
+}
+
+impl<I: Iterator, P> fmt::Debug for Futureproof<I, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = &self.options;
+        f.debug_struct("Futureproof")
+            .field("policy", &options.policy)
+            .field("num_threads", &options.num_threads)
+            .field("max_in_flight", &options.max_in_flight)
+            .field("chunk_size", &options.chunk_size)
+            .field("ordered", &options.ordered)
+            .field("monitor_interval", &options.interval)
+            .field("name", &options.name)
+            .field("deadline", &options.deadline)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,259 @@
+//! How a run is stopped: from outside by a token or a deadline, from inside by a failure.
+//!
+//! Everything here is read by workers before each item, so it is a handful of relaxed loads. They
+//! may be relaxed since nothing is published through them: results travel through a channel, and a
+//! stop that is seen an item later is a stop all the same.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+/// Stops the runs that it was given to, from any thread.
+///
+/// Clones share one state. One token may serve many runs, may be cancelled twice, before a run
+/// starts or after it has ended. A consumer that is blocked in `next()` wakes at once.
+///
+/// ```
+/// use futureproof::prelude::*;
+///
+/// let token = CancellationToken::new();
+/// let mut run = (0u64..).futureproof(Raise).cancel_on(&token).map_tasks(infallible(|n: &u64| n * 2));
+/// assert!(run.next().is_some());
+/// token.cancel(); // from another thread, a signal handler's thread, a task …
+/// assert!(run.next().is_none());
+/// assert_eq!(run.ending(), Some(futureproof::Ending::Cancelled));
+/// ```
+///
+/// From Ctrl-C, with the `ctrlc` crate: `ctrlc::set_handler(move || token.cancel())`.
+///
+/// A call of the function that already runs is not interrupted. If it takes long, give it a clone
+/// of the token and let it look at [`is_cancelled`](Self::is_cancelled) now and then.
+#[derive(Clone)]
+pub struct CancellationToken {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cancelled: AtomicBool,
+    // Nothing is ever sent. Dropping the sender disconnects the receiver, and that wakes every
+    // consumer that waits for it: no list of listeners to keep.
+    alive: Mutex<Option<Sender<Infallible>>>,
+    bell: Receiver<Infallible>,
+}
+
+impl CancellationToken {
+    /// A token that is not cancelled.
+    pub fn new() -> Self {
+        let (alive, bell) = bounded(0);
+        let alive = Mutex::new(Some(alive));
+        Self {
+            inner: Arc::new(Inner {
+                cancelled: AtomicBool::new(false),
+                alive,
+                bell,
+            }),
+        }
+    }
+
+    /// Stops every run that this token was given to: no further call of their functions starts.
+    pub fn cancel(&self) {
+        // Release, for whoever looks at `is_cancelled` to learn that something was made ready.
+        self.inner.cancelled.store(true, Ordering::Release);
+        let alive = self
+            .inner
+            .alive
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(alive);
+    }
+
+    /// Whether [`cancel`](Self::cancel) was called on this token or a clone of it.
+    pub fn is_cancelled(&self) -> bool {
+        // Acquire: pairs with the store in `cancel`.
+        self.inner.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Becomes ready, disconnected, when the token is cancelled.
+    pub(crate) fn bell(&self) -> &Receiver<Infallible> {
+        &self.inner.bell
+    }
+}
+
+impl Default for CancellationToken {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for CancellationToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancellationToken")
+            .field("is_cancelled", &self.is_cancelled())
+            .finish()
+    }
+}
+
+/// What the caller's half and the workers of one run tell each other while it runs.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    /// No item at or past this index starts.
+    limit: AtomicU64,
+    /// Whether the consumer waits, so that results should not be kept back.
+    hungry: AtomicBool,
+    /// Final failures so far, and the highest index among them.
+    failures: AtomicU64,
+    highest: AtomicU64,
+    /// How many failures the run outlives; `None`: any number.
+    tolerated: Option<u64>,
+    /// In an ordered run, what comes before the failure that stops it is still run.
+    ordered: bool,
+    token: Option<CancellationToken>,
+    deadline: OnceLock<Instant>,
+}
+
+impl Signals {
+    pub(crate) fn new(
+        tolerated: Option<u64>,
+        ordered: bool,
+        token: Option<CancellationToken>,
+    ) -> Self {
+        Self {
+            limit: AtomicU64::new(u64::MAX),
+            hungry: AtomicBool::new(false),
+            failures: AtomicU64::new(0),
+            highest: AtomicU64::new(0),
+            tolerated,
+            ordered,
+            token,
+            deadline: OnceLock::new(),
+        }
+    }
+
+    /// Whether the item at `index` may start.
+    #[inline]
+    pub(crate) fn allows(&self, index: u64) -> bool {
+        index < self.limit.load(Ordering::Relaxed) && !self.is_cancelled() && !self.is_late()
+    }
+
+    /// A failure that no retry can mend has happened at `index`: stops the run if that is one too many.
+    pub(crate) fn failed(&self, index: u64) {
+        let Some(tolerated) = self.tolerated else {
+            return;
+        };
+        // Each read-modify-write is atomic by itself, and that is enough: whoever finds the count
+        // too high reads a `highest` that covers more failures than are tolerated.
+        self.highest.fetch_max(index, Ordering::AcqRel);
+        if self.failures.fetch_add(1, Ordering::AcqRel) < tolerated {
+            return;
+        }
+        let limit = match (self.ordered, tolerated) {
+            (false, _) => 0,
+            (true, 0) => index,
+            // The failure that is one too many, in the order of the source, is not past this one.
+            (true, _) => self.highest.load(Ordering::Acquire),
+        };
+        self.limit.fetch_min(limit, Ordering::Relaxed);
+    }
+
+    /// Nothing starts from now on.
+    pub(crate) fn halt(&self) {
+        self.limit.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether results should be handed over as soon as they are there.
+    #[inline]
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.hungry.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_hungry(&self, hungry: bool) {
+        self.hungry.store(hungry, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.token
+            .as_ref()
+            .is_some_and(CancellationToken::is_cancelled)
+    }
+
+    /// Whether the deadline has passed. Reads the clock only if there is one.
+    pub(crate) fn is_late(&self) -> bool {
+        self.deadline
+            .get()
+            .is_some_and(|deadline| Instant::now() >= *deadline)
+    }
+
+    pub(crate) fn set_deadline(&self, deadline: Instant) {
+        // It is set once, at the first `next`.
+        let _ = self.deadline.set(deadline);
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline.get().copied()
+    }
+
+    pub(crate) fn token(&self) -> Option<&CancellationToken> {
+        self.token.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_past_the_tolerated_ones_stops_everything() {
+        let signals = Signals::new(Some(1), false, None);
+        signals.failed(10);
+        assert!(signals.allows(0) && signals.allows(1_000));
+        signals.failed(5);
+        assert!(!signals.allows(0));
+    }
+
+    #[test]
+    fn in_order_what_comes_before_the_failure_still_runs() {
+        let signals = Signals::new(Some(0), true, None);
+        signals.failed(10);
+        assert!(signals.allows(9) && !signals.allows(10));
+        signals.failed(5);
+        assert!(signals.allows(4) && !signals.allows(5));
+        signals.failed(8);
+        assert!(!signals.allows(5));
+    }
+
+    #[test]
+    fn in_order_tolerated_failures_leave_room_for_each_other() {
+        let signals = Signals::new(Some(1), true, None);
+        signals.failed(10);
+        signals.failed(3);
+        // In order, 10 is the second failure.
+        assert!(signals.allows(9) && !signals.allows(10));
+    }
+
+    #[test]
+    fn any_number_is_tolerated_without_a_budget() {
+        let signals = Signals::new(None, false, None);
+        (0..100).for_each(|index| signals.failed(index));
+        assert!(signals.allows(0));
+        signals.halt();
+        assert!(!signals.allows(0));
+    }
+
+    #[test]
+    fn cancel_disconnects_the_bell_of_every_clone() {
+        let token = CancellationToken::new();
+        let clone = token.clone();
+        token.cancel();
+        token.cancel();
+        assert!(clone.is_cancelled());
+        assert_eq!(
+            clone.bell().try_recv(),
+            Err(crossbeam_channel::TryRecvError::Disconnected)
+        );
+    }
+}

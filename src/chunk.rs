@@ -1,0 +1,292 @@
+//! A chunk of items, and the one loop that hands them to the user's function.
+//!
+//! # Invariants
+//!
+//! 1. Every submitted chunk is answered, by its last part exactly once, even if its job is dropped
+//!    without being run. The caller blocks on that answer, so a missing one is a hang.
+//! 2. Nothing unwinds out of a job, destructors included: rayon would abort the process.
+//! 3. The function is let go before the last answer is sent: once all are in, no worker holds it.
+//! 4. In an answer, inputs and outputs stand last to first, so that delivering one is a `pop` and the
+//!    emptied buffers can be filled again.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use crate::cancel::Signals;
+use crate::contain::{bury, bury_all};
+use crate::counters::Counters;
+use crate::retry::Delays;
+use crate::task::{Cause, Panic};
+
+/// Items on their way to a worker and, with what became of them, on their way back.
+#[derive(Debug)]
+pub(crate) struct Chunk<I, T, E> {
+    /// The index of the first item; the others follow without a gap.
+    pub(crate) first: u64,
+    pub(crate) inputs: Vec<I>,
+    /// One for each item that succeeded.
+    outputs: Vec<T>,
+    /// One for each item that failed, with its offset in the chunk.
+    failures: Vec<(usize, Cause<E>)>,
+    /// Items that were not run, since the run was stopped. They follow the inputs.
+    pub(crate) unrun: Vec<I>,
+    /// Tasks delivered so far.
+    delivered: usize,
+    /// How often the items were tried; more than once in chunks of one item only.
+    pub(crate) attempts: u32,
+    /// The delays that are left for a further attempt.
+    pub(crate) delays: Option<Delays>,
+    /// Whether an `Err` is final, as no retry can follow. A panic always is.
+    pub(crate) is_final: bool,
+    /// How long the tasks in this answer ran.
+    pub(crate) busy: Duration,
+    /// Whether this answers the last of the submitted items.
+    pub(crate) is_last: bool,
+}
+
+/// What became of one item.
+pub(crate) struct Outcome<I, T, E> {
+    pub(crate) index: u64,
+    pub(crate) input: I,
+    pub(crate) result: Result<T, Cause<E>>,
+}
+
+/// Why a worker pauses in a chunk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// Every item has run, or no further one may.
+    Over,
+    /// The consumer waits for what is finished.
+    Flush,
+}
+
+impl<I, T, E> Chunk<I, T, E> {
+    pub(crate) fn new() -> Self {
+        Self {
+            first: 0,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            failures: Vec::new(),
+            unrun: Vec::new(),
+            delivered: 0,
+            attempts: 1,
+            delays: None,
+            is_final: true,
+            busy: Duration::ZERO,
+            is_last: true,
+        }
+    }
+
+    /// Makes an emptied chunk ready to be filled from index `first` on.
+    pub(crate) fn reset(&mut self, first: u64, is_final: bool) {
+        debug_assert!(
+            self.inputs.is_empty() && self.outputs.is_empty() && self.failures.is_empty()
+        );
+        self.first = first;
+        self.delivered = 0;
+        self.attempts = 1;
+        self.delays = None;
+        self.is_final = is_final;
+        self.is_last = true;
+    }
+
+    /// How many items have been run.
+    fn done(&self) -> usize {
+        self.outputs.len() + self.failures.len()
+    }
+
+    pub(crate) fn failed(&self) -> usize {
+        self.failures.len()
+    }
+
+    /// Runs items, from the first that has not run yet.
+    fn run(&mut self, f: &impl Fn(&I) -> Result<T, E>, signals: &Signals) -> Pause {
+        self.outputs.reserve(self.inputs.len() - self.done());
+        loop {
+            // The function is treated as unwind safe, as rayon and `thread::spawn` treat theirs.
+            // A `catch_unwind` per run of items rather than per item is what makes tiny tasks cheap.
+            match panic::catch_unwind(AssertUnwindSafe(|| self.run_on(f, signals))) {
+                Ok(pause) => return pause,
+                Err(payload) => {
+                    let offset = self.done();
+                    self.failures
+                        .push((offset, Cause::Panicked(Panic::new(payload))));
+                    signals.failed(self.first + offset as u64);
+                }
+            }
+        }
+    }
+
+    fn run_on(&mut self, f: &impl Fn(&I) -> Result<T, E>, signals: &Signals) -> Pause {
+        let start = self.done();
+        let indices = self.first + start as u64..;
+        for (input, index) in self.inputs[start..].iter().zip(indices) {
+            if !signals.allows(index) {
+                return Pause::Over;
+            }
+            if signals.is_hungry() && index > self.first {
+                return Pause::Flush;
+            }
+            match f(input) {
+                Ok(output) => self.outputs.push(output),
+                Err(error) => {
+                    // Recorded first, then the others are stopped: else the run could end otherwise
+                    // before its failure is there to be seen.
+                    let offset = self.outputs.len() + self.failures.len();
+                    self.failures.push((offset, Cause::Failed(error)));
+                    if self.is_final {
+                        signals.failed(index);
+                    }
+                }
+            }
+        }
+        Pause::Over
+    }
+
+    /// Leaves what has run in `self`, and gives what has not as a chunk of its own.
+    fn split_off_rest(&mut self) -> Box<Self> {
+        let mut rest = Box::new(Self::new());
+        rest.inputs = self.inputs.split_off(self.done());
+        rest.first = self.first + self.inputs.len() as u64;
+        rest.is_final = self.is_final;
+        self.is_last = false;
+        rest
+    }
+
+    /// Turns what has run round for delivery, and sets apart what has not.
+    fn turn_round(&mut self) {
+        let done = self.done();
+        if done < self.inputs.len() {
+            self.unrun = self.inputs.split_off(done);
+        }
+        self.inputs.reverse();
+        self.outputs.reverse();
+        self.failures.reverse();
+    }
+
+    /// How many tasks wait for delivery.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// How many tasks have been delivered.
+    pub(crate) fn delivered(&self) -> usize {
+        self.delivered
+    }
+
+    /// Takes the next task of an answer.
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Option<Outcome<I, T, E>> {
+        let input = self.inputs.pop()?;
+        let offset = self.delivered;
+        self.delivered += 1;
+        let result = match self.failures.last() {
+            Some((failed, _)) if *failed == offset => {
+                self.failures.pop().map(|(_, cause)| Err(cause))
+            }
+            _ => self.outputs.pop().map(Ok),
+        };
+        let result = result.expect("each input of an answer has an output or a failure");
+        Some(Outcome {
+            index: self.first + offset as u64,
+            input,
+            result,
+        })
+    }
+
+    /// The answer of a chunk of one item.
+    pub(crate) fn of_one(outcome: Outcome<I, T, E>, attempts: u32) -> Box<Self> {
+        let mut chunk = Box::new(Self::new());
+        chunk.first = outcome.index;
+        chunk.attempts = attempts;
+        chunk.inputs.push(outcome.input);
+        match outcome.result {
+            Ok(output) => chunk.outputs.push(output),
+            Err(cause) => chunk.failures.push((0, cause)),
+        }
+        chunk
+    }
+}
+
+impl<I, T, E> Drop for Chunk<I, T, E> {
+    fn drop(&mut self) {
+        // This may run on a worker, or during an unwind (invariant 2).
+        bury_all(&mut self.inputs);
+        bury_all(&mut self.outputs);
+        bury_all(&mut self.failures);
+        bury_all(&mut self.unrun);
+    }
+}
+
+/// A chunk and what is needed to run it: what is handed to the pool.
+pub(crate) struct Job<F, I, T, E> {
+    // Before `reply`: when a job is dropped without being run, fields are dropped in this order (invariant 3).
+    pub(crate) function: Arc<F>,
+    pub(crate) signals: Arc<Signals>,
+    pub(crate) reply: Reply<I, T, E>,
+}
+
+impl<F, I, T, E> Job<F, I, T, E>
+where
+    F: Fn(&I) -> Result<T, E>,
+{
+    pub(crate) fn run(self) {
+        let Self {
+            function,
+            signals,
+            mut reply,
+        } = self;
+        while reply.run(&*function, &signals) == Pause::Flush {}
+        bury(function);
+        drop(reply);
+    }
+}
+
+/// The duty to answer a chunk: done at the latest when this is dropped.
+pub(crate) struct Reply<I, T, E> {
+    pub(crate) chunk: Option<Box<Chunk<I, T, E>>>,
+    pub(crate) answers: Sender<Box<Chunk<I, T, E>>>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl<I, T, E> Reply<I, T, E> {
+    /// Runs the chunk up to its end or to the next pause; then sends what is finished.
+    fn run(&mut self, f: &impl Fn(&I) -> Result<T, E>, signals: &Signals) -> Pause {
+        let Some(chunk) = &mut self.chunk else {
+            return Pause::Over;
+        };
+        let start = Instant::now();
+        let pause = chunk.run(f, signals);
+        chunk.busy = start.elapsed();
+        if pause == Pause::Flush {
+            let rest = chunk.split_off_rest();
+            let finished = std::mem::replace(chunk, rest);
+            self.send(finished);
+        }
+        pause
+    }
+
+    fn send(&self, mut chunk: Box<Chunk<I, T, E>>) {
+        chunk.turn_round();
+        // Where a retry may follow, only the caller knows whether a failure is final; it counts those.
+        let failed = if chunk.is_final { chunk.failed() } else { 0 };
+        let succeeded = chunk.len() - chunk.failed();
+        self.counters
+            .complete((succeeded + failed) as u64, failed as u64);
+        // Nobody listens any more when the run was dropped on one of its own workers. What comes
+        // back then is a chunk, and that buries its values by itself.
+        let _ = self.answers.send(chunk);
+    }
+}
+
+impl<I, T, E> Drop for Reply<I, T, E> {
+    fn drop(&mut self) {
+        if let Some(chunk) = self.chunk.take() {
+            self.send(chunk);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Keeps panics of user code from getting out where they would do harm.
+//!
+//! rayon aborts the process when a job unwinds, and Rust aborts when a destructor panics during an
+//! unwind. So a user's value is buried, not just dropped, wherever either could happen.
+
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
+
+/// How many payloads of payloads `bury` drops before it leaks the next one.
+const DEPTH: usize = 8;
+
+/// Drops `value`. A panic of its destructor ends here.
+pub(crate) fn bury<V>(value: V) {
+    let Err(mut payload) = panic::catch_unwind(AssertUnwindSafe(move || drop(value))) else {
+        return;
+    };
+    // A payload is a value as well: its destructor may panic with another payload, and so on.
+    for _ in 0..DEPTH {
+        match panic::catch_unwind(AssertUnwindSafe(move || drop(payload))) {
+            Ok(()) => return,
+            Err(next) => payload = next,
+        }
+    }
+    mem::forget(payload);
+}
+
+/// Drops each of `values` by itself, so that one bad destructor does not keep the others from running.
+pub(crate) fn bury_all<V>(values: &mut Vec<V>) {
+    if mem::needs_drop::<V>() {
+        values.drain(..).for_each(bury);
+    } else {
+        values.clear();
+    }
+}
+
+/// Calls `f`; `None` if it panicked.
+pub(crate) fn contain<R>(f: impl FnOnce() -> R) -> Option<R> {
+    match panic::catch_unwind(AssertUnwindSafe(f)) {
+        Ok(result) => Some(result),
+        Err(payload) => {
+            bury(payload);
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::panic_any;
+
+    /// Panics when dropped, with a payload that does so as well, `self.0` times.
+    struct Bomb(usize);
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if self.0 > 0 {
+                panic_any(Bomb(self.0 - 1));
+            }
+        }
+    }
+
+    #[test]
+    fn bury_survives_payloads_of_payloads() {
+        bury(Bomb(1));
+        bury(Bomb(DEPTH));
+        bury(Bomb(1_000));
+    }
+
+    #[test]
+    fn bury_all_drops_the_neighbours_of_a_bomb() {
+        let witness = std::rc::Rc::new(());
+        let mut values: Vec<Box<dyn std::any::Any>> = vec![
+            Box::new(witness.clone()),
+            Box::new(Bomb(1)),
+            Box::new(witness.clone()),
+        ];
+        bury_all(&mut values);
+        assert_eq!(std::rc::Rc::strong_count(&witness), 1);
+    }
+
+    #[test]
+    fn contain_gives_the_result_or_nothing() {
+        assert_eq!(contain(|| 7), Some(7));
+        assert_eq!(contain(|| -> i32 { panic_any(Bomb(3)) }), None);
+    }
+}

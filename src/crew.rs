@@ -1,0 +1,233 @@
+//! The far side of a run as its caller sees it: chunks are handed over, answers come back, and in the
+//! end everybody goes home.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Select, Sender, unbounded};
+
+use crate::cancel::Signals;
+use crate::chunk::{Chunk, Job, Reply};
+use crate::contain::bury;
+use crate::counters::Counters;
+use crate::monitor::Monitor;
+use crate::spawn::Spawn;
+
+/// A chunk that a worker has finished, or a part of one.
+pub(crate) type Answer<I, T, E> = Box<Chunk<I, T, E>>;
+
+/// The home of the jobs and the function, their types forgotten: one indirect call a chunk.
+trait Hands<C>: Send {
+    fn open(&mut self) -> usize;
+    fn submit(&self, chunk: C);
+    fn is_current(&self) -> bool;
+}
+
+struct Workers<P, F, I, T, E> {
+    home: P,
+    num_threads: usize,
+    name: String,
+    function: Arc<F>,
+    signals: Arc<Signals>,
+    counters: Arc<Counters>,
+    answers: Sender<Answer<I, T, E>>,
+}
+
+impl<'s, P, F, I, T, E> Hands<Box<Chunk<I, T, E>>> for Workers<P, F, I, T, E>
+where
+    P: Spawn<'s>,
+    F: Fn(&I) -> Result<T, E> + Send + Sync + 's,
+    I: Send + 's,
+    T: Send + 's,
+    E: Send + 's,
+{
+    fn open(&mut self) -> usize {
+        self.home.open(self.num_threads, &self.name).max(1)
+    }
+
+    fn submit(&self, chunk: Box<Chunk<I, T, E>>) {
+        let reply = Reply {
+            chunk: Some(chunk),
+            answers: self.answers.clone(),
+            counters: Arc::clone(&self.counters),
+        };
+        let job = Job {
+            function: Arc::clone(&self.function),
+            signals: Arc::clone(&self.signals),
+            reply,
+        };
+        // Queued behind the very task that waits for it, a job would never run.
+        if self.home.is_current() {
+            job.run()
+        } else {
+            self.home.spawn(move || job.run())
+        }
+    }
+
+    fn is_current(&self) -> bool {
+        self.home.is_current()
+    }
+}
+
+/// Those who work for one run. Dropping it stops them and waits until all are gone.
+pub(crate) struct Crew<'a, I, T, E> {
+    hands: Option<Box<dyn Hands<Box<Chunk<I, T, E>>> + 'a>>,
+    answers: Receiver<Answer<I, T, E>>,
+    pub(crate) signals: Arc<Signals>,
+    counters: Arc<Counters>,
+    monitor: Option<Monitor>,
+    /// Chunks that are not answered, and the items in them.
+    chunks: usize,
+    items: usize,
+}
+
+impl<'a, I, T, E> Crew<'a, I, T, E> {
+    pub(crate) fn new<'s, P, F>(
+        home: P,
+        num_threads: usize,
+        name: String,
+        function: F,
+        signals: Arc<Signals>,
+        counters: Arc<Counters>,
+    ) -> Self
+    where
+        's: 'a,
+        P: Spawn<'s> + 'a,
+        F: Fn(&I) -> Result<T, E> + Send + Sync + 's,
+        I: Send + 's,
+        T: Send + 's,
+        E: Send + 's,
+    {
+        // Unbounded, so that a worker never blocks on it. What bounds it is what was submitted.
+        let (sender, answers) = unbounded();
+        let function = Arc::new(function);
+        let workers = Workers {
+            home,
+            num_threads,
+            name,
+            function,
+            signals: Arc::clone(&signals),
+            counters: Arc::clone(&counters),
+            answers: sender,
+        };
+        Self {
+            hands: Some(Box::new(workers)),
+            answers,
+            signals,
+            counters,
+            monitor: None,
+            chunks: 0,
+            items: 0,
+        }
+    }
+
+    /// Gets everybody ready. Returns how many can work at once.
+    pub(crate) fn open(&mut self) -> usize {
+        self.hands.as_mut().map_or(0, |hands| hands.open())
+    }
+
+    /// Has `monitor` watch the run to its end.
+    pub(crate) fn watch(&mut self, monitor: Option<Monitor>) {
+        self.monitor = monitor;
+    }
+
+    /// Hands a chunk over.
+    pub(crate) fn submit(&mut self, chunk: Box<Chunk<I, T, E>>) {
+        if let Some(hands) = &self.hands {
+            self.chunks += 1;
+            self.items += chunk.len();
+            hands.submit(chunk);
+        }
+    }
+
+    /// How many chunks are not answered.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.chunks
+    }
+
+    pub(crate) fn try_receive(&mut self) -> Option<Answer<I, T, E>> {
+        let answer = self.answers.try_recv().ok()?;
+        Some(self.note(answer))
+    }
+
+    fn note(&mut self, answer: Answer<I, T, E>) -> Answer<I, T, E> {
+        self.chunks -= usize::from(answer.is_last);
+        self.items -= answer.len() + answer.unrun.len();
+        answer
+    }
+
+    /// Blocks until there may be something to do: an answer, a cancel, an item of `source` if that is
+    /// given, or `until`. Returns whether it was something else than `until`.
+    pub(crate) fn wait<S>(&self, source: Option<&Receiver<S>>, until: Option<Instant>) -> bool {
+        self.help();
+        let mut select = Select::new();
+        select.recv(&self.answers);
+        if let Some(token) = self.signals.token() {
+            select.recv::<Infallible>(token.bell());
+        }
+        if let Some(source) = source {
+            select.recv(source);
+        }
+        match until {
+            Some(until) => select.ready_deadline(until).is_ok(),
+            None => {
+                select.ready();
+                true
+            }
+        }
+    }
+
+    /// Whether some chunk holds more than one item, so that one may wait behind another.
+    pub(crate) fn has_neighbours(&self) -> bool {
+        self.items > self.chunks
+    }
+
+    /// On one of the very threads that jobs run on, does the queued ones: nobody else may be there
+    /// to do them. Chunks submitted from here were run inline, so these come from before the run
+    /// was moved here.
+    fn help(&self) {
+        if self.chunks > 0 && self.is_current() {
+            while self.answers.is_empty()
+                && rayon_core::yield_now() == Some(rayon_core::Yield::Executed)
+            {}
+        }
+    }
+
+    fn is_current(&self) -> bool {
+        self.hands.as_ref().is_some_and(|hands| hands.is_current())
+    }
+
+    /// Stops everybody, waits for those who run, and gives what comes back to `keep`.
+    pub(crate) fn bring_home(&mut self, mut keep: impl FnMut(Answer<I, T, E>)) {
+        self.signals.halt();
+        // Dropped on one of its own threads, a run may be in a task of its own: it cannot wait for that.
+        while self.chunks > 0 && !self.is_current() {
+            let Ok(answer) = self.answers.recv() else {
+                break;
+            };
+            keep(self.note(answer));
+        }
+        while let Some(answer) = self.try_receive() {
+            keep(answer);
+        }
+        // All jobs have let go of the function, so this is where its captures are dropped, and the
+        // threads of an own pool are joined.
+        if let Some(hands) = self.hands.take() {
+            bury(hands);
+        }
+    }
+
+    /// All figures are in: the clock stops, and the monitor writes its last line.
+    pub(crate) fn dismiss(&mut self) {
+        self.counters.end();
+        self.monitor = None;
+    }
+}
+
+impl<I, T, E> Drop for Crew<'_, I, T, E> {
+    fn drop(&mut self) {
+        self.bring_home(drop);
+        self.dismiss();
+    }
+}

@@ -1,0 +1,51 @@
+//! Run a batch in parallel: any iterator in, finished tasks out, with error policies, backpressure and
+//! nothing lost.
+//!
+//! ```
+//! use futureproof::prelude::*;
+//!
+//! let words = ["5", "7", "11"];
+//! for task in words.into_iter().futureproof(Raise).map_tasks(|word: &&str| word.parse::<u32>()) {
+//!     let task = task?; // the first failure stops everything
+//!     println!("{} is {}", task.input, task.output);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![doc = ""]
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod arrivals;
+mod builder;
+mod cancel;
+mod chunk;
+mod combine;
+mod contain;
+mod counters;
+mod crew;
+mod monitor;
+mod policy;
+mod read_ahead;
+mod retry;
+mod sizing;
+mod spawn;
+mod task;
+mod tasks;
+
+pub use builder::{Futureproof, FutureproofIterator};
+pub use cancel::CancellationToken;
+pub use combine::{infallible, with_state};
+pub use counters::{Progress, Snapshot};
+pub use policy::{ErrorPolicy, ParseErrorPolicyError};
+pub use read_ahead::ReadAhead;
+pub use spawn::{OwnPool, Scope, Spawn, scope};
+pub use task::{Cause, Ending, Panic, Remainder, Task, TaskError};
+pub use tasks::MapTasks;
+
+/// What most programs need: `use futureproof::prelude::*;`.
+pub mod prelude {
+    pub use crate::ErrorPolicy::{self, Ignore, Log, Raise, Tolerate};
+    pub use crate::{
+        CancellationToken, FutureproofIterator, Task, TaskError, infallible, with_state,
+    };
+}

@@ -1,0 +1,180 @@
+//! What a failure does to the run.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What to do when a task fails, that is, when its function returns `Err` or panics.
+///
+/// | policy | yields | logs | then |
+/// |---|---|---|---|
+/// | [`Raise`](Self::Raise) | the `Err` | – | no further task starts, what runs is waited for, and the run is over |
+/// | [`Tolerate(n)`](Self::Tolerate) | each `Err` | `warn!` each | as `Raise` at failure `n + 1` |
+/// | [`Log`](Self::Log) | each `Err` | `error!` each, when it is delivered | goes on |
+/// | [`Ignore`](Self::Ignore) | each `Err` | – | goes on |
+///
+/// A policy can be read from a command line or a file:
+///
+/// ```
+/// use futureproof::ErrorPolicy;
+///
+/// assert_eq!("log".parse(), Ok(ErrorPolicy::Log));
+/// assert_eq!("tolerate:10".parse(), Ok(ErrorPolicy::Tolerate(10)));
+/// assert_eq!(ErrorPolicy::Tolerate(10).to_string(), "tolerate:10");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorPolicy {
+    /// The first failure stops the run.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let mut run = (0..1_000_000u32).futureproof(Raise).map_tasks(|n| if *n < 5 { Ok(*n) } else { Err("too big") });
+    /// let failure = run.find_map(Result::err).expect("the sixth item fails");
+    /// assert!(failure.input() >= &5);
+    /// assert!(run.next().is_none());
+    /// ```
+    #[default]
+    Raise,
+    /// Every failure is logged at `error!` when it is delivered, and the run goes on.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let run = (0..10u32).futureproof(Log).map_tasks(|n| if n % 2 == 0 { Ok(()) } else { Err("odd") });
+    /// assert_eq!(run.filter(|task| task.is_err()).count(), 5);
+    /// ```
+    Log,
+    /// Failures are delivered like any other result, and the run goes on.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let run = (0..10u32).futureproof(Ignore).map_tasks(|n| if n % 2 == 0 { Ok(()) } else { Err("odd") });
+    /// assert_eq!(run.flatten().count(), 5); // the failures dropped
+    /// ```
+    Ignore,
+    /// So many failures are logged at `warn!` and gone past; the next one stops the run.
+    /// `Tolerate(0)` stops as `Raise` does.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let run = (0..).futureproof(Tolerate(3)).map_tasks(|n: &u32| if n % 2 == 0 { Ok(()) } else { Err("odd") });
+    /// assert_eq!(run.filter(|task| task.is_err()).count(), 4);
+    /// ```
+    Tolerate(u64),
+}
+
+impl ErrorPolicy {
+    /// How many failures the run outlives; `None`: any number.
+    pub(crate) fn tolerated(self) -> Option<u64> {
+        match self {
+            Self::Raise => Some(0),
+            Self::Tolerate(n) => Some(n),
+            Self::Log | Self::Ignore => None,
+        }
+    }
+
+    /// The level at which a delivered failure is logged, if it is.
+    pub(crate) fn log_level(self) -> Option<log::Level> {
+        match self {
+            Self::Log => Some(log::Level::Error),
+            Self::Tolerate(_) => Some(log::Level::Warn),
+            Self::Raise | Self::Ignore => None,
+        }
+    }
+}
+
+impl fmt::Display for ErrorPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Raise => f.write_str("raise"),
+            Self::Log => f.write_str("log"),
+            Self::Ignore => f.write_str("ignore"),
+            Self::Tolerate(n) => write!(f, "tolerate:{n}"),
+        }
+    }
+}
+
+/// A text that names no [`ErrorPolicy`].
+///
+/// ```
+/// let error = "explode".parse::<futureproof::ErrorPolicy>().unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "unknown error policy \"explode\": expected raise, log, ignore or tolerate:N (N a count of failures)"
+/// );
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "unknown error policy {text:?}: expected raise, log, ignore or tolerate:N (N a count of failures)"
+)]
+pub struct ParseErrorPolicyError {
+    text: String,
+}
+
+impl FromStr for ErrorPolicy {
+    type Err = ParseErrorPolicyError;
+
+    /// Reads `raise`, `log`, `ignore` or `tolerate:N`, in upper or lower case.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let lower = text.trim().to_ascii_lowercase();
+        match lower.as_str() {
+            "raise" => return Ok(Self::Raise),
+            "log" => return Ok(Self::Log),
+            "ignore" => return Ok(Self::Ignore),
+            _ => {}
+        }
+        lower
+            .strip_prefix("tolerate:")
+            .and_then(|count| count.parse().ok())
+            .map(Self::Tolerate)
+            .ok_or_else(|| ParseErrorPolicyError {
+                text: text.to_owned(),
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn display_and_from_str_agree() {
+        for policy in [
+            ErrorPolicy::Raise,
+            ErrorPolicy::Log,
+            ErrorPolicy::Ignore,
+            ErrorPolicy::Tolerate(0),
+            ErrorPolicy::Tolerate(u64::MAX),
+        ] {
+            assert_eq!(policy.to_string().parse(), Ok(policy));
+            assert_eq!(policy.to_string().to_uppercase().parse(), Ok(policy));
+        }
+    }
+
+    #[test]
+    fn unknown_names_list_the_known_ones() {
+        for text in [
+            "",
+            "raises",
+            "tolerate",
+            "tolerate:",
+            "tolerate:-1",
+            "tolerate:x",
+            "tolerate:99999999999999999999",
+        ] {
+            let error = text.parse::<ErrorPolicy>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{text:?}")), "{error}");
+            for known in ["raise", "log", "ignore", "tolerate:N"] {
+                assert!(error.contains(known), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn default_is_raise() {
+        assert_eq!(ErrorPolicy::default(), ErrorPolicy::Raise);
+    }
+}

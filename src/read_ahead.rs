@@ -1,0 +1,177 @@
+//! A source that is pulled on a thread of its own.
+
+use std::any::Any;
+use std::fmt;
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::contain::bury;
+
+/// The buffer that is chosen for those who ask for 0 items, and the largest there is: a channel's
+/// slots are made in advance.
+const DEFAULT_LIMIT: usize = 64;
+const MAX_LIMIT: usize = 1 << 16;
+
+/// What the reading thread hands over.
+pub(crate) enum Read<I> {
+    Item(I),
+    /// The source has come to its end.
+    End,
+    /// The source panicked.
+    Panicked(Box<dyn Any + Send>),
+}
+
+/// An iterator that another one is read into, on a thread of its own and ahead of its consumer.
+///
+/// Made by [`read_ahead`](crate::FutureproofIterator::read_ahead).
+pub struct ReadAhead<I: Iterator> {
+    state: State<I>,
+    limit: usize,
+}
+
+enum State<I: Iterator> {
+    /// Nothing was asked for yet.
+    Idle(I),
+    Reading(Reader<I::Item>),
+    Ended,
+}
+
+struct Reader<T> {
+    /// Taken only to be dropped: that stops the thread, at its next item.
+    items: Option<Receiver<Read<T>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<I: Iterator> ReadAhead<I> {
+    pub(crate) fn new(source: I, limit: usize) -> Self {
+        let limit = if limit == 0 {
+            DEFAULT_LIMIT
+        } else {
+            limit.min(MAX_LIMIT)
+        };
+        Self {
+            state: State::Idle(source),
+            limit,
+        }
+    }
+
+    /// Where the items come from, once the thread runs.
+    pub(crate) fn items(&self) -> Option<&Receiver<Read<I::Item>>> {
+        match &self.state {
+            State::Reading(reader) => reader.items.as_ref(),
+            State::Idle(_) | State::Ended => None,
+        }
+    }
+}
+
+impl<I> Iterator for ReadAhead<I>
+where
+    I: Iterator + Send + 'static,
+    I::Item: Send + 'static,
+{
+    type Item = I::Item;
+
+    /// The next item, as soon as it has been read.
+    ///
+    /// # Panics
+    ///
+    /// With the source's panic, once what was read before it is delivered; and if the thread cannot be
+    /// started.
+    fn next(&mut self) -> Option<I::Item> {
+        if matches!(self.state, State::Idle(_)) {
+            if let State::Idle(source) = mem::replace(&mut self.state, State::Ended) {
+                self.state = State::Reading(Reader::start(source, self.limit));
+            }
+        }
+        let read = self.items()?.recv();
+        match read {
+            Ok(Read::Item(item)) => Some(item),
+            Ok(Read::Panicked(payload)) => {
+                self.state = State::Ended;
+                panic::resume_unwind(payload)
+            }
+            Ok(Read::End) | Err(_) => {
+                self.state = State::Ended;
+                None
+            }
+        }
+    }
+
+    /// Before the first `next`, what the source says; then the least that is known.
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        match &self.state {
+            State::Idle(source) => source.size_hint(),
+            State::Reading(_) => (0, None),
+            State::Ended => (0, Some(0)),
+        }
+    }
+}
+
+impl<I> std::iter::FusedIterator for ReadAhead<I>
+where
+    I: Iterator + Send + 'static,
+    I::Item: Send + 'static,
+{
+}
+
+impl<T: Send + 'static> Reader<T> {
+    fn start(source: impl Iterator<Item = T> + Send + 'static, limit: usize) -> Self {
+        let (sender, items) = bounded(limit);
+        let thread = thread::Builder::new()
+            .name("futureproof-read-ahead".into())
+            .spawn(move || read(source, &sender))
+            .unwrap_or_else(|error| panic!("cannot start the thread that reads ahead: {error}"));
+        Self {
+            items: Some(items),
+            thread: Some(thread),
+        }
+    }
+}
+
+fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<Read<T>>) {
+    loop {
+        let read = match panic::catch_unwind(AssertUnwindSafe(|| source.next())) {
+            Ok(Some(item)) => Read::Item(item),
+            Ok(None) => Read::End,
+            Err(payload) => Read::Panicked(payload),
+        };
+        let is_item = matches!(read, Read::Item(_));
+        if let Err(unsent) = sender.send(read) {
+            bury(unsent);
+            break;
+        }
+        if !is_item {
+            break;
+        }
+    }
+    bury(source);
+}
+
+impl<T> Drop for Reader<T> {
+    fn drop(&mut self) {
+        if let Some(items) = self.items.take() {
+            items.try_iter().for_each(bury);
+        }
+        if let Some(thread) = self.thread.take() {
+            // The panics of the source were caught.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<I: Iterator> fmt::Debug for ReadAhead<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Idle(_) => "idle",
+            State::Reading(_) => "reading",
+            State::Ended => "ended",
+        };
+        f.debug_struct("ReadAhead")
+            .field("state", &state)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,223 @@
+//! Items that wait for another attempt, on the caller's side: a back-off occupies no worker.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::{Duration, Instant};
+use std::vec;
+
+/// How many delays are drawn at a time.
+const BLOCK: usize = 64;
+
+/// Gives the delays of a fresh item, but for the first so many.
+type Ask<'a> = Box<dyn Fn(usize) -> Vec<Duration> + Send + 'a>;
+/// Whether an error is worth another attempt.
+type Judge<'a, E> = Box<dyn Fn(&E) -> bool + Send + 'a>;
+
+/// Which failures are tried again, and when.
+pub(crate) struct RetryRule<'a, E> {
+    ask: Ask<'a>,
+    judge: Judge<'a, E>,
+}
+
+impl<'a, E> RetryRule<'a, E> {
+    /// Nothing is tried again, whatever it is.
+    pub(crate) fn never() -> Self {
+        Self {
+            ask: Box::new(|_| Vec::new()),
+            judge: Box::new(|_| true),
+        }
+    }
+
+    pub(crate) fn set_delays<D: IntoIterator<Item = Duration>>(
+        &mut self,
+        delays: impl Fn() -> D + Send + 'a,
+    ) {
+        // The iterator itself is not kept, as it need not be `Send`. Drawing in blocks lets an
+        // endless one be drawn on.
+        self.ask = Box::new(move |drawn| delays().into_iter().skip(drawn).take(BLOCK).collect());
+    }
+
+    pub(crate) fn set_judge(&mut self, judge: impl Fn(&E) -> bool + Send + 'a) {
+        self.judge = Box::new(judge);
+    }
+
+    /// How long to wait before `error`'s item is tried again; `None` if it is not. Calls user code.
+    pub(crate) fn delay(&self, error: &E, delays: &mut Option<Delays>) -> Option<Duration> {
+        if !(self.judge)(error) {
+            return None;
+        }
+        delays.get_or_insert_default().next(&self.ask)
+    }
+}
+
+/// The delays of one item.
+#[derive(Debug, Default)]
+pub(crate) struct Delays {
+    block: vec::IntoIter<Duration>,
+    drawn: usize,
+    is_complete: bool,
+}
+
+impl Delays {
+    fn next(&mut self, ask: &Ask<'_>) -> Option<Duration> {
+        if self.block.as_slice().is_empty() && !self.is_complete {
+            let block = ask(self.drawn);
+            self.drawn += block.len();
+            self.is_complete = block.len() < BLOCK;
+            self.block = block.into_iter();
+        }
+        self.block.next()
+    }
+
+    /// Whether no further attempt can follow.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.is_complete && self.block.as_slice().is_empty()
+    }
+}
+
+/// What waits for its time, soonest first.
+#[derive(Debug)]
+pub(crate) struct Waiting<C> {
+    heap: BinaryHeap<Reverse<Entry<C>>>,
+}
+
+#[derive(Debug)]
+struct Entry<C> {
+    due: Instant,
+    index: u64,
+    value: C,
+}
+
+impl<C> Waiting<C> {
+    pub(crate) fn new() -> Self {
+        Self {
+            heap: BinaryHeap::new(),
+        }
+    }
+
+    pub(crate) fn push(&mut self, due: Instant, index: u64, value: C) {
+        self.heap.push(Reverse(Entry { due, index, value }));
+    }
+
+    /// When the next one is due.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.heap.peek().map(|Reverse(entry)| entry.due)
+    }
+
+    /// One that is due by now.
+    pub(crate) fn pop_due(&mut self) -> Option<C> {
+        if self.next_due()? > Instant::now() {
+            return None;
+        }
+        self.heap.pop().map(|Reverse(entry)| entry.value)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+
+    /// Takes out those whose index is not allowed any more.
+    pub(crate) fn remove(&mut self, is_allowed: impl Fn(u64) -> bool) -> Vec<C> {
+        let (kept, removed) = self
+            .heap
+            .drain()
+            .partition::<Vec<_>, _>(|Reverse(entry)| is_allowed(entry.index));
+        self.heap = kept.into();
+        removed
+            .into_iter()
+            .map(|Reverse(entry)| entry.value)
+            .collect()
+    }
+}
+
+// Ordered by time, then by index.
+impl<C> Ord for Entry<C> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.due, self.index).cmp(&(other.due, other.index))
+    }
+}
+
+impl<C> PartialOrd for Entry<C> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<C> PartialEq for Entry<C> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl<C> Eq for Entry<C> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    fn delays_of(rule: &RetryRule<'_, ()>, limit: usize) -> Vec<Duration> {
+        let mut delays = None;
+        std::iter::from_fn(|| rule.delay(&(), &mut delays))
+            .take(limit)
+            .collect()
+    }
+
+    #[test]
+    fn delays_are_drawn_in_order_however_many() {
+        for count in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK] {
+            let expected: Vec<_> = (0..count as u64).map(Duration::from_millis).collect();
+            let mut rule = RetryRule::never();
+            rule.set_delays(|| expected.clone());
+            assert_eq!(delays_of(&rule, usize::MAX), expected);
+        }
+    }
+
+    #[test]
+    fn an_endless_iterator_is_drawn_on() {
+        let mut rule = RetryRule::never();
+        rule.set_delays(|| (0..).map(Duration::from_secs));
+        assert_eq!(
+            delays_of(&rule, 1_000).last(),
+            Some(&Duration::from_secs(999))
+        );
+    }
+
+    #[test]
+    fn the_factory_is_asked_once_per_item() {
+        let asked = Mutex::new(0);
+        let mut rule = RetryRule::never();
+        rule.set_delays(|| {
+            *asked.lock().unwrap() += 1;
+            [Duration::ZERO; 3]
+        });
+        assert_eq!(delays_of(&rule, usize::MAX).len(), 3);
+        drop(rule);
+        assert_eq!(asked.into_inner().unwrap(), 1);
+    }
+
+    #[test]
+    fn the_last_delay_leaves_them_spent() {
+        let mut rule = RetryRule::never();
+        rule.set_delays(|| [Duration::ZERO; 2]);
+        let mut delays = None;
+        rule.delay(&(), &mut delays);
+        assert!(!delays.as_ref().unwrap().is_spent());
+        rule.delay(&(), &mut delays);
+        assert!(delays.as_ref().unwrap().is_spent());
+    }
+
+    #[test]
+    fn the_soonest_comes_first() {
+        let now = Instant::now();
+        let mut waiting = Waiting::new();
+        waiting.push(now, 2, 'b');
+        waiting.push(now + Duration::from_secs(3_600), 0, 'c');
+        waiting.push(now, 1, 'a');
+        assert_eq!(waiting.pop_due(), Some('a'));
+        assert_eq!(waiting.pop_due(), Some('b'));
+        assert_eq!(waiting.pop_due(), None);
+        assert_eq!(waiting.remove(|index| index > 0), ['c']);
+        assert!(waiting.is_empty());
+    }
+}

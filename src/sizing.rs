@@ -1,0 +1,82 @@
+//! How many items the next chunk takes, from what was measured. Pure.
+//!
+//! A chunk costs about a microsecond to hand over and back, so tiny tasks travel many together. A
+//! slow task, or an item that is slow to come by, travels alone: nothing waits for it.
+
+use std::time::Duration;
+
+/// What a chunk should take to run, in nanoseconds.
+const SLICE: f64 = 200_000.0;
+/// What pulling a chunk's items may take, in nanoseconds.
+const PULL_SLICE: f64 = 20_000.0;
+/// An item that takes this long to pull, in nanoseconds, is submitted by itself.
+const SLOW_PULL: f64 = 1_000.0;
+/// A chunk's inputs and outputs should stay in a core's cache.
+const BYTES: usize = 64 << 10;
+
+/// Chooses chunk sizes.
+#[derive(Debug)]
+pub(crate) struct Sizing {
+    /// The user's choice.
+    fixed: Option<usize>,
+    /// The most that is ever put in one chunk.
+    cap: usize,
+    /// What the measured runs allow.
+    by_run: usize,
+    /// What the measured pulls allow.
+    by_pull: usize,
+}
+
+impl Sizing {
+    /// `fixed`: the size that was asked for, 0 if none was. `item_bytes`: what one item needs, in and out.
+    pub(crate) fn new(fixed: usize, item_bytes: usize) -> Self {
+        let cap = (BYTES / item_bytes.max(1)).clamp(1, 2048);
+        Self {
+            fixed: (fixed > 0).then_some(fixed),
+            cap,
+            by_run: 1,
+            by_pull: 1,
+        }
+    }
+
+    pub(crate) fn next(&self) -> usize {
+        self.fixed.unwrap_or(self.by_run.min(self.by_pull))
+    }
+
+    /// Whether an item is had so quickly that pulling a chunk of them delays nothing.
+    pub(crate) fn is_source_quick(&self) -> bool {
+        self.by_pull > 1
+    }
+
+    /// The most that `next` can become.
+    pub(crate) fn max(&self) -> usize {
+        self.fixed.unwrap_or(self.cap)
+    }
+
+    /// `items` were run in `time`. Grows at most twofold, falls at once.
+    pub(crate) fn record_run(&mut self, items: usize, time: Duration) {
+        self.by_run = Self::fit(SLICE, items, time)
+            .min(self.cap)
+            .min(items * 2)
+            .max(1);
+    }
+
+    /// `items` were pulled in `time`. Grows at most twofold, falls at once.
+    pub(crate) fn record_pull(&mut self, items: usize, time: Duration) {
+        let each = time.as_nanos() as f64 / items as f64;
+        self.by_pull = if each >= SLOW_PULL {
+            1
+        } else {
+            Self::fit(PULL_SLICE, items, time)
+                .min(self.cap)
+                .min(self.by_pull * 2)
+                .max(1)
+        };
+    }
+
+    /// How many items fit into `slice` nanoseconds if `items` took `time`.
+    fn fit(slice: f64, items: usize, time: Duration) -> usize {
+        // A float divided by zero is infinite, and casts saturate.
+        (slice * items as f64 / time.as_nanos() as f64) as usize
+    }
+}

@@ -1,0 +1,255 @@
+//! Where jobs run: a pool of the run's own, a pool that is shared, or a scope that lends from the stack.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use rayon_core::{ThreadPool, ThreadPoolBuilder};
+
+/// A home for jobs: what [`Futureproof::on`](crate::Futureproof::on) takes.
+///
+/// It is implemented for `Arc<rayon::ThreadPool>` and, for borrowing from the stack, for [`&Scope`](Scope)
+/// and `&rayon::Scope`. Implement it to run jobs on threads of another kind; `'s` is what the jobs
+/// may borrow.
+///
+/// ```
+/// use futureproof::{Spawn, prelude::*};
+///
+/// /// A thread for every job.
+/// struct Threads;
+///
+/// impl Spawn<'static> for Threads {
+///     fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+///         std::thread::spawn(job);
+///     }
+/// }
+///
+/// let run = (0..10u32).futureproof(Raise).on(Threads).map_tasks(infallible(|n: &u32| n + 1));
+/// assert_eq!(run.map(|task| task.unwrap().output).sum::<u32>(), 55);
+/// ```
+pub trait Spawn<'s>: Send {
+    /// Runs `job` once, on another thread, now or later; or drops it, and the run ends as if it were
+    /// [cancelled](crate::Ending::Cancelled).
+    ///
+    /// Jobs do not panic. They do not wait for each other.
+    fn spawn(&self, job: impl FnOnce() + Send + 's);
+
+    /// Gets ready. Called once, at the run's first `next`, with what the builder was given; 0 threads
+    /// and an empty name mean the default. Returns how many jobs can run at once.
+    fn open(&mut self, num_threads: usize, name: &str) -> usize {
+        let _ = name;
+        if num_threads > 0 {
+            num_threads
+        } else {
+            thread::available_parallelism().map_or(1, usize::from)
+        }
+    }
+
+    /// Whether the current thread is one that jobs run on, so that waiting here for a job could be
+    /// waiting for oneself. Jobs are then run inline.
+    fn is_current(&self) -> bool {
+        false
+    }
+}
+
+/// The default home: a pool that is made for the run and goes with it.
+#[derive(Debug, Default)]
+pub struct OwnPool {
+    pool: Option<JoiningPool>,
+}
+
+impl Spawn<'static> for OwnPool {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        match &self.pool {
+            Some(joining) => joining.pool.spawn(job),
+            None => unreachable!("a pool is opened before it is used"),
+        }
+    }
+
+    fn open(&mut self, num_threads: usize, name: &str) -> usize {
+        let joining = JoiningPool::build(num_threads, name);
+        self.pool.insert(joining).pool.current_num_threads()
+    }
+
+    fn is_current(&self) -> bool {
+        self.pool
+            .as_ref()
+            .is_some_and(|joining| is_current(&joining.pool))
+    }
+}
+
+impl Spawn<'static> for Arc<ThreadPool> {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        ThreadPool::spawn(self, job);
+    }
+
+    fn open(&mut self, _: usize, _: &str) -> usize {
+        self.current_num_threads()
+    }
+
+    fn is_current(&self) -> bool {
+        is_current(self)
+    }
+}
+
+impl<'e> Spawn<'e> for &Scope<'_, 'e> {
+    fn spawn(&self, job: impl FnOnce() + Send + 'e) {
+        self.scope.spawn(|_| job());
+    }
+
+    fn open(&mut self, _: usize, _: &str) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    fn is_current(&self) -> bool {
+        is_current(self.pool)
+    }
+}
+
+/// A scope of rayon's does not tell its pool. So its width is what `num_threads` says or else
+/// rayon's default, and on any thread of any rayon pool its jobs run inline. [`scope`] knows better.
+impl<'e> Spawn<'e> for &rayon_core::Scope<'e> {
+    fn spawn(&self, job: impl FnOnce() + Send + 'e) {
+        rayon_core::Scope::spawn(self, |_| job());
+    }
+
+    fn open(&mut self, num_threads: usize, _: &str) -> usize {
+        if num_threads > 0 {
+            num_threads
+        } else {
+            rayon_core::current_num_threads()
+        }
+    }
+
+    fn is_current(&self) -> bool {
+        rayon_core::current_thread_index().is_some()
+    }
+}
+
+fn is_current(pool: &ThreadPool) -> bool {
+    pool.current_thread_index().is_some()
+}
+
+/// Threads that runs can use to borrow from the stack; see [`scope`].
+pub struct Scope<'x, 'e> {
+    scope: &'x rayon_core::Scope<'e>,
+    pool: &'x ThreadPool,
+}
+
+impl fmt::Debug for Scope<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope")
+            .field("num_threads", &self.pool.current_num_threads())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes a pool of `num_threads` threads, 0 for rayon's default, on which runs can borrow what
+/// outlives the call: their function, their items and their results.
+///
+/// `f` itself runs on the calling thread. The threads are gone when `scope` returns.
+///
+/// ```
+/// use futureproof::prelude::*;
+///
+/// let text = String::from("to be or not to be");
+/// let lengths: Vec<&str> = futureproof::scope(2, |scope| {
+///     let words = text.split(' ').futureproof(Raise).on(scope);
+///     words.map_tasks(infallible(|word: &&str| word.trim_start_matches('t'))).map(|task| task.unwrap().output).collect()
+/// });
+/// assert_eq!(lengths.len(), 6); // slices of `text`
+/// ```
+///
+/// What does not live long enough is refused:
+///
+/// ```compile_fail,E0597
+/// use futureproof::prelude::*;
+///
+/// futureproof::scope(2, |scope| {
+///     let local = String::from("gone too soon");
+///     (0..10).futureproof(Raise).on(scope).map_tasks(infallible(|n: &usize| local.len() + n)).count();
+/// });
+/// ```
+///
+/// # Panics
+///
+/// If the threads cannot be had, and with the panic of `f`.
+pub fn scope<'e, R>(num_threads: usize, f: impl for<'x> FnOnce(&Scope<'x, 'e>) -> R) -> R {
+    let joining = JoiningPool::build(num_threads, "");
+    let pool = &joining.pool;
+    pool.in_place_scope(|scope| f(&Scope { scope, pool }))
+}
+
+/// A pool whose threads are gone when it is dropped. rayon's own drop does not wait.
+#[derive(Debug)]
+struct JoiningPool {
+    // Dropped first: that is what makes the threads end.
+    pool: ThreadPool,
+    _threads: Threads,
+}
+
+impl JoiningPool {
+    fn build(num_threads: usize, name: &str) -> Self {
+        let name = if name.is_empty() { "futureproof" } else { name };
+        let mut threads = Threads::default();
+        match Self::try_build(num_threads, name, &mut threads) {
+            Ok(pool) => Self {
+                pool,
+                _threads: threads,
+            },
+            Err(error) => {
+                let asked = if num_threads > 0 {
+                    num_threads.to_string()
+                } else {
+                    "the default number of".into()
+                };
+                panic!("cannot build a pool of {asked} threads: {error}");
+            }
+        }
+    }
+
+    fn try_build(
+        num_threads: usize,
+        name: &str,
+        threads: &mut Threads,
+    ) -> Result<ThreadPool, Box<dyn Error>> {
+        // rayon would take a larger number for this one, and try.
+        let max = rayon_core::max_num_threads();
+        if num_threads > max {
+            return Err(format!("there can be at most {max}").into());
+        }
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(num_threads)
+            .spawn_handler(|worker| {
+                let builder = thread::Builder::new().name(format!("{name}-{}", worker.index()));
+                threads.handles.push(builder.spawn(|| worker.run())?);
+                Ok(())
+            });
+        Ok(pool.build()?)
+    }
+}
+
+/// Joins the threads when dropped.
+#[derive(Debug, Default)]
+struct Threads {
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // One of these threads cannot wait for itself, nor for others that may wait for it.
+        let current = thread::current().id();
+        if self
+            .handles
+            .iter()
+            .any(|handle| handle.thread().id() == current)
+        {
+            return;
+        }
+        for handle in self.handles.drain(..) {
+            // A worker that panicked has aborted the process: there is no result to look at.
+            let _ = handle.join();
+        }
+    }
+}

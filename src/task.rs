@@ -1,0 +1,330 @@
+//! What comes back: a task that succeeded, or the account of one that failed.
+
+use std::any::Any;
+use std::error::Error;
+use std::fmt;
+use std::panic;
+use std::sync::{Mutex, PoisonError};
+
+use crate::contain::bury;
+
+/// An item and what the function made of it.
+///
+/// ```
+/// use futureproof::prelude::*;
+///
+/// let task = ["hello"].into_iter().futureproof(Raise).map_tasks(infallible(|word: &&str| word.len())).next();
+/// let task: Task<&str, usize> = task.expect("there is one item").expect("it does not fail");
+/// assert_eq!((task.index, task.input, task.output), (0, "hello", 5));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Task<I, T> {
+    /// The item's place in the source, from 0.
+    pub index: u64,
+    /// The item itself.
+    pub input: I,
+    /// What the function returned.
+    pub output: T,
+}
+
+impl<I, T> Task<I, T> {
+    pub(crate) fn new(index: u64, input: I, output: T) -> Self {
+        Self {
+            index,
+            input,
+            output,
+        }
+    }
+}
+
+/// A task that failed: which item it was, how often it was tried, and why it failed.
+///
+/// [`source()`](Error::source) is the function's own error, and `Display` does not repeat it:
+///
+/// ```
+/// use std::error::Error;
+/// use futureproof::prelude::*;
+///
+/// let mut run = ["7", "x"].into_iter().futureproof(Ignore).map_tasks(|text: &&str| text.parse::<i32>());
+/// let error = run.find_map(Result::err).expect("x is no number");
+/// assert_eq!(error.to_string(), "task 1 failed");
+/// assert_eq!(error.source().unwrap().to_string(), "invalid digit found in string");
+/// assert_eq!(error.into_input(), "x");
+/// ```
+pub struct TaskError<I, E> {
+    index: u64,
+    input: I,
+    attempts: u32,
+    cause: Cause<E>,
+}
+
+impl<I, E> TaskError<I, E> {
+    pub(crate) fn new(index: u64, input: I, attempts: u32, cause: Cause<E>) -> Self {
+        Self {
+            index,
+            input,
+            attempts,
+            cause,
+        }
+    }
+
+    /// The item's place in the source, from 0.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The item.
+    pub fn input(&self) -> &I {
+        &self.input
+    }
+
+    /// How often the function was called with this item: 1, or more where
+    /// [`retry`](crate::MapTasks::retry) was asked for.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The error that the function returned the last time; `None` when it panicked.
+    pub fn error(&self) -> Option<&E> {
+        match &self.cause {
+            Cause::Failed(error) => Some(error),
+            Cause::Panicked(_) => None,
+        }
+    }
+
+    /// Whether the function panicked.
+    pub fn is_panic(&self) -> bool {
+        matches!(self.cause, Cause::Panicked(_))
+    }
+
+    /// The text that the function panicked with, if it panicked and the payload is a text.
+    pub fn panic_message(&self) -> Option<&str> {
+        match &self.cause {
+            Cause::Failed(_) => None,
+            Cause::Panicked(panic) => panic.message(),
+        }
+    }
+
+    /// The item, to be tried again elsewhere.
+    pub fn into_input(self) -> I {
+        self.input
+    }
+
+    /// Index, item and cause.
+    ///
+    /// ```
+    /// use futureproof::{Cause, prelude::*};
+    ///
+    /// let mut run = [3u8].into_iter().futureproof(Ignore).map_tasks(|_: &u8| Err::<(), _>("no"));
+    /// match run.next().unwrap().unwrap_err().into_parts() {
+    ///     (0, 3, Cause::Failed(error)) => assert_eq!(error, "no"),
+    ///     other => panic!("{other:?}"),
+    /// }
+    /// ```
+    pub fn into_parts(self) -> (u64, I, Cause<E>) {
+        (self.index, self.input, self.cause)
+    }
+
+    /// Goes on with the task's panic on this thread, payload intact.
+    ///
+    /// # Panics
+    ///
+    /// Always: with the task's payload if it panicked, else with this error's `Display`.
+    pub fn resume_unwind(self) -> ! {
+        match self.cause {
+            Cause::Panicked(payload) => panic::resume_unwind(payload.into_payload()),
+            Cause::Failed(_) => panic!("{self}"),
+        }
+    }
+}
+
+impl<I, E> fmt::Display for TaskError<I, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.cause {
+            Cause::Failed(_) => write!(f, "task {} failed", self.index),
+            Cause::Panicked(panic) => write!(f, "task {} {panic}", self.index),
+        }
+    }
+}
+
+/// Leaves the item out, so that it need not be `Debug`.
+impl<I, E: fmt::Debug> fmt::Debug for TaskError<I, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskError")
+            .field("index", &self.index)
+            .field("attempts", &self.attempts)
+            .field("cause", &self.cause)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<I, E: Error + 'static> Error for TaskError<I, E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error().map(|error| error as _)
+    }
+}
+
+/// Why a task failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Cause<E> {
+    /// The function returned this error.
+    Failed(E),
+    /// The function panicked.
+    Panicked(Panic),
+}
+
+/// A caught panic, its payload kept.
+///
+/// ```
+/// use futureproof::{Cause, prelude::*};
+///
+/// let mut run = [1].into_iter().futureproof(Ignore).map_tasks(|_: &i32| -> Result<(), ()> { panic!("oh no") });
+/// let (_, _, cause) = run.next().unwrap().unwrap_err().into_parts();
+/// let Cause::Panicked(panic) = cause else { unreachable!() };
+/// assert_eq!(panic.message(), Some("oh no"));
+/// assert_eq!(panic.into_payload().downcast_ref(), Some(&"oh no"));
+/// ```
+pub struct Panic {
+    // Boxed, so that a result grows by one word only for the panic that it does not have.
+    caught: Box<Caught>,
+}
+
+struct Caught {
+    message: Option<String>,
+    // A payload is `Send` but not `Sync`. The mutex makes the error `Sync`; it is never locked.
+    payload: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl Panic {
+    pub(crate) fn new(payload: Box<dyn Any + Send>) -> Self {
+        let message = match payload.downcast_ref::<&str>() {
+            Some(text) => Some((*text).to_owned()),
+            None => payload.downcast_ref::<String>().cloned(),
+        };
+        Self {
+            caught: Box::new(Caught {
+                message,
+                payload: Mutex::new(Some(payload)),
+            }),
+        }
+    }
+
+    /// The text of the panic, if its payload is a text.
+    pub fn message(&self) -> Option<&str> {
+        self.caught.message.as_deref()
+    }
+
+    /// What the function panicked with.
+    pub fn into_payload(mut self) -> Box<dyn Any + Send> {
+        self.take().unwrap_or_else(|| Box::new(()))
+    }
+
+    fn take(&mut self) -> Option<Box<dyn Any + Send>> {
+        self.caught
+            .payload
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+}
+
+impl Drop for Panic {
+    fn drop(&mut self) {
+        // The payload is the user's value: its destructor may panic, and this may run on a worker.
+        if let Some(payload) = self.take() {
+            bury(payload);
+        }
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.message() {
+            Some(message) => write!(f, "panicked: {message}"),
+            None => f.write_str("panicked with a payload that is not a text"),
+        }
+    }
+}
+
+impl fmt::Debug for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Panic")
+            .field(&self.caught.message.as_deref().unwrap_or("<not a text>"))
+            .finish()
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Ending {
+    /// The source gave its last item, and every task was delivered.
+    Exhausted,
+    /// The policy stopped the run at a failure.
+    Failed,
+    /// The run's [`CancellationToken`](crate::CancellationToken) was cancelled.
+    Cancelled,
+    /// The run's [deadline](crate::Futureproof::deadline) passed.
+    DeadlineExceeded,
+    /// The source panicked. The panic itself has reached the caller of `next`.
+    SourcePanicked,
+}
+
+/// What a stopped run still held, every pulled item in exactly one place.
+///
+/// It comes from [`MapTasks::into_remainder`](crate::MapTasks::into_remainder).
+pub struct Remainder<I: Iterator, T, E> {
+    /// Finished, but not delivered.
+    pub finished: Vec<Result<Task<I::Item, T>, TaskError<I::Item, E>>>,
+    /// Pulled, but never run to an end, with the index of each; in the order of the source.
+    pub unprocessed: Vec<(u64, I::Item)>,
+    /// The rest of the source.
+    pub source: I,
+}
+
+impl<I: Iterator, T, E> fmt::Debug for Remainder<I, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remainder")
+            .field("finished", &self.finished.len())
+            .field("unprocessed", &self.unprocessed.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_stays_small() {
+        // A panic inline would cost every result two words.
+        assert_eq!(
+            size_of::<Result<u64, Cause<std::convert::Infallible>>>(),
+            16
+        );
+        assert_eq!(size_of::<Panic>(), size_of::<usize>());
+    }
+
+    #[test]
+    fn panics_keep_text_and_payload() {
+        let texts: [Box<dyn Any + Send>; 2] = [Box::new("static"), Box::new(String::from("owned"))];
+        for (payload, text) in texts.into_iter().zip(["static", "owned"]) {
+            let error = TaskError::<_, ()>::new(7, (), 1, Cause::Panicked(Panic::new(payload)));
+            assert_eq!(error.panic_message(), Some(text));
+            assert_eq!(error.to_string(), format!("task 7 panicked: {text}"));
+        }
+        let panic = Panic::new(Box::new(42u8));
+        assert_eq!(panic.message(), None);
+        assert_eq!(panic.into_payload().downcast_ref(), Some(&42u8));
+    }
+
+    #[test]
+    fn resume_unwind_of_a_plain_failure_panics_with_its_display() {
+        let error = TaskError::new(3, (), 1, Cause::Failed("x"));
+        let payload =
+            panic::catch_unwind(panic::AssertUnwindSafe(|| error.resume_unwind())).unwrap_err();
+        assert_eq!(payload.downcast_ref(), Some(&String::from("task 3 failed")));
+    }
+}
