@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -114,7 +115,15 @@ pub(crate) struct Signals {
     ordered: bool,
     token: Option<CancellationToken>,
     deadline: OnceLock<Instant>,
+    /// Chunks submitted and chunks answered.
+    submitted: AtomicU64,
+    answered: AtomicU64,
+    /// How many chunks were submitted when a worker last found nothing to do.
+    starved_at: AtomicU64,
 }
+
+/// How often a worker without work lets others run before it says so: some 20 µs.
+const LINGER: usize = 32;
 
 impl Signals {
     pub(crate) fn new(
@@ -131,13 +140,25 @@ impl Signals {
             ordered,
             token,
             deadline: OnceLock::new(),
+            submitted: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            starved_at: AtomicU64::new(u64::MAX),
         }
     }
 
     /// Whether the item at `index` may start.
-    #[inline]
     pub(crate) fn allows(&self, index: u64) -> bool {
-        index < self.limit.load(Ordering::Relaxed) && !self.is_cancelled() && !self.is_late()
+        self.guard().allows(index)
+    }
+
+    /// The same question, for a loop that asks it before every item.
+    pub(crate) fn guard(&self) -> Guard<'_> {
+        Guard {
+            limit: &self.limit,
+            hungry: &self.hungry,
+            token: self.token.as_ref(),
+            deadline: self.deadline(),
+        }
     }
 
     /// A failure that no retry can mend has happened at `index`: stops the run if that is one too many.
@@ -165,8 +186,7 @@ impl Signals {
         self.limit.store(0, Ordering::Relaxed);
     }
 
-    /// Whether results should be handed over as soon as they are there.
-    #[inline]
+    /// Whether results are to be handed over as soon as they are there.
     pub(crate) fn is_hungry(&self) -> bool {
         self.hungry.load(Ordering::Relaxed)
     }
@@ -199,6 +219,71 @@ impl Signals {
 
     pub(crate) fn token(&self) -> Option<&CancellationToken> {
         self.token.as_ref()
+    }
+
+    /// A chunk is about to be submitted.
+    pub(crate) fn submit(&self) {
+        self.submitted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A worker of `width` has answered a chunk. If there is no other for it, it stays a moment, and
+    /// tells the consumer if none comes.
+    ///
+    /// A consumer that fills a chunk does not look at the clock after each pull: that would cost more than a
+    /// tiny task. But it must notice when a pull takes long, or what it has pulled would wait for more
+    /// slow ones. Then the workers run dry, and they have the time to notice.
+    pub(crate) fn answer(&self, width: usize) {
+        let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
+        let submitted = self.submitted.load(Ordering::Relaxed);
+        if submitted.saturating_sub(answered) >= width as u64 {
+            return;
+        }
+        // Bounded, and no more than rayon does with a thread that has nothing to do.
+        for _ in 0..LINGER {
+            if self.submitted.load(Ordering::Relaxed) != submitted {
+                return;
+            }
+            thread::yield_now();
+        }
+        self.starved_at.store(submitted, Ordering::Relaxed);
+    }
+
+    /// Whether a worker has found nothing to do since the last chunk was submitted.
+    #[inline]
+    pub(crate) fn is_starved(&self, submitted: u64) -> bool {
+        self.starved_at.load(Ordering::Relaxed) == submitted
+    }
+
+    /// How many chunks have been submitted. Only the consumer submits, so to it this is exact.
+    pub(crate) fn submitted(&self) -> u64 {
+        self.submitted.load(Ordering::Relaxed)
+    }
+}
+
+/// What a worker looks at before each item.
+#[derive(Debug)]
+pub(crate) struct Guard<'a> {
+    limit: &'a AtomicU64,
+    hungry: &'a AtomicBool,
+    token: Option<&'a CancellationToken>,
+    deadline: Option<Instant>,
+}
+
+impl Guard<'_> {
+    /// Whether the item at `index` may start.
+    #[inline]
+    pub(crate) fn allows(&self, index: u64) -> bool {
+        index < self.limit.load(Ordering::Relaxed)
+            && !self.token.is_some_and(CancellationToken::is_cancelled)
+            && !self
+                .deadline
+                .is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Whether results are to be handed over as soon as they are there.
+    #[inline]
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.hungry.load(Ordering::Relaxed)
     }
 }
 

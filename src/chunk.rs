@@ -122,22 +122,30 @@ impl<I, T, E> Chunk<I, T, E> {
 
     fn run_on(&mut self, f: &impl Fn(&I) -> Result<T, E>, signals: &Signals) -> Pause {
         let start = self.done();
-        let indices = self.first + start as u64..;
-        for (input, index) in self.inputs[start..].iter().zip(indices) {
-            if !signals.allows(index) {
+        let Self {
+            first,
+            inputs,
+            outputs,
+            failures,
+            is_final,
+            ..
+        } = self;
+        let guard = signals.guard();
+        let indices = *first + start as u64..;
+        for (input, index) in inputs[start..].iter().zip(indices) {
+            if !guard.allows(index) {
                 return Pause::Over;
             }
-            if signals.is_hungry() && index > self.first {
+            if guard.is_hungry() && index > *first {
                 return Pause::Flush;
             }
             match f(input) {
-                Ok(output) => self.outputs.push(output),
+                Ok(output) => outputs.push(output),
                 Err(error) => {
                     // Recorded first, then the others are stopped: else the run could end otherwise
                     // before its failure is there to be seen.
-                    let offset = self.outputs.len() + self.failures.len();
-                    self.failures.push((offset, Cause::Failed(error)));
-                    if self.is_final {
+                    failures.push((outputs.len() + failures.len(), Cause::Failed(error)));
+                    if *is_final {
                         signals.failed(index);
                     }
                 }
@@ -234,7 +242,9 @@ impl<F, I, T, E> Job<F, I, T, E>
 where
     F: Fn(&I) -> Result<T, E>,
 {
-    pub(crate) fn run(self) {
+    /// Runs the chunk and answers it. On a worker, `linger` is how many work for this
+    /// run; on the caller's own thread it is `None`.
+    pub(crate) fn run(self, linger: Option<usize>) {
         let Self {
             function,
             signals,
@@ -243,6 +253,9 @@ where
         while reply.run(&*function, &signals) == Pause::Flush {}
         bury(function);
         drop(reply);
+        if let Some(width) = linger {
+            signals.answer(width);
+        }
     }
 }
 

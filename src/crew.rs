@@ -27,6 +27,7 @@ trait Hands<C>: Send {
 struct Workers<P, F, I, T, E> {
     home: P,
     num_threads: usize,
+    width: usize,
     name: String,
     function: Arc<F>,
     signals: Arc<Signals>,
@@ -43,7 +44,8 @@ where
     E: Send + 's,
 {
     fn open(&mut self) -> usize {
-        self.home.open(self.num_threads, &self.name).max(1)
+        self.width = self.home.open(self.num_threads, &self.name).max(1);
+        self.width
     }
 
     fn submit(&self, chunk: Box<Chunk<I, T, E>>) {
@@ -59,9 +61,10 @@ where
         };
         // Queued behind the very task that waits for it, a job would never run.
         if self.home.is_current() {
-            job.run()
+            job.run(None);
         } else {
-            self.home.spawn(move || job.run())
+            let width = self.width;
+            self.home.spawn(move || job.run(Some(width)));
         }
     }
 
@@ -105,6 +108,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         let workers = Workers {
             home,
             num_threads,
+            width: 1,
             name,
             function,
             signals: Arc::clone(&signals),
@@ -137,6 +141,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         if let Some(hands) = &self.hands {
             self.chunks += 1;
             self.items += chunk.len();
+            self.signals.submit();
             hands.submit(chunk);
         }
     }

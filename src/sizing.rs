@@ -80,3 +80,76 @@ impl Sizing {
         (slice * items as f64 / time.as_nanos() as f64) as usize
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const US: Duration = Duration::from_micros(1);
+
+    /// A sizing for which pulls are no matter.
+    fn quick_source() -> Sizing {
+        let mut sizing = Sizing::new(0, 16);
+        (0..20).for_each(|_| {
+            sizing.record_pull(sizing.by_pull, Duration::from_nanos(sizing.by_pull as u64))
+        });
+        sizing
+    }
+
+    #[test]
+    fn starts_with_one_item() {
+        assert_eq!(Sizing::new(0, 16).next(), 1);
+    }
+
+    #[test]
+    fn grows_at_most_twofold_to_the_cap() {
+        let mut sizing = quick_source();
+        let mut last = sizing.next();
+        for _ in 0..20 {
+            sizing.record_run(last, Duration::ZERO);
+            assert!(sizing.next() <= 2 * last);
+            last = sizing.next();
+        }
+        assert_eq!(last, sizing.max());
+    }
+
+    #[test]
+    fn slow_tasks_travel_alone_at_once() {
+        let mut sizing = quick_source();
+        (0..20).for_each(|_| sizing.record_run(sizing.next(), Duration::from_nanos(1)));
+        assert!(sizing.next() > 1_000);
+        sizing.record_run(sizing.next(), 10_000_000 * US);
+        assert_eq!(sizing.next(), 1);
+    }
+
+    #[test]
+    fn a_chunk_fills_its_slice() {
+        let mut sizing = quick_source();
+        (0..20).for_each(|_| sizing.record_run(10, 10 * US));
+        assert_eq!(sizing.next(), 200);
+    }
+
+    #[test]
+    fn slow_pulls_come_one_at_a_time() {
+        let mut sizing = quick_source();
+        (0..20).for_each(|_| sizing.record_run(sizing.next(), Duration::from_nanos(1)));
+        assert!(sizing.is_source_quick());
+        sizing.record_pull(100, 100 * US);
+        assert_eq!(sizing.next(), 1);
+        assert!(!sizing.is_source_quick());
+    }
+
+    #[test]
+    fn a_fixed_size_stays() {
+        let mut sizing = Sizing::new(7, 1 << 30);
+        sizing.record_run(7, 10_000_000 * US);
+        sizing.record_pull(7, 10_000_000 * US);
+        assert_eq!((sizing.next(), sizing.max()), (7, 7));
+    }
+
+    #[test]
+    fn huge_and_empty_items_are_no_trouble() {
+        assert_eq!(Sizing::new(0, usize::MAX).max(), 1);
+        assert_eq!(Sizing::new(0, 0).max(), 2048);
+    }
+}

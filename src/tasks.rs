@@ -73,6 +73,8 @@ pub struct MapTasks<'a, I: Iterator, T, E> {
     unrun: Vec<(u64, I::Item)>,
     plan: Plan,
     sizing: Sizing,
+    /// Whether a token or a deadline can end the run between any two tasks.
+    is_guarded: bool,
     /// How many jobs can run at once; 0 before the first `next`.
     width: usize,
     pulled: u64,
@@ -99,6 +101,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         E: fmt::Debug,
     {
         let item_bytes = size_of::<I::Item>() + size_of::<T>();
+        let is_guarded = plan.deadline.is_some() || crew.signals.token().is_some();
         Self {
             crew,
             counters,
@@ -112,6 +115,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             describe: None,
             unrun: Vec::new(),
             sizing: Sizing::new(plan.chunk_size.min(MAX_CHUNK), item_bytes),
+            is_guarded,
             plan,
             width: 0,
             pulled: 0,
@@ -465,15 +469,19 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.filling.reset(self.pulled, is_final);
         self.is_pulling = true;
         let start = Instant::now();
+        let submitted = self.crew.signals.submitted();
         loop {
-            match self.source.next() {
-                Some(item) => self.filling.inputs.push(item),
-                None => {
-                    self.is_exhausted = true;
-                    break;
-                }
-            }
-            if self.filling.inputs.len() >= size || self.has_nothing_ready() {
+            let Some(item) = self.source.next() else {
+                self.is_exhausted = true;
+                break;
+            };
+            let inputs = &mut self.filling.inputs;
+            inputs.push(item);
+            // Nothing waits for its chunk to be filled while workers have nothing to do.
+            if inputs.len() >= size
+                || self.crew.signals.is_starved(submitted)
+                || self.has_nothing_ready()
+            {
                 break;
             }
         }
@@ -672,7 +680,7 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if self.current.len() > 0 && self.is_interrupted() {
+            if self.is_guarded && self.ending.is_none() && self.is_interrupted() {
                 return None;
             }
             if let Some(outcome) = self.current.pop() {
@@ -696,10 +704,7 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
         } else {
             self.source.size_hint()
         };
-        let signals = &self.crew.signals;
-        let can_stop = self.plan.policy.tolerated().is_some()
-            || signals.token().is_some()
-            || self.plan.deadline.is_some();
+        let can_stop = self.plan.policy.tolerated().is_some() || self.is_guarded;
         let lower = if can_stop {
             0
         } else {
@@ -716,7 +721,7 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
         while let Some(task) = self.next() {
             result = f(result, task);
             // The rest of the answer in a tight loop, unless something may end the run in its midst.
-            if self.crew.signals.token().is_some() || self.plan.deadline.is_some() {
+            if self.is_guarded {
                 continue;
             }
             while let Some(outcome) = self.current.pop() {
