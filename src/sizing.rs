@@ -55,10 +55,8 @@ impl Sizing {
 
     /// `items` were run in `time`. Grows at most twofold, falls at once.
     pub(crate) fn record_run(&mut self, items: usize, time: Duration) {
-        self.by_run = Self::fit(SLICE, items, time)
-            .min(self.cap)
-            .min(items * 2)
-            .max(1);
+        let grown = self.by_run.max(items) * 2;
+        self.by_run = Self::fit(SLICE, items, time).min(grown).clamp(1, self.cap);
     }
 
     /// `items` were pulled in `time`. Grows at most twofold, falls at once.
@@ -68,9 +66,8 @@ impl Sizing {
             1
         } else {
             Self::fit(PULL_SLICE, items, time)
-                .min(self.cap)
                 .min(self.by_pull * 2)
-                .max(1)
+                .clamp(1, self.cap)
         };
     }
 
