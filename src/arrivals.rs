@@ -36,6 +36,14 @@ impl<C> Arrivals<C> {
         }
     }
 
+    /// How many chunks wait.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Completion(queue) => queue.len(),
+            Self::Input { early, .. } => early.len(),
+        }
+    }
+
     /// The chunk to deliver now, if it is there.
     pub(crate) fn pop(&mut self) -> Option<C> {
         match self {

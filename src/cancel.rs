@@ -240,7 +240,9 @@ impl Signals {
         }
         // Bounded, and no more than rayon does with a thread that has nothing to do.
         for _ in 0..LINGER {
-            if self.submitted.load(Ordering::Relaxed) != submitted {
+            if self.submitted.load(Ordering::Relaxed) != submitted
+                || self.limit.load(Ordering::Relaxed) == 0
+            {
                 return;
             }
             thread::yield_now();
@@ -275,9 +277,9 @@ impl Guard<'_> {
     pub(crate) fn allows(&self, index: u64) -> bool {
         index < self.limit.load(Ordering::Relaxed)
             && !self.token.is_some_and(CancellationToken::is_cancelled)
-            && !self
+            && self
                 .deadline
-                .is_some_and(|deadline| Instant::now() >= deadline)
+                .is_none_or(|deadline| Instant::now() < deadline)
     }
 
     /// Whether results are to be handed over as soon as they are there.

@@ -47,6 +47,9 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) is_last: bool,
 }
 
+/// A chunk as it travels: boxed, so that it is one word to hand over.
+pub(crate) type Parcel<I, T, E> = Box<Chunk<I, T, E>>;
+
 /// What became of one item.
 pub(crate) struct Outcome<I, T, E> {
     pub(crate) index: u64,
@@ -155,7 +158,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Leaves what has run in `self`, and gives what has not as a chunk of its own.
-    fn split_off_rest(&mut self) -> Box<Self> {
+    fn split_off_rest(&mut self) -> Parcel<I, T, E> {
         let mut rest = Box::new(Self::new());
         rest.inputs = self.inputs.split_off(self.done());
         rest.first = self.first + self.inputs.len() as u64;
@@ -207,7 +210,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// The answer of a chunk of one item.
-    pub(crate) fn of_one(outcome: Outcome<I, T, E>, attempts: u32) -> Box<Self> {
+    pub(crate) fn of_one(outcome: Outcome<I, T, E>, attempts: u32) -> Parcel<I, T, E> {
         let mut chunk = Box::new(Self::new());
         chunk.first = outcome.index;
         chunk.attempts = attempts;
@@ -261,8 +264,8 @@ where
 
 /// The duty to answer a chunk: done at the latest when this is dropped.
 pub(crate) struct Reply<I, T, E> {
-    pub(crate) chunk: Option<Box<Chunk<I, T, E>>>,
-    pub(crate) answers: Sender<Box<Chunk<I, T, E>>>,
+    pub(crate) chunk: Option<Parcel<I, T, E>>,
+    pub(crate) answers: Sender<Parcel<I, T, E>>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -283,7 +286,7 @@ impl<I, T, E> Reply<I, T, E> {
         pause
     }
 
-    fn send(&self, mut chunk: Box<Chunk<I, T, E>>) {
+    fn send(&self, mut chunk: Parcel<I, T, E>) {
         chunk.turn_round();
         // Where a retry may follow, only the caller knows whether a failure is final; it counts those.
         let failed = if chunk.is_final { chunk.failed() } else { 0 };

@@ -8,14 +8,11 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Select, Sender, unbounded};
 
 use crate::cancel::Signals;
-use crate::chunk::{Chunk, Job, Reply};
+use crate::chunk::{Job, Parcel, Reply};
 use crate::contain::bury;
 use crate::counters::Counters;
 use crate::monitor::Monitor;
 use crate::spawn::Spawn;
-
-/// A chunk that a worker has finished, or a part of one.
-pub(crate) type Answer<I, T, E> = Box<Chunk<I, T, E>>;
 
 /// The home of the jobs and the function, their types forgotten: one indirect call a chunk.
 trait Hands<C>: Send {
@@ -23,6 +20,8 @@ trait Hands<C>: Send {
     fn submit(&self, chunk: C);
     fn is_current(&self) -> bool;
 }
+
+type BoxedHands<'a, I, T, E> = Box<dyn Hands<Parcel<I, T, E>> + 'a>;
 
 struct Workers<P, F, I, T, E> {
     home: P,
@@ -32,10 +31,10 @@ struct Workers<P, F, I, T, E> {
     function: Arc<F>,
     signals: Arc<Signals>,
     counters: Arc<Counters>,
-    answers: Sender<Answer<I, T, E>>,
+    answers: Sender<Parcel<I, T, E>>,
 }
 
-impl<'s, P, F, I, T, E> Hands<Box<Chunk<I, T, E>>> for Workers<P, F, I, T, E>
+impl<'s, P, F, I, T, E> Hands<Parcel<I, T, E>> for Workers<P, F, I, T, E>
 where
     P: Spawn<'s>,
     F: Fn(&I) -> Result<T, E> + Send + Sync + 's,
@@ -48,7 +47,7 @@ where
         self.width
     }
 
-    fn submit(&self, chunk: Box<Chunk<I, T, E>>) {
+    fn submit(&self, chunk: Parcel<I, T, E>) {
         let reply = Reply {
             chunk: Some(chunk),
             answers: self.answers.clone(),
@@ -75,8 +74,8 @@ where
 
 /// Those who work for one run. Dropping it stops them and waits until all are gone.
 pub(crate) struct Crew<'a, I, T, E> {
-    hands: Option<Box<dyn Hands<Box<Chunk<I, T, E>>> + 'a>>,
-    answers: Receiver<Answer<I, T, E>>,
+    hands: Option<BoxedHands<'a, I, T, E>>,
+    answers: Receiver<Parcel<I, T, E>>,
     pub(crate) signals: Arc<Signals>,
     counters: Arc<Counters>,
     monitor: Option<Monitor>,
@@ -137,7 +136,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     }
 
     /// Hands a chunk over.
-    pub(crate) fn submit(&mut self, chunk: Box<Chunk<I, T, E>>) {
+    pub(crate) fn submit(&mut self, chunk: Parcel<I, T, E>) {
         if let Some(hands) = &self.hands {
             self.chunks += 1;
             self.items += chunk.len();
@@ -151,12 +150,12 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         self.chunks
     }
 
-    pub(crate) fn try_receive(&mut self) -> Option<Answer<I, T, E>> {
+    pub(crate) fn try_receive(&mut self) -> Option<Parcel<I, T, E>> {
         let answer = self.answers.try_recv().ok()?;
         Some(self.note(answer))
     }
 
-    fn note(&mut self, answer: Answer<I, T, E>) -> Answer<I, T, E> {
+    fn note(&mut self, answer: Parcel<I, T, E>) -> Parcel<I, T, E> {
         self.chunks -= usize::from(answer.is_last);
         self.items -= answer.len() + answer.unrun.len();
         answer
@@ -204,7 +203,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     }
 
     /// Stops everybody, waits for those who run, and gives what comes back to `keep`.
-    pub(crate) fn bring_home(&mut self, mut keep: impl FnMut(Answer<I, T, E>)) {
+    pub(crate) fn bring_home(&mut self, mut keep: impl FnMut(Parcel<I, T, E>)) {
         self.signals.halt();
         // Dropped on one of its own threads, a run may be in a task of its own: it cannot wait for that.
         while self.chunks > 0 && !self.is_current() {

@@ -1,17 +1,3 @@
-//! Run a batch in parallel: any iterator in, finished tasks out, with error policies, backpressure and
-//! nothing lost.
-//!
-//! ```
-//! use futureproof::prelude::*;
-//!
-//! let words = ["5", "7", "11"];
-//! for task in words.into_iter().futureproof(Raise).map_tasks(|word: &&str| word.parse::<u32>()) {
-//!     let task = task?; // the first failure stops everything
-//!     println!("{} is {}", task.input, task.output);
-//! }
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
-#![doc = ""]
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
@@ -39,7 +25,7 @@ pub use counters::{Progress, Snapshot};
 pub use policy::{ErrorPolicy, ParseErrorPolicyError};
 pub use read_ahead::ReadAhead;
 pub use spawn::{OwnPool, Scope, Spawn, scope};
-pub use task::{Cause, Ending, Panic, Remainder, Task, TaskError};
+pub use task::{Cause, Ending, Panic, Remainder, Task, TaskError, TaskResult};
 pub use tasks::MapTasks;
 
 /// What most programs need: `use futureproof::prelude::*;`.

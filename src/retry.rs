@@ -116,6 +116,10 @@ impl<C> Waiting<C> {
         self.heap.is_empty()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
     /// Takes out those whose index is not allowed any more.
     pub(crate) fn remove(&mut self, is_allowed: impl Fn(u64) -> bool) -> Vec<C> {
         let (kept, removed) = self

@@ -165,6 +165,9 @@ impl<I, E: Error + 'static> Error for TaskError<I, E> {
     }
 }
 
+/// What a run yields: a task that succeeded, or the account of one that failed.
+pub type TaskResult<I, T, E> = Result<Task<I, T>, TaskError<I, E>>;
+
 /// Why a task failed.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -277,7 +280,7 @@ pub enum Ending {
 /// It comes from [`MapTasks::into_remainder`](crate::MapTasks::into_remainder).
 pub struct Remainder<I: Iterator, T, E> {
     /// Finished, but not delivered.
-    pub finished: Vec<Result<Task<I::Item, T>, TaskError<I::Item, E>>>,
+    pub finished: Vec<TaskResult<I::Item, T, E>>,
     /// Pulled, but never run to an end, with the index of each; in the order of the source.
     pub unprocessed: Vec<(u64, I::Item)>,
     /// The rest of the source.

@@ -16,15 +16,15 @@ use log::{log, warn};
 
 use crate::arrivals::Arrivals;
 use crate::builder::Bell;
-use crate::chunk::{Chunk, Outcome};
+use crate::chunk::{Chunk, Outcome, Parcel};
 use crate::contain::contain;
 use crate::counters::{Counters, Progress};
-use crate::crew::{Answer, Crew};
+use crate::crew::Crew;
 use crate::monitor::{Monitor, OnProgress, TARGET};
 use crate::policy::ErrorPolicy;
-use crate::retry::{RetryRule, Waiting};
+use crate::retry::{Delays, RetryRule, Waiting};
 use crate::sizing::Sizing;
-use crate::task::{Cause, Ending, Remainder, Task, TaskError};
+use crate::task::{Cause, Ending, Remainder, Task, TaskError, TaskResult};
 
 /// Chunks that are queued for each worker, so that none waits for the consumer to wake up.
 const CHUNKS_PER_THREAD: usize = 8;
@@ -46,7 +46,6 @@ pub(crate) struct Plan {
 }
 
 type Describe<'a, I, E> = Box<dyn Fn(&TaskError<I, E>) -> String + Send + 'a>;
-type TaskResult<I, T, E> = Result<Task<I, T>, TaskError<I, E>>;
 
 /// The finished tasks of a run, as an iterator; made by [`map_tasks`](crate::Futureproof::map_tasks).
 ///
@@ -59,14 +58,14 @@ pub struct MapTasks<'a, I: Iterator, T, E> {
     crew: Crew<'a, I::Item, T, E>,
     counters: Arc<Counters>,
     /// The answer that is being delivered.
-    current: Box<Chunk<I::Item, T, E>>,
-    arrivals: Arrivals<Answer<I::Item, T, E>>,
+    current: Parcel<I::Item, T, E>,
+    arrivals: Arrivals<Parcel<I::Item, T, E>>,
     /// What is being pulled. Here rather than on the stack, lest a panic of the source lose it.
-    filling: Box<Chunk<I::Item, T, E>>,
+    filling: Parcel<I::Item, T, E>,
     is_pulling: bool,
     /// Emptied chunks, to be filled again.
-    spare: Vec<Box<Chunk<I::Item, T, E>>>,
-    waiting: Waiting<Box<Chunk<I::Item, T, E>>>,
+    spare: Vec<Parcel<I::Item, T, E>>,
+    waiting: Waiting<Parcel<I::Item, T, E>>,
     retry: Option<RetryRule<'a, E>>,
     describe: Option<Describe<'a, I::Item, E>>,
     /// Items that were pulled and that a stop kept from being run, with their indices.
@@ -352,9 +351,11 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         if self.width == 0 {
             self.open();
         }
-        self.recycle_current();
+        self.delivered += self.current.delivered() as u64;
+        self.counters.set_delivered(self.delivered);
+        self.current.reset(0, true);
         loop {
-            if self.is_interrupted() {
+            if self.ending.is_some() || self.is_interrupted() {
                 return false;
             }
             self.resubmit();
@@ -367,8 +368,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
                 self.accept(answer);
             }
             if let Some(chunk) = self.arrivals.pop() {
-                self.current = chunk;
-                self.has_fed = false;
+                self.turn_to(chunk);
                 return true;
             }
             if self.can_feed() {
@@ -401,17 +401,18 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.stop();
     }
 
-    fn recycle_current(&mut self) {
-        self.delivered += self.current.delivered() as u64;
-        self.counters.set_delivered(self.delivered);
-        self.current.reset(0, true);
+    /// Starts to deliver `chunk`; the one before has been emptied.
+    fn turn_to(&mut self, chunk: Parcel<I::Item, T, E>) {
+        let emptied = mem::replace(&mut self.current, chunk);
         if self.spare.len() < CHUNKS_PER_THREAD * self.width {
-            let chunk = mem::replace(
-                &mut self.current,
-                self.spare.pop().unwrap_or_else(|| Box::new(Chunk::new())),
-            );
-            self.spare.push(chunk);
+            self.spare.push(emptied);
         }
+        self.has_fed = false;
+    }
+
+    /// An empty chunk, its buffers used before if possible.
+    fn empty_chunk(&mut self) -> Parcel<I::Item, T, E> {
+        self.spare.pop().unwrap_or_else(|| Box::new(Chunk::new()))
     }
 
     fn in_flight(&self) -> u64 {
@@ -440,11 +441,17 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             .min(room.try_into().unwrap_or(usize::MAX))
     }
 
+    /// Whether the source may be pulled now.
     fn may_pull(&self) -> bool {
-        let has_room = self.in_flight() < self.window() as u64
-            && (self.plan.max_in_flight > 0
-                || self.crew.outstanding() < CHUNKS_PER_THREAD * self.width);
-        !self.is_exhausted && has_room && self.crew.signals.allows(self.pulled)
+        let has_room = match self.plan.max_in_flight {
+            // Chunks rather than items: slow tasks make small chunks, so their window is small.
+            0 => {
+                let chunks = self.crew.outstanding() + self.arrivals.len() + self.waiting.len();
+                chunks < CHUNKS_PER_THREAD * self.width
+            }
+            window => self.in_flight() < window as u64,
+        };
+        has_room && !self.is_exhausted && self.crew.signals.allows(self.pulled)
     }
 
     /// Whether a source that reads ahead has nothing to give right now.
@@ -492,7 +499,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             self.sizing.record_pull(len, start.elapsed());
             self.pulled += len as u64;
             self.counters.set_pulled(self.pulled);
-            let next = self.spare.pop().unwrap_or_else(|| Box::new(Chunk::new()));
+            let next = self.empty_chunk();
             let chunk = mem::replace(&mut self.filling, next);
             self.crew.submit(chunk);
         }
@@ -539,7 +546,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 
     /// Takes in what a worker has finished.
-    fn accept(&mut self, mut answer: Answer<I::Item, T, E>) {
+    fn accept(&mut self, mut answer: Parcel<I::Item, T, E>) {
         let ran = answer.len();
         if ran > 0 {
             self.sizing.record_run(ran, answer.busy);
@@ -553,21 +560,21 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             }
         }
         if answer.failed() > 0 && !answer.is_final {
-            self.sort_failures(answer);
+            self.sort_failures(&mut answer);
         } else if ran > 0 {
             self.arrivals.push(answer.first, ran, answer);
         }
     }
 
     /// Sets apart what is to be tried again. Rare, so it may take an answer to pieces.
-    fn sort_failures(&mut self, mut answer: Answer<I::Item, T, E>) {
+    fn sort_failures(&mut self, answer: &mut Chunk<I::Item, T, E>) {
         let attempts = answer.attempts;
         let mut delays = answer.delays.take();
         while let Some(outcome) = answer.pop() {
             if let Err(cause) = &outcome.result {
                 match self.delay(cause, &mut delays) {
                     Some(delay) => {
-                        let mut chunk = self.spare.pop().unwrap_or_else(|| Box::new(Chunk::new()));
+                        let mut chunk = self.empty_chunk();
                         let is_final = delays.as_ref().is_some_and(|delays| delays.is_spent());
                         chunk.reset(outcome.index, is_final);
                         chunk.attempts = attempts + 1;
@@ -597,11 +604,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 
     /// How long to wait before another attempt, if there is one.
-    fn delay(
-        &self,
-        cause: &Cause<E>,
-        delays: &mut Option<crate::retry::Delays>,
-    ) -> Option<Duration> {
+    fn delay(&self, cause: &Cause<E>, delays: &mut Option<Delays>) -> Option<Duration> {
         let (Some(retry), Cause::Failed(error)) = (&self.retry, cause) else {
             return None;
         };
