@@ -4,19 +4,22 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
-
 use crate::cancel::{CancellationToken, Signals};
 use crate::counters::Counters;
 use crate::crew::Crew;
 use crate::monitor::OnProgress;
 use crate::policy::ErrorPolicy;
-use crate::read_ahead::{Read, ReadAhead};
+use crate::read_ahead::{Items, ReadAhead};
 use crate::spawn::{OwnPool, Spawn};
 use crate::tasks::{MapTasks, Plan};
 
-/// How to look whether a source that reads ahead has an item ready, and what to wait on if not.
-pub(crate) type Bell<I> = fn(&I) -> Option<&Receiver<Read<<I as Iterator>::Item>>>;
+/// How to deal with a source that reads ahead, without a bound that says so.
+pub(crate) struct Bell<I: Iterator> {
+    /// Starts its thread.
+    pub(crate) start: fn(&mut I),
+    /// Where its items arrive, to look whether there is one and to wait for it.
+    pub(crate) items: fn(&I) -> Option<&Items<I::Item>>,
+}
 
 /// Adds [`futureproof`](Self::futureproof) to every iterator.
 pub trait FutureproofIterator: Iterator + Sized {
@@ -78,7 +81,11 @@ where
     /// As [`FutureproofIterator::futureproof`]; the run knows that its source is read ahead, and waits
     /// for an item or a result, whichever comes first.
     pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
-        Futureproof::new(self, policy, Some(Self::items))
+        let bell = Bell {
+            start: Self::start,
+            items: Self::items,
+        };
+        Futureproof::new(self, policy, Some(bell))
     }
 }
 
@@ -319,6 +326,10 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// let run = jobs.into_iter().futureproof(Raise).map_tasks(|job| job());
     /// assert_eq!(run.map(|task| task.unwrap().output).sum::<usize>(), 49);
     /// ```
+    ///
+    /// Where `f` uses rayon itself, it must not hold a lock that another task takes while it does so: a
+    /// worker that waits inside rayon takes up another task in the meantime, on the same stack, and that
+    /// one would wait for the first for ever. No lock of this crate is held while `f` runs.
     ///
     /// What `f` captures must be shareable between threads:
     ///

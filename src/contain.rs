@@ -4,6 +4,7 @@
 //! unwind. So a user's value is buried, not just dropped, wherever either could happen.
 
 use std::mem;
+use std::ops::{Deref, DerefMut};
 use std::panic::{self, AssertUnwindSafe};
 
 /// How many payloads of payloads `bury` drops before it leaks the next one.
@@ -30,6 +31,38 @@ pub(crate) fn bury_all<V>(values: &mut Vec<V>) {
         values.drain(..).for_each(bury);
     } else {
         values.clear();
+    }
+}
+
+/// A value that is buried when its owner goes.
+pub(crate) struct Buried<V> {
+    /// `Some` up to the drop.
+    value: Option<V>,
+}
+
+impl<V> Buried<V> {
+    pub(crate) fn new(value: V) -> Self {
+        Self { value: Some(value) }
+    }
+}
+
+impl<V> Deref for Buried<V> {
+    type Target = V;
+
+    fn deref(&self) -> &V {
+        self.value.as_ref().expect("it is there up to the drop")
+    }
+}
+
+impl<V> DerefMut for Buried<V> {
+    fn deref_mut(&mut self) -> &mut V {
+        self.value.as_mut().expect("it is there up to the drop")
+    }
+}
+
+impl<V> Drop for Buried<V> {
+    fn drop(&mut self) {
+        bury(self.value.take());
     }
 }
 

@@ -39,11 +39,13 @@ impl Monitor {
             return Ok(None);
         }
         let (alive, stop) = bounded(0);
+        let last = counters.snapshot();
         let watch = Watch {
             name: name.to_owned(),
             interval,
             counters,
             on_progress,
+            last,
         };
         let thread = thread::Builder::new()
             .name(format!("{name}-monitor"))
@@ -76,13 +78,14 @@ struct Watch {
     interval: Duration,
     counters: Arc<Counters>,
     on_progress: Option<OnProgress>,
+    /// The figures of the last line; at first, those of before any work.
+    last: Snapshot,
 }
 
 impl Watch {
     fn run(mut self, stop: &Receiver<Infallible>) {
         let name = self.name.clone();
-        let mut last = self.counters.snapshot();
-        contain(|| info!(target: TARGET, "{name}: started{}", items(&last)));
+        contain(|| info!(target: TARGET, "{name}: started{}", items(&self.last)));
         let mut tick = Instant::now();
         loop {
             let ended = wait(stop, tick.checked_add(self.interval));
@@ -91,7 +94,7 @@ impl Watch {
             if ended {
                 contain(|| info!(target: TARGET, "{name}: {}", totals(&now)));
             } else {
-                contain(|| info!(target: TARGET, "{name}: {}", line(&now, &last, time)));
+                contain(|| info!(target: TARGET, "{name}: {}", line(&now, &self.last, time)));
             }
             if let Some(on_progress) = &mut self.on_progress {
                 contain(|| on_progress(&now));
@@ -99,7 +102,7 @@ impl Watch {
             if ended {
                 break;
             }
-            last = now;
+            self.last = now;
             tick += time;
         }
         crate::contain::bury(self);

@@ -24,6 +24,9 @@ pub(crate) enum Read<I> {
     Panicked(Box<dyn Any + Send>),
 }
 
+/// Where what was read arrives.
+pub(crate) type Items<I> = Receiver<Read<I>>;
+
 /// An iterator that another one is read into, on a thread of its own and ahead of its consumer.
 ///
 /// Made by [`read_ahead`](crate::FutureproofIterator::read_ahead).
@@ -41,7 +44,7 @@ enum State<I: Iterator> {
 
 struct Reader<T> {
     /// Taken only to be dropped: that stops the thread, at its next item.
-    items: Option<Receiver<Read<T>>>,
+    items: Option<Items<T>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -59,10 +62,24 @@ impl<I: Iterator> ReadAhead<I> {
     }
 
     /// Where the items come from, once the thread runs.
-    pub(crate) fn items(&self) -> Option<&Receiver<Read<I::Item>>> {
+    pub(crate) fn items(&self) -> Option<&Items<I::Item>> {
         match &self.state {
             State::Reading(reader) => reader.items.as_ref(),
             State::Idle(_) | State::Ended => None,
+        }
+    }
+}
+
+impl<I> ReadAhead<I>
+where
+    I: Iterator + Send + 'static,
+    I::Item: Send + 'static,
+{
+    /// Starts to read, if that has not been done.
+    pub(crate) fn start(&mut self) {
+        match mem::replace(&mut self.state, State::Ended) {
+            State::Idle(source) => self.state = State::Reading(Reader::start(source, self.limit)),
+            state => self.state = state,
         }
     }
 }
@@ -81,11 +98,7 @@ where
     /// With the source's panic, once what was read before it is delivered; and if the thread cannot be
     /// started.
     fn next(&mut self) -> Option<I::Item> {
-        if matches!(self.state, State::Idle(_)) {
-            if let State::Idle(source) = mem::replace(&mut self.state, State::Ended) {
-                self.state = State::Reading(Reader::start(source, self.limit));
-            }
-        }
+        self.start();
         let read = self.items()?.recv();
         match read {
             Ok(Read::Item(item)) => Some(item),

@@ -5,6 +5,8 @@ use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 use std::vec;
 
+use crate::contain::Buried;
+
 /// How many delays are drawn at a time.
 const BLOCK: usize = 64;
 
@@ -15,16 +17,17 @@ type Judge<'a, E> = Box<dyn Fn(&E) -> bool + Send + 'a>;
 
 /// Which failures are tried again, and when.
 pub(crate) struct RetryRule<'a, E> {
-    ask: Ask<'a>,
-    judge: Judge<'a, E>,
+    // Each by itself, as two destructors that panic in a row would abort.
+    ask: Buried<Ask<'a>>,
+    judge: Buried<Judge<'a, E>>,
 }
 
 impl<'a, E> RetryRule<'a, E> {
     /// Nothing is tried again, whatever it is.
     pub(crate) fn never() -> Self {
         Self {
-            ask: Box::new(|_| Vec::new()),
-            judge: Box::new(|_| true),
+            ask: Buried::new(Box::new(|_| Vec::new())),
+            judge: Buried::new(Box::new(|_| true)),
         }
     }
 
@@ -34,11 +37,13 @@ impl<'a, E> RetryRule<'a, E> {
     ) {
         // The iterator itself is not kept, as it need not be `Send`. Drawing in blocks lets an
         // endless one be drawn on.
-        self.ask = Box::new(move |drawn| delays().into_iter().skip(drawn).take(BLOCK).collect());
+        self.ask = Buried::new(Box::new(move |drawn| {
+            delays().into_iter().skip(drawn).take(BLOCK).collect()
+        }));
     }
 
     pub(crate) fn set_judge(&mut self, judge: impl Fn(&E) -> bool + Send + 'a) {
-        self.judge = Box::new(judge);
+        self.judge = Buried::new(Box::new(judge));
     }
 
     /// How long to wait before `error`'s item is tried again; `None` if it is not. Calls user code.

@@ -17,11 +17,12 @@ use log::{log, warn};
 use crate::arrivals::Arrivals;
 use crate::builder::Bell;
 use crate::chunk::{Chunk, Outcome, Parcel};
-use crate::contain::contain;
+use crate::contain::{Buried, bury, contain};
 use crate::counters::{Counters, Progress};
 use crate::crew::Crew;
 use crate::monitor::{Monitor, OnProgress, TARGET};
 use crate::policy::ErrorPolicy;
+use crate::read_ahead::Items;
 use crate::retry::{Delays, RetryRule, Waiting};
 use crate::sizing::Sizing;
 use crate::task::{Cause, Ending, Remainder, Task, TaskError, TaskResult};
@@ -67,7 +68,7 @@ pub struct MapTasks<'a, I: Iterator, T, E> {
     spare: Vec<Parcel<I::Item, T, E>>,
     waiting: Waiting<Parcel<I::Item, T, E>>,
     retry: Option<RetryRule<'a, E>>,
-    describe: Option<Describe<'a, I::Item, E>>,
+    describe: Option<Buried<Describe<'a, I::Item, E>>>,
     /// Items that were pulled and that a stop kept from being run, with their indices.
     unrun: Vec<(u64, I::Item)>,
     plan: Plan,
@@ -153,9 +154,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         mut self,
         delays: impl Fn() -> D + Send + 'a,
     ) -> Self {
-        self.retry
-            .get_or_insert_with(RetryRule::never)
-            .set_delays(delays);
+        self.retry_rule().set_delays(delays);
         self
     }
 
@@ -173,10 +172,12 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(attempts, [3, 1]);
     /// ```
     pub fn retry_if(mut self, retryable: impl Fn(&E) -> bool + Send + 'a) -> Self {
-        self.retry
-            .get_or_insert_with(RetryRule::never)
-            .set_judge(retryable);
+        self.retry_rule().set_judge(retryable);
         self
+    }
+
+    fn retry_rule(&mut self) -> &mut RetryRule<'a, E> {
+        self.retry.get_or_insert_with(RetryRule::never)
     }
 
     /// Chooses what the log says of a failure, where the policy logs it. Without this it is the error's
@@ -190,7 +191,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(run.flatten().count(), 1);
     /// ```
     pub fn describe(mut self, text: impl Fn(&TaskError<I::Item, E>) -> String + Send + 'a) -> Self {
-        self.describe = Some(Box::new(text));
+        self.describe = Some(Buried::new(Box::new(text)));
         self
     }
 
@@ -264,6 +265,9 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.crew.bring_home(|answer| answers.push(answer));
         answers.into_iter().for_each(|answer| self.accept(answer));
         self.put_current_back();
+        // A panic of the source leaves what was pulled before it.
+        self.counters
+            .set_pulled(self.pulled + self.filling.inputs.len() as u64);
         self.crew.dismiss();
     }
 
@@ -305,11 +309,17 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         {
             self.crew.signals.set_deadline(deadline);
         }
-        self.width = self.crew.open();
+        // The source is user code here as well: if it panics, it is not asked again.
+        self.is_pulling = true;
         let total = match self.source.size_hint() {
             (lower, Some(upper)) if lower == upper => Some(lower as u64),
             _ => None,
         };
+        if let Some(bell) = &self.bell {
+            (bell.start)(&mut self.source);
+        }
+        self.is_pulling = false;
+        self.width = self.crew.open();
         self.counters.start(total);
         let Plan {
             name,
@@ -335,8 +345,6 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     fn refill(&mut self) -> bool {
         if self.is_pulling {
             // The last pull never returned: it panicked, and the caller knows.
-            self.counters
-                .set_pulled(self.pulled + self.filling.inputs.len() as u64);
             self.is_pulling = false;
             self.end(Ending::SourcePanicked);
         }
@@ -454,10 +462,15 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         has_room && !self.is_exhausted && self.crew.signals.allows(self.pulled)
     }
 
+    fn read_ahead_items(&self) -> Option<&Items<I::Item>> {
+        self.bell
+            .as_ref()
+            .and_then(|bell| (bell.items)(&self.source))
+    }
+
     /// Whether a source that reads ahead has nothing to give right now.
     fn has_nothing_ready(&self) -> bool {
-        self.bell
-            .and_then(|bell| bell(&self.source))
+        self.read_ahead_items()
             .is_some_and(|items| items.is_empty())
     }
 
@@ -524,7 +537,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// Blocks until there is something to do.
     fn wait(&mut self) {
         let source = if self.is_source_pending() {
-            self.bell.and_then(|bell| bell(&self.source))
+            self.read_ahead_items()
         } else {
             None
         };
@@ -580,6 +593,8 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
                         chunk.attempts = attempts + 1;
                         chunk.delays = delays.take();
                         chunk.inputs.push(outcome.input);
+                        // The error is the user's: its destructor may panic.
+                        bury(outcome.result);
                         let now = Instant::now();
                         // A delay past the end of time is one that never ends.
                         let due = now

@@ -1,0 +1,79 @@
+//! When a burst ends in a lull, nothing of the burst waits for more than one pull.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use common::{soon, watchdog};
+use futureproof::prelude::*;
+
+const BURST: usize = 10_000;
+
+#[test]
+fn a_burst_has_run_after_one_slow_pull() {
+    watchdog(|| {
+        let ran = Arc::new(AtomicUsize::new(0));
+        let (seen, calls) = (Arc::clone(&ran), Arc::clone(&ran));
+        let source = (0..BURST + 4).inspect(move |n| {
+            if *n == BURST {
+                thread::sleep(Duration::from_millis(20));
+            }
+            if *n == BURST + 1 {
+                assert!(
+                    soon(|| seen.load(SeqCst) >= BURST),
+                    "only {} have run",
+                    seen.load(SeqCst)
+                );
+            }
+        });
+        let run = source
+            .futureproof(Raise)
+            .num_threads(2)
+            .map_tasks(infallible(move |_: &usize| {
+                calls.fetch_add(1, SeqCst);
+            }));
+        assert_eq!(run.count(), BURST + 4);
+    });
+}
+
+#[test]
+fn a_burst_is_delivered_after_two_slow_pulls() {
+    watchdog(|| {
+        let (ran, delivered) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (seen, out, calls) = (Arc::clone(&ran), Arc::clone(&delivered), Arc::clone(&ran));
+        let source = (0..BURST + 4).inspect(move |n| {
+            if *n >= BURST {
+                // What was submitted before this pull runs meanwhile.
+                thread::sleep(Duration::from_millis(20));
+            }
+            if *n == BURST + 1 {
+                assert!(
+                    soon(|| seen.load(SeqCst) >= BURST),
+                    "only {} have run",
+                    seen.load(SeqCst)
+                );
+                thread::sleep(Duration::from_millis(20)); // so that the answers are home
+            }
+            if *n == BURST + 2 {
+                assert!(
+                    out.load(SeqCst) >= BURST,
+                    "only {} were delivered",
+                    out.load(SeqCst)
+                );
+            }
+        });
+        let run = source
+            .futureproof(Raise)
+            .num_threads(2)
+            .map_tasks(infallible(move |_: &usize| {
+                calls.fetch_add(1, SeqCst);
+            }));
+        for task in run {
+            task.unwrap();
+            delivered.fetch_add(1, SeqCst);
+        }
+    });
+}

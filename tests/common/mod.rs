@@ -1,0 +1,102 @@
+//! Tools that the tests share.
+#![allow(dead_code)] // Each test file uses some of them.
+
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Shut until it is opened, then open for ever.
+#[derive(Clone, Default)]
+pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub(crate) fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until the gate is open.
+    pub(crate) fn pass(&self) {
+        drop(
+            self.0
+                .1
+                .wait_while(self.0.0.lock().unwrap(), |open| !*open)
+                .unwrap(),
+        );
+    }
+}
+
+/// Counts what was made and what was dropped.
+#[derive(Clone, Default)]
+pub(crate) struct Tally(Arc<(AtomicUsize, AtomicUsize)>);
+
+impl Tally {
+    pub(crate) fn token(&self) -> Token {
+        self.0.0.fetch_add(1, SeqCst);
+        Token(self.clone())
+    }
+
+    pub(crate) fn made(&self) -> usize {
+        self.0.0.load(SeqCst)
+    }
+
+    pub(crate) fn dropped(&self) -> usize {
+        self.0.1.load(SeqCst)
+    }
+
+    pub(crate) fn assert_all_dropped_once(&self) {
+        assert_eq!(self.made(), self.dropped(), "made and dropped");
+    }
+}
+
+/// Tells its tally when it is dropped.
+pub(crate) struct Token(Tally);
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.0.0.1.fetch_add(1, SeqCst);
+    }
+}
+
+/// Runs `f` on a thread of its own; panics if it panics, or takes more than 20 s.
+pub(crate) fn watchdog<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
+    let (sender, done) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        let result = f();
+        sender.send(()).unwrap();
+        result
+    });
+    if done.recv_timeout(Duration::from_secs(20)) == Err(RecvTimeoutError::Timeout) {
+        panic!("hangs");
+    }
+    thread
+        .join()
+        .unwrap_or_else(|payload| resume_unwind(payload))
+}
+
+/// Waits until `condition` holds; `false` if it does not within 5 s.
+pub(crate) fn soon(condition: impl Fn() -> bool) -> bool {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !condition() {
+        if Instant::now() > end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+/// The ids of this process's threads whose names start so (15 bytes of a name are kept).
+#[cfg(target_os = "linux")]
+pub(crate) fn threads_named(prefix: &str) -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let ids = tasks.map(|task| task.unwrap().file_name().into_string().unwrap());
+    ids.filter(|id| {
+        std::fs::read_to_string(format!("/proc/self/task/{id}/comm"))
+            .is_ok_and(|name| name.starts_with(prefix))
+    })
+    .collect()
+}

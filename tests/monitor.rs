@@ -1,0 +1,268 @@
+//! The monitor tells how a run is going, takes no worker and holds nothing up.
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, Once, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Gate, soon, watchdog};
+use futureproof::prelude::*;
+
+struct Collector(Mutex<Vec<String>>);
+
+static LINES: Collector = Collector(Mutex::new(Vec::new()));
+static INSTALL: Once = Once::new();
+
+impl log::Log for Collector {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        assert_eq!(
+            (record.target(), record.level()),
+            ("futureproof", log::Level::Info)
+        );
+        self.0.lock().unwrap().push(record.args().to_string());
+    }
+    fn flush(&self) {}
+}
+
+fn collect_lines() {
+    INSTALL.call_once(|| {
+        log::set_logger(&LINES).unwrap();
+        log::set_max_level(log::LevelFilter::Info);
+    });
+}
+
+/// What the run of this name has logged, without the name.
+fn lines_of(name: &str) -> Vec<String> {
+    let prefix = format!("{name}: ");
+    LINES
+        .0
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|line| line.strip_prefix(&prefix))
+        .map(str::to_owned)
+        .collect()
+}
+
+// futureproof: test_monitor_logging, test_monitor_interval.
+#[test]
+fn a_run_logs_its_start_its_progress_and_its_end() {
+    collect_lines();
+    watchdog(|| {
+        let gate = Gate::default();
+        let blocked = gate.clone();
+        let run = (0..10u32)
+            .futureproof(Raise)
+            .num_threads(1)
+            .chunk_size(1)
+            .name("m-lines")
+            .monitor_interval(Duration::from_millis(10));
+        let run = run.map_tasks(infallible(move |n: &u32| {
+            if *n == 5 {
+                blocked.pass()
+            }
+        }));
+        let consumer = thread::spawn(move || run.count());
+        assert!(soon(|| lines_of("m-lines").len() >= 4));
+        gate.open();
+        assert_eq!(consumer.join().unwrap(), 10);
+        let lines = lines_of("m-lines");
+        assert_eq!(lines[0], "started, 10 items");
+        let (last, between) = lines[1..].split_last().unwrap();
+        assert!(
+            between
+                .iter()
+                .all(|line| line.contains("tasks completed in the last 0.")
+                    && line.contains(" failed")),
+            "{lines:?}"
+        );
+        assert!(
+            last.starts_with("ended after ") && last.contains("10 tasks completed, 0 failed"),
+            "{last}"
+        );
+        let counted: u32 = between
+            .iter()
+            .map(|line| line.split(' ').next().unwrap().parse::<u32>().unwrap())
+            .sum();
+        assert!((5..=10).contains(&counted), "{lines:?}");
+    });
+}
+
+#[test]
+fn an_interval_of_zero_silences_the_monitor() {
+    collect_lines();
+    let run = (0..10u32)
+        .futureproof(Raise)
+        .num_threads(1)
+        .name("m-zero")
+        .monitor_interval(Duration::ZERO)
+        .on_progress(|_| panic!("called"));
+    let mut run = run.map_tasks(infallible(|n: &u32| *n));
+    run.next().unwrap().unwrap();
+    #[cfg(target_os = "linux")]
+    assert!(soon(|| common::threads_named("m-zero")
+        == common::threads_named("m-zero-0")
+        && common::threads_named("m-zero").len() == 1));
+    assert_eq!(run.count(), 9);
+    assert!(lines_of("m-zero").is_empty());
+}
+
+// futureproof: a 50 ms run takes 2 s to end.
+#[test]
+fn nothing_waits_for_the_tick() {
+    collect_lines();
+    let start = Instant::now();
+    let run = (0..10u32)
+        .futureproof(Raise)
+        .num_threads(2)
+        .name("m-tick")
+        .monitor_interval(Duration::from_secs(3600));
+    assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 10);
+    let mut run = (0..)
+        .futureproof(Raise)
+        .num_threads(2)
+        .monitor_interval(Duration::MAX)
+        .map_tasks(infallible(|n: &u32| *n));
+    run.next().unwrap().unwrap();
+    drop(run);
+    assert!(start.elapsed() < Duration::from_secs(60));
+    let lines = lines_of("m-tick");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+}
+
+// futureproof: with one worker, its monitor takes it and the run hangs.
+#[test]
+fn the_monitor_takes_no_worker() {
+    collect_lines();
+    watchdog(|| {
+        let run = (0..100u32)
+            .futureproof(Raise)
+            .num_threads(1)
+            .monitor_interval(Duration::from_millis(1));
+        assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 100);
+        let barrier = std::sync::Barrier::new(3);
+        let run = (0..30u32)
+            .futureproof(Raise)
+            .num_threads(3)
+            .chunk_size(1)
+            .monitor_interval(Duration::from_millis(1));
+        assert_eq!(
+            run.map_tasks(infallible(move |_: &u32| {
+                barrier.wait();
+            }))
+            .count(),
+            30
+        );
+    });
+}
+
+#[test]
+fn progress_is_reported_at_each_interval_and_at_the_end() {
+    watchdog(|| {
+        let (sender, snapshots) = mpsc::channel();
+        let gate = Gate::default();
+        let (blocked, ticks) = (gate.clone(), AtomicUsize::new(0));
+        let run = (0..10u32)
+            .futureproof(Ignore)
+            .num_threads(1)
+            .chunk_size(1)
+            .monitor_interval(Duration::from_millis(5))
+            .on_progress(move |now| {
+                sender.send(*now).unwrap();
+                if ticks.fetch_add(1, SeqCst) == 2 {
+                    gate.open();
+                }
+            });
+        let run = run.map_tasks(move |n: &u32| match n {
+            5 => {
+                let _: () = blocked.pass();
+                Ok(())
+            }
+            7 => Err(()),
+            _ => Ok(()),
+        });
+        assert_eq!(run.count(), 10);
+        let all: Vec<_> = snapshots.iter().collect();
+        assert!(all.len() >= 4, "three ticks and the end");
+        assert!(
+            all.windows(2)
+                .all(|two| two[0].completed() <= two[1].completed()
+                    && two[0].elapsed() <= two[1].elapsed())
+        );
+        assert!(all.iter().all(|now| now.completed() <= now.pulled()
+            && now.in_flight() <= 10
+            && now.rate().is_finite()));
+        let last = all.last().unwrap();
+        assert_eq!(
+            (last.completed(), last.failed(), last.pulled(), last.total()),
+            (10, 1, 10, Some(10))
+        );
+    });
+}
+
+#[test]
+fn the_end_is_told_however_a_run_ends() {
+    collect_lines();
+    let fail = |n: &u32| if *n == 5 { Err(()) } else { Ok(()) };
+    let base = |name: &str| {
+        (0..100u32)
+            .futureproof(Raise)
+            .num_threads(1)
+            .chunk_size(1)
+            .max_in_flight(10)
+            .name(name)
+    };
+    base("m-failed").map_tasks(fail).for_each(drop);
+    drop(base("m-dropped").map_tasks(fail).next());
+    assert_eq!(base("m-given-back").map_tasks(fail).take(2).count(), 2);
+    let mut run = base("m-remainder").map_tasks(fail);
+    run.next().unwrap().unwrap();
+    drop(run.into_remainder());
+    for name in ["m-failed", "m-dropped", "m-given-back", "m-remainder"] {
+        let lines = lines_of(name);
+        assert_eq!(lines.len(), 2, "{name}: {lines:?}");
+        assert!(lines[1].starts_with("ended after "), "{lines:?}");
+    }
+    assert!(lines_of("m-failed")[1].contains("1 failed"));
+}
+
+#[test]
+fn progress_can_be_read_from_elsewhere_and_later() {
+    watchdog(|| {
+        let run = (0..1000u32)
+            .futureproof(Raise)
+            .num_threads(2)
+            .map_tasks(infallible(|n: &u32| *n));
+        let progress = run.progress();
+        let watcher = thread::spawn(move || {
+            while progress.snapshot().completed() < 1000 {
+                thread::yield_now();
+            }
+            progress
+        });
+        assert_eq!(run.count(), 1000);
+        let progress = watcher.join().unwrap();
+        let (one, two) = (progress.snapshot(), progress.snapshot());
+        assert_eq!(
+            one.elapsed(),
+            two.elapsed(),
+            "the clock of a run that has ended stands"
+        );
+    });
+}
+
+#[test]
+fn a_progress_callback_may_own_what_others_share() {
+    let shared = Arc::new(());
+    let own = Arc::clone(&shared);
+    let run = (0..3u32)
+        .futureproof(Raise)
+        .on_progress(move |_| drop(Arc::clone(&own)));
+    assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 3);
+    assert_eq!(Arc::strong_count(&shared), 1);
+}

@@ -1,0 +1,458 @@
+//! What each policy does with a failure.
+
+mod common;
+
+use std::error::Error as _;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, Once};
+use std::thread;
+use std::time::Duration;
+
+use common::{Gate, watchdog};
+use futureproof::prelude::*;
+use futureproof::{Cause, Ending};
+use log::Level;
+
+struct Collector(Mutex<Vec<(Level, String)>>);
+
+static LINES: Collector = Collector(Mutex::new(Vec::new()));
+static INSTALL: Once = Once::new();
+
+impl log::Log for Collector {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        assert_eq!(record.target(), "futureproof");
+        self.0
+            .lock()
+            .unwrap()
+            .push((record.level(), record.args().to_string()));
+    }
+    fn flush(&self) {}
+}
+
+fn collect_lines() {
+    INSTALL.call_once(|| {
+        log::set_logger(&LINES).unwrap();
+        log::set_max_level(log::LevelFilter::Trace);
+    });
+}
+
+/// The lines about failures of the run of this name.
+fn failures_of(name: &str) -> Vec<(Level, String)> {
+    let lines = LINES.0.lock().unwrap();
+    let prefix = format!("{name}: ");
+    let own = lines.iter().filter(|(_, line)| line.starts_with(&prefix));
+    own.filter(|(level, _)| *level <= Level::Warn)
+        .cloned()
+        .collect()
+}
+
+#[derive(Debug, PartialEq)]
+struct Odd(u32);
+
+impl std::fmt::Display for Odd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} is odd", self.0)
+    }
+}
+
+impl std::error::Error for Odd {}
+
+fn fail_from(first: u32) -> impl Fn(&u32) -> Result<u32, Odd> {
+    move |n| if *n >= first { Err(Odd(*n)) } else { Ok(*n) }
+}
+
+fn fail_at(which: u32) -> impl Fn(&u32) -> Result<u32, Odd> {
+    move |n| if *n == which { Err(Odd(*n)) } else { Ok(*n) }
+}
+
+// futureproof: test_raise_immediate_exceptions.
+#[test]
+fn raise_hands_over_the_original_error_and_its_item() {
+    let run = (0..100)
+        .futureproof(Raise)
+        .num_threads(2)
+        .map_tasks(fail_at(7));
+    let error = run.filter_map(Result::err).next().unwrap();
+    assert_eq!(
+        (
+            error.index(),
+            *error.input(),
+            error.attempts(),
+            error.is_panic()
+        ),
+        (7, 7, 1, false)
+    );
+    assert_eq!(error.error(), Some(&Odd(7)));
+    assert_eq!(error.source().unwrap().to_string(), "7 is odd");
+    assert_eq!(error.to_string(), "task 7 failed");
+    let (index, input, cause) = error.into_parts();
+    assert!(matches!(
+        (index, input, cause),
+        (7, 7, Cause::Failed(Odd(7)))
+    ));
+}
+
+// fs2: "if two errors happen only one is reported".
+#[test]
+fn raise_yields_one_error_then_none() {
+    watchdog(|| {
+        for round in 0..100 {
+            let mut run = (0..1000)
+                .futureproof(Raise)
+                .num_threads(4)
+                .chunk_size(round % 5)
+                .map_tasks(fail_from(20));
+            assert_eq!(run.by_ref().filter(Result::is_err).count(), 1);
+            assert!((0..3).all(|_| run.next().is_none()));
+            assert_eq!(run.ending(), Some(Ending::Failed));
+        }
+    });
+}
+
+#[test]
+fn raise_starts_nothing_after_a_failure() {
+    watchdog(|| {
+        for chunk in [0, 1, 3, 64] {
+            let calls = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&calls);
+            let run = (0..1000)
+                .futureproof(Raise)
+                .num_threads(1)
+                .chunk_size(chunk)
+                .map_tasks(move |n: &u32| {
+                    count.fetch_add(1, SeqCst);
+                    fail_at(10)(n)
+                });
+            assert_eq!(run.filter(Result::is_err).count(), 1);
+            assert_eq!(calls.load(SeqCst), 11, "chunks of {chunk}");
+        }
+    });
+}
+
+#[test]
+fn raise_delivers_the_failure_at_once_and_then_waits_for_what_runs() {
+    watchdog(|| {
+        let (gate, entered) = (Gate::default(), Gate::default());
+        let done = Arc::new(AtomicBool::new(false));
+        let (blocked, first_runs, finished) = (gate.clone(), entered.clone(), Arc::clone(&done));
+        let run = (0..2u32).futureproof(Raise).num_threads(2).chunk_size(1);
+        let mut run = run.map_tasks(move |n: &u32| {
+            if *n == 1 {
+                first_runs.pass();
+                return Err(());
+            }
+            first_runs.open();
+            blocked.pass();
+            finished.store(true, SeqCst);
+            Ok(())
+        });
+        assert_eq!(run.next().unwrap().unwrap_err().index(), 1);
+        assert!(!done.load(SeqCst));
+        let opener = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(30));
+            gate.open();
+        });
+        assert!(run.next().is_none());
+        assert!(done.load(SeqCst));
+        opener.join().unwrap();
+        let remainder = run.into_remainder();
+        assert_eq!(remainder.finished.len(), 1);
+        assert_eq!(remainder.finished[0].as_ref().unwrap().input, 0);
+    });
+}
+
+// futureproof: test_submit_flaky_functions.
+#[test]
+fn raise_stops_a_flaky_batch_early() {
+    let run = (1..=100u32)
+        .futureproof(Raise)
+        .num_threads(3)
+        .map_tasks(|n: &u32| {
+            thread::sleep(Duration::from_millis(10));
+            if n % 5 == 0 { Err(Odd(*n)) } else { Ok(()) }
+        });
+    let tasks: Vec<_> = run.collect();
+    assert!(tasks.len() < 20, "{} of 100", tasks.len());
+    let error = tasks.into_iter().find_map(Result::err).unwrap();
+    assert_eq!(error.input() % 5, 0);
+}
+
+#[test]
+fn raise_ends_an_infinite_run() {
+    watchdog(|| {
+        assert_eq!(
+            (0..)
+                .futureproof(Raise)
+                .map_tasks(fail_at(5_000))
+                .filter(Result::is_err)
+                .count(),
+            1
+        )
+    });
+}
+
+// orx-parallel: res_collect.
+#[test]
+fn the_result_of_a_collect_is_the_failure_or_all() {
+    for (which, expected) in [(50, Err(Odd(50))), (1000, Ok(100))] {
+        let run = (0..100)
+            .futureproof(Raise)
+            .num_threads(3)
+            .map_tasks(fail_at(which));
+        let result: Result<Vec<_>, _> = run.collect();
+        let result = result
+            .map(|tasks| tasks.len())
+            .map_err(|error| match error.into_parts().2 {
+                Cause::Failed(error) => error,
+                _ => unreachable!(),
+            });
+        assert_eq!(result, expected);
+    }
+}
+
+#[test]
+fn ordered_raise_delivers_all_before_the_failure() {
+    watchdog(|| {
+        for chunk in [0, 1, 7] {
+            let run = (0..1000)
+                .futureproof(Raise)
+                .num_threads(4)
+                .ordered()
+                .chunk_size(chunk)
+                .map_tasks(fail_from(123));
+            let seen: Vec<_> = run
+                .map(|task| task.map_or_else(|error| error.index(), |task| task.index))
+                .collect();
+            assert!(seen.into_iter().eq(0..=123));
+        }
+    });
+}
+
+// GNU parallel: --halt soon,fail=N; Spring Batch: skip limit.
+#[test]
+fn tolerate_stops_at_one_failure_more() {
+    watchdog(|| {
+        for budget in [0, 1, 5] {
+            let mut run = (0..1000)
+                .futureproof(Tolerate(budget))
+                .num_threads(1)
+                .map_tasks(fail_from(10));
+            assert_eq!(
+                run.by_ref().filter(Result::is_err).count() as u64,
+                budget + 1
+            );
+            assert_eq!(run.ending(), Some(Ending::Failed));
+            assert!(run.next().is_none());
+        }
+    });
+}
+
+#[test]
+fn tolerate_survives_exactly_its_budget() {
+    for chunk in [0, 1, 7] {
+        let run = (0..1000)
+            .futureproof(Tolerate(5))
+            .num_threads(3)
+            .chunk_size(chunk);
+        let mut run = run.map_tasks(|n: &u32| if n % 200 == 0 { Err(()) } else { Ok(()) });
+        assert_eq!(run.by_ref().count(), 1000);
+        assert_eq!(run.ending(), Some(Ending::Exhausted));
+    }
+}
+
+// cpython: test_map_exception; pebble: test_thread_pool_map_error.
+#[test]
+fn ignore_gives_values_error_and_later_values() {
+    for chunk in [1, 3] {
+        let run = (0..9)
+            .futureproof(Ignore)
+            .num_threads(2)
+            .ordered()
+            .chunk_size(chunk);
+        let mut run = run.map_tasks(fail_at(4));
+        let outcomes: Vec<_> = run
+            .by_ref()
+            .map(|task| task.map(|task| task.output).map_err(|error| error.index()))
+            .collect();
+        assert_eq!(
+            outcomes,
+            [
+                Ok(0),
+                Ok(1),
+                Ok(2),
+                Ok(3),
+                Err(4),
+                Ok(5),
+                Ok(6),
+                Ok(7),
+                Ok(8)
+            ]
+        );
+        assert!((0..3).all(|_| run.next().is_none()));
+    }
+}
+
+// more-executors: test_submit_mixed.
+#[test]
+fn mixed_outcomes_keep_their_identity() {
+    let run = (0..300u32).futureproof(Ignore).num_threads(4);
+    let run = run.map_tasks(|n: &u32| match n % 3 {
+        0 => Ok(n * 2),
+        1 => Err(*n),
+        _ => panic!("{n}"),
+    });
+    let mut seen = [0; 3];
+    for task in run {
+        match task {
+            Ok(task) => {
+                assert_eq!(
+                    (task.index as u32, task.output),
+                    (task.input, task.input * 2)
+                );
+                seen[0] += 1;
+            }
+            Err(error) if error.is_panic() => {
+                assert_eq!(error.panic_message(), Some(&*error.input().to_string()));
+                assert!(error.error().is_none());
+                seen[2] += 1;
+            }
+            Err(error) => {
+                assert_eq!(error.error(), Some(error.input()));
+                seen[1] += 1;
+            }
+        }
+    }
+    assert_eq!(seen, [100; 3]);
+}
+
+#[test]
+fn an_error_value_in_an_ok_is_a_success() {
+    let run = (0..10)
+        .futureproof(Raise)
+        .map_tasks(|n: &u32| Ok::<Result<(), Odd>, ()>(Err(Odd(*n))));
+    let progress = run.progress();
+    assert_eq!(
+        run.flatten().filter(|task| task.output.is_err()).count(),
+        10
+    );
+    assert_eq!(progress.snapshot().failed(), 0);
+}
+
+// fs2: "error after the stream succeeded is lost".
+#[test]
+fn a_failure_after_take_has_ended_harms_nobody() {
+    watchdog(|| {
+        for _ in 0..50 {
+            let run = (0..100)
+                .futureproof(Raise)
+                .num_threads(2)
+                .max_in_flight(20)
+                .ordered()
+                .map_tasks(fail_from(3));
+            assert_eq!(run.take(3).filter(Result::is_ok).count(), 3);
+        }
+    });
+}
+
+// futureproof: test_log_immediate_exceptions; pekko: "not invoke the decider twice".
+#[test]
+fn log_logs_each_failure_once() {
+    collect_lines();
+    let run = (0..100).futureproof(Log).num_threads(3).name("log-once");
+    let described = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&described);
+    let run = run.map_tasks(|n: &u32| if n % 10 == 3 { Err(Odd(*n)) } else { Ok(()) });
+    let run = run.describe(move |error| {
+        count.fetch_add(1, SeqCst);
+        format!("<{}>", error.input())
+    });
+    assert_eq!(run.count(), 100);
+    let mut lines = failures_of("log-once");
+    lines.sort();
+    assert_eq!((lines.len(), described.load(SeqCst)), (10, 10));
+    assert!(
+        lines
+            .iter()
+            .all(|(level, line)| *level == Level::Error && line.contains('<'))
+    );
+    assert!(lines.windows(2).all(|two| two[0] != two[1]));
+}
+
+#[test]
+fn log_logs_when_it_delivers() {
+    collect_lines();
+    let mut run = (0..20)
+        .futureproof(Log)
+        .num_threads(1)
+        .chunk_size(20)
+        .name("log-when")
+        .map_tasks(fail_from(0));
+    for delivered in 1..=20 {
+        assert!(run.next().unwrap().is_err());
+        assert_eq!(failures_of("log-when").len(), delivered);
+    }
+}
+
+#[test]
+fn log_tells_of_panics_and_errors_by_their_text() {
+    collect_lines();
+    let run = (0..2).futureproof(Log).num_threads(1).name("log-text");
+    let run = run.map_tasks(|n: &u32| {
+        if *n == 0 {
+            Err::<(), _>(Odd(5))
+        } else {
+            panic!("ouch")
+        }
+    });
+    assert_eq!(run.count(), 2);
+    let lines = failures_of("log-text");
+    assert!(
+        lines[0].1.contains("task 0 failed") && lines[0].1.contains("Odd(5)"),
+        "{lines:?}"
+    );
+    assert!(lines[1].1.contains("ouch"), "{lines:?}");
+}
+
+#[test]
+fn tolerate_warns_and_the_silent_policies_do_not() {
+    collect_lines();
+    for (policy, name, level, expected) in [
+        (Tolerate(50), "p-tolerate", Some(Level::Warn), 10),
+        (Raise, "p-raise", None, 0),
+        (Ignore, "p-ignore", None, 0),
+    ] {
+        (0..10)
+            .futureproof(policy)
+            .num_threads(2)
+            .name(name)
+            .map_tasks(fail_from(0))
+            .for_each(drop);
+        let lines = failures_of(name);
+        assert_eq!(lines.len(), expected);
+        assert!(lines.iter().all(|(own, _)| Some(*own) == level));
+    }
+}
+
+#[test]
+fn failures_are_counted() {
+    let run = (0..100)
+        .futureproof(Ignore)
+        .num_threads(3)
+        .map_tasks(fail_from(60));
+    let progress = run.progress();
+    run.for_each(drop);
+    let now = progress.snapshot();
+    assert_eq!(
+        (
+            now.completed(),
+            now.failed(),
+            now.pulled(),
+            now.in_flight(),
+            now.total()
+        ),
+        (100, 40, 100, 0, Some(100))
+    );
+}

@@ -1,0 +1,342 @@
+//! A failed item is tried again after its delay, and occupies nothing while it waits.
+
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use backon::BackoffBuilder;
+use futureproof::Ending;
+use futureproof::prelude::*;
+
+const FOREVER: Duration = Duration::from_secs(3_600);
+
+fn watched<R: Send + 'static>(check: impl FnOnce() -> R + Send + 'static) -> R {
+    let (done, is_done) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        let result = check();
+        let _ = done.send(());
+        result
+    });
+    if is_done.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
+        panic!("hangs");
+    }
+    thread
+        .join()
+        .unwrap_or_else(|payload| resume_unwind(payload))
+}
+
+#[test]
+fn three_failures_then_success_is_one_delivered_task() {
+    // As more-executors' test_basic_retry.
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let inside = Arc::clone(&seen);
+    let run = ["job"]
+        .into_iter()
+        .futureproof(Raise)
+        .map_tasks(move |job: &&str| {
+            let mut seen = inside.lock().unwrap();
+            seen.push(*job);
+            if seen.len() < 4 {
+                Err("busy")
+            } else {
+                Ok(seen.len())
+            }
+        });
+    let mut run = run.retry(|| [Duration::ZERO; 3]);
+    let results: Vec<_> = run.by_ref().collect();
+    assert_eq!(results.len(), 1);
+    assert_eq!(results[0].as_ref().unwrap().output, 4);
+    assert_eq!(*seen.lock().unwrap(), ["job"; 4]);
+    let end = run.progress().snapshot();
+    assert_eq!((end.completed(), end.failed(), end.retried()), (1, 0, 3));
+}
+
+#[test]
+fn last_error_is_reported_with_its_attempts() {
+    // As more-executors' test_fail.
+    for retries in 0..4u32 {
+        let calls = AtomicU32::new(0);
+        let run = [7].into_iter().futureproof(Raise);
+        let run = run.map_tasks(move |_: &i32| Err::<(), _>(calls.fetch_add(1, Ordering::SeqCst)));
+        let mut run = run.retry(move || vec![Duration::ZERO; retries as usize]);
+        let error = run.next().unwrap().unwrap_err();
+        assert_eq!(
+            (error.error(), error.attempts()),
+            (Some(&retries), retries + 1)
+        );
+        assert_eq!(error.input(), &7);
+        assert!(run.next().is_none());
+        assert_eq!(run.ending(), Some(Ending::Failed));
+    }
+}
+
+#[test]
+fn item_that_succeeds_is_called_once() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let inside = Arc::clone(&calls);
+    let run = (0..500u32).futureproof(Raise).map_tasks(move |n| {
+        inside.fetch_add(1, Ordering::SeqCst);
+        Ok::<_, ()>(*n)
+    });
+    assert_eq!(run.retry(|| [Duration::ZERO; 3]).count(), 500);
+    assert_eq!(calls.load(Ordering::SeqCst), 500);
+}
+
+#[test]
+fn panic_is_not_retried() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let inside = Arc::clone(&calls);
+    let run = [()]
+        .into_iter()
+        .futureproof(Ignore)
+        .map_tasks(move |()| -> Result<(), ()> {
+            inside.fetch_add(1, Ordering::SeqCst);
+            resume_unwind(Box::new("expected"))
+        });
+    let error = run
+        .retry(|| [Duration::ZERO; 3])
+        .next()
+        .unwrap()
+        .unwrap_err();
+    assert!(error.is_panic());
+    assert_eq!((error.attempts(), calls.load(Ordering::SeqCst)), (1, 1));
+}
+
+#[test]
+fn panic_at_a_later_attempt_is_final() {
+    let calls = AtomicUsize::new(0);
+    let run = [()]
+        .into_iter()
+        .futureproof(Raise)
+        .map_tasks(move |()| -> Result<(), &str> {
+            match calls.fetch_add(1, Ordering::SeqCst) {
+                0 => Err("busy"),
+                _ => resume_unwind(Box::new("expected")),
+            }
+        });
+    let error = run
+        .retry(|| [Duration::ZERO; 3])
+        .next()
+        .unwrap()
+        .unwrap_err();
+    assert!(error.is_panic());
+    assert_eq!(error.attempts(), 2);
+}
+
+#[test]
+fn first_error_that_retry_if_refuses_is_final() {
+    // As more-executors' test_only_retry_exception_type.
+    let calls = AtomicUsize::new(0);
+    let run = [()].into_iter().futureproof(Raise).map_tasks(move |()| {
+        let errors = ["busy", "busy", "broken"];
+        Err::<(), _>(errors[calls.fetch_add(1, Ordering::SeqCst)])
+    });
+    let run = run
+        .retry(|| [Duration::ZERO; 9])
+        .retry_if(|error| *error == "busy");
+    let errors: Vec<_> = run.filter_map(Result::err).collect();
+    assert_eq!(errors.len(), 1);
+    assert_eq!(
+        (errors[0].error(), errors[0].attempts()),
+        (Some(&"broken"), 3)
+    );
+}
+
+#[test]
+fn retry_if_may_come_before_retry() {
+    let run = ["busy", "broken"].into_iter().futureproof(Ignore).ordered();
+    let run = run.map_tasks(|error: &&'static str| Err::<(), _>(*error));
+    let run = run
+        .retry_if(|error| *error == "busy")
+        .retry(|| [Duration::ZERO; 2]);
+    assert!(run.map(|result| result.unwrap_err().attempts()).eq([3, 1]));
+}
+
+#[test]
+fn retry_if_that_panics_means_no_retry() {
+    let run = (0..3)
+        .futureproof(Ignore)
+        .map_tasks(|n: &i32| Err::<(), _>(*n));
+    let run = run.retry(|| [Duration::ZERO; 3]);
+    let run = run.retry_if(|_| resume_unwind(Box::new("expected")));
+    assert!(
+        run.map(|result| result.unwrap_err().attempts())
+            .eq([1, 1, 1])
+    );
+}
+
+#[test]
+fn delays_that_panic_mean_no_retry() {
+    let run = (0..3)
+        .futureproof(Ignore)
+        .map_tasks(|n: &i32| Err::<(), _>(*n));
+    let run = run.retry(|| -> Vec<Duration> { resume_unwind(Box::new("expected")) });
+    assert!(
+        run.map(|result| result.unwrap_err().attempts())
+            .eq([1, 1, 1])
+    );
+}
+
+#[test]
+fn waiting_item_occupies_no_worker() {
+    watched(|| {
+        // Item 0 is tried again only after a delay that never ends; on one thread the rest goes by.
+        let token = CancellationToken::new();
+        let run = (0..100u32)
+            .futureproof(Raise)
+            .num_threads(1)
+            .cancel_on(&token);
+        let run = run.map_tasks(|n| if *n == 0 { Err("busy") } else { Ok(*n) });
+        let mut run = run.retry(|| [FOREVER]);
+        let others: Vec<_> = run
+            .by_ref()
+            .take(99)
+            .map(|task| task.unwrap().output)
+            .collect();
+        assert!(others.into_iter().eq(1..100));
+        assert_eq!(run.progress().snapshot().completed(), 99);
+        token.cancel();
+        assert!(run.next().is_none());
+        let remainder = run.into_remainder();
+        assert_eq!(remainder.unprocessed, [(0, 0)]);
+    });
+}
+
+#[test]
+fn cancel_beats_a_delay() {
+    watched(|| {
+        let token = CancellationToken::new();
+        let run = [0u32].into_iter().futureproof(Raise).cancel_on(&token);
+        let (failed, has_failed) = mpsc::channel();
+        let mut run = run.map_tasks(move |_| {
+            failed.send(()).unwrap();
+            Err::<(), _>("busy")
+        });
+        run = run.retry(|| [FOREVER]);
+        let canceller = thread::spawn(move || {
+            has_failed.recv().unwrap();
+            token.cancel();
+        });
+        assert!(run.next().is_none());
+        assert_eq!(run.ending(), Some(Ending::Cancelled));
+        canceller.join().unwrap();
+    });
+}
+
+#[test]
+fn drop_beats_a_delay() {
+    watched(|| {
+        let run = (0..2u32).futureproof(Raise).num_threads(1);
+        let run = run.map_tasks(|n| if *n == 0 { Err("busy") } else { Ok(()) });
+        let mut run = run.retry(|| [FOREVER]);
+        assert_eq!(run.next().unwrap().unwrap().index, 1);
+        drop(run);
+    });
+}
+
+#[test]
+fn failure_under_raise_beats_a_delay() {
+    watched(|| {
+        let run = (0..2u32).futureproof(Raise).num_threads(1);
+        let run = run.map_tasks(|n| Err::<(), _>(if *n == 0 { "busy" } else { "broken" }));
+        let mut run = run.retry(|| [FOREVER]).retry_if(|error| *error == "busy");
+        assert_eq!(run.next().unwrap().unwrap_err().error(), Some(&"broken"));
+        assert!(run.next().is_none());
+        assert_eq!(run.ending(), Some(Ending::Failed));
+        assert_eq!(run.into_remainder().unprocessed, [(0, 0)]);
+    });
+}
+
+#[test]
+fn deadline_beats_a_delay() {
+    watched(|| {
+        let run = [0u32]
+            .into_iter()
+            .futureproof(Raise)
+            .deadline(Duration::from_millis(20));
+        let mut run = run.map_tasks(|_| Err::<(), _>("busy")).retry(|| [FOREVER]);
+        assert!(run.next().is_none());
+        assert_eq!(run.ending(), Some(Ending::DeadlineExceeded));
+        assert_eq!(run.into_remainder().unprocessed, [(0, 0)]);
+    });
+}
+
+#[test]
+fn delay_of_the_longest_duration_does_not_overflow() {
+    watched(|| {
+        let run = (0..2u32).futureproof(Raise).num_threads(1);
+        let run = run.map_tasks(|n| if *n == 0 { Err("busy") } else { Ok(()) });
+        let mut run = run.retry(|| [Duration::MAX]);
+        assert_eq!(run.next().unwrap().unwrap().index, 1);
+    });
+}
+
+#[test]
+fn backon_builder_gives_the_delays() {
+    let run = (0..3u32)
+        .futureproof(Ignore)
+        .map_tasks(|n| Err::<(), _>(*n));
+    let run = run.retry(|| {
+        let delays = backon::ExponentialBuilder::default().with_min_delay(Duration::from_micros(1));
+        delays.with_jitter().with_max_times(2).build()
+    });
+    assert!(
+        run.map(|result| result.unwrap_err().attempts())
+            .eq([3, 3, 3])
+    );
+}
+
+#[test]
+fn endless_delays_are_drawn_on_until_success() {
+    let calls = AtomicU32::new(0);
+    let run = [()].into_iter().futureproof(Raise).map_tasks(move |()| {
+        if calls.fetch_add(1, Ordering::SeqCst) < 300 {
+            Err("busy")
+        } else {
+            Ok(())
+        }
+    });
+    let mut run = run.retry(|| std::iter::repeat(Duration::ZERO));
+    assert!(run.next().unwrap().is_ok());
+    assert_eq!(run.progress().snapshot().retried(), 300);
+}
+
+#[test]
+fn the_factory_may_borrow_and_is_asked_once_per_failing_item() {
+    let asked = Mutex::new(0);
+    let run = (0..20u32).futureproof(Ignore);
+    let run = run.map_tasks(|n| if n % 2 == 0 { Err(*n) } else { Ok(*n) });
+    let run = run.retry(|| {
+        *asked.lock().unwrap() += 1;
+        [Duration::ZERO; 2]
+    });
+    assert_eq!(run.flatten().count(), 10);
+    assert_eq!(asked.into_inner().unwrap(), 10);
+}
+
+#[test]
+fn many_flaky_items_are_each_delivered_once() {
+    watched(|| {
+        for chunk in [0, 1, 5] {
+            let calls: Arc<Vec<AtomicU32>> =
+                Arc::new((0..500).map(|_| AtomicU32::new(0)).collect());
+            let inside = Arc::clone(&calls);
+            let run = (0..500usize)
+                .futureproof(Raise)
+                .num_threads(3)
+                .chunk_size(chunk);
+            let run = run.map_tasks(move |n: &usize| {
+                let earlier = inside[*n].fetch_add(1, Ordering::SeqCst) as usize;
+                if earlier < n % 4 { Err("busy") } else { Ok(*n) }
+            });
+            let run = run.retry(|| [Duration::ZERO; 3]);
+            let mut outputs: Vec<_> = run.map(|task| task.unwrap().output).collect();
+            outputs.sort_unstable();
+            assert!(outputs.into_iter().eq(0..500));
+            let calls = calls.iter().map(|calls| calls.load(Ordering::SeqCst));
+            assert!(calls.eq((0..500).map(|n| n % 4 + 1)));
+        }
+    });
+}
