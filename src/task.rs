@@ -52,6 +52,21 @@ impl<I, T> Task<I, T> {
 /// assert_eq!(error.source().unwrap().to_string(), "invalid digit found in string");
 /// assert_eq!(error.into_input(), "x");
 /// ```
+///
+/// It is an [`Error`] where the function's error is one. For a `String` or an `anyhow::Error`, which are not,
+/// say how it reads:
+///
+/// ```
+/// use futureproof::prelude::*;
+///
+/// fn run() -> Result<(), Box<dyn std::error::Error>> {
+///     for task in [1].into_iter().futureproof(Raise).map_tasks(|_: &i32| Err::<(), _>("bad luck")) {
+///         task.map_err(|error| format!("{error}: {:?}", error.error()))?;
+///     }
+///     Ok(())
+/// }
+/// assert_eq!(run().unwrap_err().to_string(), "task 0 failed: Some(\"bad luck\")");
+/// ```
 pub struct TaskError<I, E> {
     index: u64,
     input: I,
