@@ -6,10 +6,10 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::hint;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -122,8 +122,8 @@ pub(crate) struct Signals {
     starved_at: AtomicU64,
 }
 
-/// How often a worker without work lets others run before it says so: some 20 µs.
-const LINGER: usize = 32;
+/// How long a worker without work waits for some before it says so.
+const LINGER: Duration = Duration::from_micros(20);
 
 impl Signals {
     pub(crate) fn new(
@@ -238,14 +238,15 @@ impl Signals {
         if submitted.saturating_sub(answered) >= width as u64 {
             return;
         }
-        // Bounded, and no more than rayon does with a thread that has nothing to do.
-        for _ in 0..LINGER {
+        // Spinning, for so short a time: on a busy machine, a thread that yields is away for milliseconds.
+        let start = Instant::now();
+        while start.elapsed() < LINGER {
             if self.submitted.load(Ordering::Relaxed) != submitted
                 || self.limit.load(Ordering::Relaxed) == 0
             {
                 return;
             }
-            thread::yield_now();
+            hint::spin_loop();
         }
         self.starved_at.store(submitted, Ordering::Relaxed);
     }
