@@ -61,7 +61,7 @@ impl Drop for Token {
     }
 }
 
-/// Runs `f` on a thread of its own; panics if it panics, or takes more than 20 s.
+/// Runs `f` on a thread of its own; panics if it panics, or takes more than 60 s.
 pub(crate) fn watchdog<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
     let (sender, done) = mpsc::channel();
     let thread = thread::spawn(move || {
@@ -69,7 +69,7 @@ pub(crate) fn watchdog<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static
         sender.send(()).unwrap();
         result
     });
-    if done.recv_timeout(Duration::from_secs(20)) == Err(RecvTimeoutError::Timeout) {
+    if done.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
         panic!("hangs");
     }
     thread
