@@ -146,6 +146,7 @@ impl<T: Send + 'static> Reader<T> {
 
 fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<Read<T>>) {
     loop {
+        // Caught here to go on where the consumer is: on this thread nobody would see it.
         let read = match panic::catch_unwind(AssertUnwindSafe(|| source.next())) {
             Ok(Some(item)) => Read::Item(item),
             Ok(None) => Read::End,
