@@ -1,25 +1,15 @@
 //! The door: an iterator becomes a run, option by option.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cancel::{CancellationToken, Signals};
-use crate::counters::Counters;
 use crate::crew::Crew;
-use crate::monitor::OnProgress;
+use crate::plan::Plan;
 use crate::policy::ErrorPolicy;
-use crate::read_ahead::{Items, ReadAhead};
+use crate::read_ahead::{Bell, ReadAhead};
 use crate::spawn::{OwnPool, Spawn};
-use crate::tasks::{MapTasks, Plan};
-
-/// How to deal with a source that reads ahead, without a bound that says so.
-pub(crate) struct Bell<I: Iterator> {
-    /// Starts its thread.
-    pub(crate) start: fn(&mut I),
-    /// Where its items arrive, to look whether there is one and to wait for it.
-    pub(crate) items: fn(&I) -> Option<&Items<I::Item>>,
-}
+use crate::tasks::MapTasks;
 
 /// Adds [`futureproof`](Self::futureproof) to every iterator.
 pub trait FutureproofIterator: Iterator + Sized {
@@ -97,42 +87,16 @@ where
 pub struct Futureproof<I: Iterator, P = OwnPool> {
     source: I,
     bell: Option<Bell<I>>,
-    options: Options,
+    plan: Plan,
     pool: P,
-}
-
-/// What the builder collects.
-struct Options {
-    policy: ErrorPolicy,
-    num_threads: usize,
-    max_in_flight: usize,
-    chunk_size: usize,
-    ordered: bool,
-    interval: Duration,
-    on_progress: Option<OnProgress>,
-    name: String,
-    token: Option<CancellationToken>,
-    deadline: Option<Duration>,
 }
 
 impl<I: Iterator> Futureproof<I> {
     fn new(source: I, policy: ErrorPolicy, bell: Option<Bell<I>>) -> Self {
-        let options = Options {
-            policy,
-            num_threads: 0,
-            max_in_flight: 0,
-            chunk_size: 0,
-            ordered: false,
-            interval: Duration::from_secs(2),
-            on_progress: None,
-            name: String::new(),
-            token: None,
-            deadline: None,
-        };
         Self {
             source,
             bell,
-            options,
+            plan: Plan::new(policy),
             pool: OwnPool::default(),
         }
     }
@@ -150,7 +114,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// assert_eq!(run.count(), 8);
     /// ```
     pub fn num_threads(mut self, n: usize) -> Self {
-        self.options.num_threads = n;
+        self.plan.num_threads = n;
         self
     }
 
@@ -167,7 +131,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// assert!(run.progress().snapshot().pulled() <= 11);
     /// ```
     pub fn max_in_flight(mut self, n: usize) -> Self {
-        self.options.max_in_flight = n;
+        self.plan.max_in_flight = n;
         self
     }
 
@@ -182,7 +146,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// assert_eq!(run.count(), 100);
     /// ```
     pub fn chunk_size(mut self, n: usize) -> Self {
-        self.options.chunk_size = n;
+        self.plan.chunk_size = n;
         self
     }
 
@@ -199,7 +163,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// assert!(outputs.is_sorted());
     /// ```
     pub fn ordered(mut self) -> Self {
-        self.options.ordered = true;
+        self.plan.ordered = true;
         self
     }
 
@@ -216,7 +180,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// assert_eq!(run.count(), 100);
     /// ```
     pub fn monitor_interval(mut self, every: Duration) -> Self {
-        self.options.interval = every;
+        self.plan.interval = every;
         self
     }
 
@@ -236,7 +200,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
         mut self,
         f: impl FnMut(&crate::counters::Snapshot) + Send + 'static,
     ) -> Self {
-        self.options.on_progress = Some(Box::new(f));
+        self.plan.on_progress = Some(Box::new(f));
         self
     }
 
@@ -251,14 +215,24 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// ```
     pub fn name(mut self, name: impl Into<String>) -> Self {
         // A thread cannot be named with a NUL.
-        self.options.name = name.into().replace('\0', "");
+        self.plan.name = name.into().replace('\0', "");
         self
     }
 
     /// Stops the run when `token` is cancelled: no further call starts, and a consumer that is blocked
     /// in `next` gets `None` at once. See [`CancellationToken`].
+    ///
+    /// ```
+    /// # use futureproof::{Ending, prelude::*};
+    /// let token = CancellationToken::new();
+    /// let stop = token.clone();
+    /// let find = move |n: &u64| if *n == 500 { stop.cancel() };
+    /// let mut run = (0u64..).futureproof(Raise).cancel_on(&token).map_tasks(infallible(find));
+    /// run.by_ref().for_each(drop);
+    /// assert_eq!(run.ending(), Some(Ending::Cancelled));
+    /// ```
     pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
-        self.options.token = Some(token.clone());
+        self.plan.token = Some(token.clone());
         self
     }
 
@@ -274,7 +248,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// assert_eq!(run.ending(), Some(Ending::DeadlineExceeded));
     /// ```
     pub fn deadline(mut self, after: Duration) -> Self {
-        self.options.deadline = Some(after);
+        self.plan.deadline = Some(after);
         self
     }
 
@@ -295,15 +269,12 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// ```
     pub fn on<Q>(self, pool: Q) -> Futureproof<I, Q> {
         let Self {
-            source,
-            bell,
-            options,
-            ..
+            source, bell, plan, ..
         } = self;
         Futureproof {
             source,
             bell,
-            options,
+            plan,
             pool,
         }
     }
@@ -348,54 +319,25 @@ impl<I: Iterator, P> Futureproof<I, P> {
         T: Send + 's,
         E: fmt::Debug + Send + 's,
     {
-        let Options {
-            policy,
-            num_threads,
-            name,
-            ordered,
-            token,
-            ..
-        } = self.options;
-        let counters = Arc::new(Counters::default());
-        let signals = Arc::new(Signals::new(policy.tolerated(), ordered, token));
-        let crew = Crew::new(
-            self.pool,
-            num_threads,
-            name.clone(),
-            f,
-            signals,
-            Arc::clone(&counters),
-        );
-        let plan = Plan {
-            policy,
-            ordered,
-            max_in_flight: self.options.max_in_flight,
-            chunk_size: self.options.chunk_size,
-            interval: self.options.interval,
-            on_progress: self.options.on_progress,
-            name: if name.is_empty() {
-                "futureproof".into()
-            } else {
-                name
-            },
-            deadline: self.options.deadline,
-        };
-        MapTasks::new(self.source, self.bell, plan, crew, counters)
+        let plan = self.plan;
+        let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.token.clone());
+        let crew = Crew::new(self.pool, f, signals);
+        MapTasks::new(self.source, self.bell, plan, crew)
     }
 }
 
 impl<I: Iterator, P> fmt::Debug for Futureproof<I, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let options = &self.options;
+        let plan = &self.plan;
         f.debug_struct("Futureproof")
-            .field("policy", &options.policy)
-            .field("num_threads", &options.num_threads)
-            .field("max_in_flight", &options.max_in_flight)
-            .field("chunk_size", &options.chunk_size)
-            .field("ordered", &options.ordered)
-            .field("monitor_interval", &options.interval)
-            .field("name", &options.name)
-            .field("deadline", &options.deadline)
+            .field("policy", &plan.policy)
+            .field("num_threads", &plan.num_threads)
+            .field("max_in_flight", &plan.max_in_flight)
+            .field("chunk_size", &plan.chunk_size)
+            .field("ordered", &plan.ordered)
+            .field("monitor_interval", &plan.interval)
+            .field("name", &plan.name)
+            .field("deadline", &plan.deadline)
             .finish_non_exhaustive()
     }
 }

@@ -208,9 +208,18 @@ impl Signals {
             .is_some_and(|deadline| Instant::now() >= *deadline)
     }
 
-    pub(crate) fn set_deadline(&self, deadline: Instant) {
-        // It is set once, at the first `next`.
-        let _ = self.deadline.set(deadline);
+    /// Whether the run is cut short from outside.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.is_cancelled() || self.is_late()
+    }
+
+    /// The run starts, and may last so long.
+    pub(crate) fn start(&self, deadline: Option<Duration>) {
+        // A deadline past the end of time is none.
+        let deadline = deadline.and_then(|after| Instant::now().checked_add(after));
+        if let Some(deadline) = deadline {
+            let _ = self.deadline.set(deadline);
+        }
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {

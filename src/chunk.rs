@@ -19,7 +19,7 @@ use crate::cancel::Signals;
 use crate::contain::{bury, bury_all};
 use crate::counters::Counters;
 use crate::retry::Delays;
-use crate::task::{Cause, Panic};
+use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
 
 /// Items on their way to a worker and, with what became of them, on their way back.
 #[derive(Debug)]
@@ -55,6 +55,16 @@ pub(crate) struct Outcome<I, T, E> {
     pub(crate) index: u64,
     pub(crate) input: I,
     pub(crate) result: Result<T, Cause<E>>,
+}
+
+impl<I, T, E> Outcome<I, T, E> {
+    #[inline]
+    pub(crate) fn into_result(self, attempts: u32) -> TaskResult<I, T, E> {
+        match self.result {
+            Ok(output) => Ok(Task::new(self.index, self.input, output)),
+            Err(cause) => Err(TaskError::new(self.index, self.input, attempts, cause)),
+        }
+    }
 }
 
 /// Why a worker pauses in a chunk.

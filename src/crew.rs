@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Select, Sender, unbounded};
+use log::warn;
 
 use crate::cancel::Signals;
 use crate::chunk::{Job, Parcel, Reply};
-use crate::contain::bury;
+use crate::contain::{bury, contain};
 use crate::counters::Counters;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, TARGET};
+use crate::plan::Plan;
 use crate::spawn::Spawn;
 
 /// The home of the jobs and the function, their types forgotten: one indirect call a chunk.
 trait Hands<C>: Send {
-    fn open(&mut self) -> usize;
+    fn open(&mut self, num_threads: usize, name: &str) -> usize;
     fn submit(&self, chunk: C);
     fn is_current(&self) -> bool;
 }
@@ -25,9 +27,7 @@ type BoxedHands<'a, I, T, E> = Box<dyn Hands<Parcel<I, T, E>> + 'a>;
 
 struct Workers<P, F, I, T, E> {
     home: P,
-    num_threads: usize,
     width: usize,
-    name: String,
     function: Arc<F>,
     signals: Arc<Signals>,
     counters: Arc<Counters>,
@@ -42,8 +42,8 @@ where
     T: Send + 's,
     E: Send + 's,
 {
-    fn open(&mut self) -> usize {
-        self.width = self.home.open(self.num_threads, &self.name).max(1);
+    fn open(&mut self, num_threads: usize, name: &str) -> usize {
+        self.width = self.home.open(num_threads, name).max(1);
         self.width
     }
 
@@ -77,7 +77,7 @@ pub(crate) struct Crew<'a, I, T, E> {
     hands: Option<BoxedHands<'a, I, T, E>>,
     answers: Receiver<Parcel<I, T, E>>,
     pub(crate) signals: Arc<Signals>,
-    counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
     monitor: Option<Monitor>,
     /// Chunks that are not answered, and the items in them.
     chunks: usize,
@@ -85,14 +85,7 @@ pub(crate) struct Crew<'a, I, T, E> {
 }
 
 impl<'a, I, T, E> Crew<'a, I, T, E> {
-    pub(crate) fn new<'s, P, F>(
-        home: P,
-        num_threads: usize,
-        name: String,
-        function: F,
-        signals: Arc<Signals>,
-        counters: Arc<Counters>,
-    ) -> Self
+    pub(crate) fn new<'s, P, F>(home: P, function: F, signals: Signals) -> Self
     where
         's: 'a,
         P: Spawn<'s> + 'a,
@@ -104,11 +97,11 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         // Unbounded, so that a worker never blocks on it. What bounds it is what was submitted.
         let (sender, answers) = unbounded();
         let function = Arc::new(function);
+        let signals = Arc::new(signals);
+        let counters = Arc::new(Counters::default());
         let workers = Workers {
             home,
-            num_threads,
             width: 1,
-            name,
             function,
             signals: Arc::clone(&signals),
             counters: Arc::clone(&counters),
@@ -125,14 +118,25 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         }
     }
 
-    /// Gets everybody ready. Returns how many can work at once.
-    pub(crate) fn open(&mut self) -> usize {
-        self.hands.as_mut().map_or(0, |hands| hands.open())
-    }
-
-    /// Has `monitor` watch the run to its end.
-    pub(crate) fn watch(&mut self, monitor: Option<Monitor>) {
-        self.monitor = monitor;
+    /// Gets everybody ready for a source of `total` items, if that is known. Returns how many can
+    /// work at once.
+    pub(crate) fn open(&mut self, plan: &mut Plan, total: Option<u64>) -> usize {
+        let width = self
+            .hands
+            .as_mut()
+            .map_or(1, |hands| hands.open(plan.num_threads, &plan.name));
+        self.counters.start(total);
+        let counters = Arc::clone(&self.counters);
+        let on_progress = plan.on_progress.take();
+        match Monitor::start(plan.title(), plan.interval, counters, on_progress) {
+            Ok(monitor) => self.monitor = monitor,
+            Err(error) => {
+                contain(
+                    || warn!(target: TARGET, "{}: runs without a monitor: {error}", plan.title()),
+                );
+            }
+        }
+        width
     }
 
     /// Hands a chunk over.

@@ -27,6 +27,14 @@ pub(crate) enum Read<I> {
 /// Where what was read arrives.
 pub(crate) type Items<I> = Receiver<Read<I>>;
 
+/// How to deal with a source that reads ahead, without a bound that says so.
+pub(crate) struct Bell<I: Iterator> {
+    /// Starts its thread.
+    pub(crate) start: fn(&mut I),
+    /// Where its items arrive, to look whether there is one and to wait for it.
+    pub(crate) items: fn(&I) -> Option<&Items<I::Item>>,
+}
+
 /// An iterator that another one is read into, on a thread of its own and ahead of its consumer.
 ///
 /// Made by [`read_ahead`](crate::FutureproofIterator::read_ahead).

@@ -5,7 +5,10 @@ use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 use std::vec;
 
-use crate::contain::Buried;
+use log::warn;
+
+use crate::contain::{Buried, contain};
+use crate::monitor::TARGET;
 
 /// How many delays are drawn at a time.
 const BLOCK: usize = 64;
@@ -17,6 +20,8 @@ type Judge<'a, E> = Box<dyn Fn(&E) -> bool + Send + 'a>;
 
 /// Which failures are tried again, and when.
 pub(crate) struct RetryRule<'a, E> {
+    /// What the run is called in the log.
+    title: String,
     // Each by itself, as two destructors that panic in a row would abort.
     ask: Buried<Ask<'a>>,
     judge: Buried<Judge<'a, E>>,
@@ -24,8 +29,9 @@ pub(crate) struct RetryRule<'a, E> {
 
 impl<'a, E> RetryRule<'a, E> {
     /// Nothing is tried again, whatever it is.
-    pub(crate) fn never() -> Self {
+    pub(crate) fn never(title: &str) -> Self {
         Self {
+            title: title.to_owned(),
             ask: Buried::new(Box::new(|_| Vec::new())),
             judge: Buried::new(Box::new(|_| true)),
         }
@@ -46,12 +52,19 @@ impl<'a, E> RetryRule<'a, E> {
         self.judge = Buried::new(Box::new(judge));
     }
 
-    /// How long to wait before `error`'s item is tried again; `None` if it is not. Calls user code.
+    /// How long to wait before `error`'s item is tried again; `None` if it is not.
     pub(crate) fn delay(&self, error: &E, delays: &mut Option<Delays>) -> Option<Duration> {
-        if !(self.judge)(error) {
-            return None;
-        }
-        delays.get_or_insert_default().next(&self.ask)
+        let delay = contain(|| {
+            if (self.judge)(error) {
+                delays.get_or_insert_default().next(&self.ask)
+            } else {
+                None
+            }
+        });
+        delay.unwrap_or_else(|| {
+            contain(|| warn!(target: TARGET, "{}: a retry rule panicked, so there is no retry", self.title));
+            None
+        })
     }
 }
 
@@ -176,7 +189,7 @@ mod tests {
     fn delays_are_drawn_in_order_however_many() {
         for count in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK] {
             let expected: Vec<_> = (0..count as u64).map(Duration::from_millis).collect();
-            let mut rule = RetryRule::never();
+            let mut rule = RetryRule::never("");
             rule.set_delays(|| expected.clone());
             assert_eq!(delays_of(&rule, usize::MAX), expected);
         }
@@ -184,7 +197,7 @@ mod tests {
 
     #[test]
     fn an_endless_iterator_is_drawn_on() {
-        let mut rule = RetryRule::never();
+        let mut rule = RetryRule::never("");
         rule.set_delays(|| (0..).map(Duration::from_secs));
         assert_eq!(
             delays_of(&rule, 1_000).last(),
@@ -195,7 +208,7 @@ mod tests {
     #[test]
     fn the_factory_is_asked_once_per_item() {
         let asked = Mutex::new(0);
-        let mut rule = RetryRule::never();
+        let mut rule = RetryRule::never("");
         rule.set_delays(|| {
             *asked.lock().unwrap() += 1;
             [Duration::ZERO; 3]
@@ -207,7 +220,7 @@ mod tests {
 
     #[test]
     fn the_last_delay_leaves_them_spent() {
-        let mut rule = RetryRule::never();
+        let mut rule = RetryRule::never("");
         rule.set_delays(|| [Duration::ZERO; 2]);
         let mut delays = None;
         rule.delay(&(), &mut delays);

@@ -1,0 +1,216 @@
+//! Chunks go round: what is submitted comes back, is tried again where it may be, and is put in order.
+
+use std::mem;
+use std::time::{Duration, Instant};
+
+use crate::arrivals::Arrivals;
+use crate::chunk::{Chunk, Parcel};
+use crate::contain::bury;
+use crate::crew::Crew;
+use crate::plan::Plan;
+use crate::read_ahead::Items;
+use crate::retry::{Delays, RetryRule, Waiting};
+use crate::sizing::Sizing;
+use crate::task::Cause;
+
+/// A consumer that has waited this long for an answer asks workers for what they have finished.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// What has been submitted and is not being delivered yet.
+///
+/// An item is in exactly one place: the crew's hands, `waiting`, `unrun` or `arrivals`.
+pub(crate) struct Circle<'a, I, T, E> {
+    // Dropped first: all work ends before anything else goes.
+    pub(crate) crew: Crew<'a, I, T, E>,
+    pub(crate) arrivals: Arrivals<Parcel<I, T, E>>,
+    waiting: Waiting<Parcel<I, T, E>>,
+    retry: Option<RetryRule<'a, E>>,
+    /// Items that were pulled and that a stop kept from being run, with their indices.
+    unrun: Vec<(u64, I)>,
+    /// Emptied chunks, to be filled again.
+    spare: Vec<Parcel<I, T, E>>,
+    pub(crate) sizing: Sizing,
+}
+
+impl<'a, I, T, E> Circle<'a, I, T, E> {
+    pub(crate) fn new(crew: Crew<'a, I, T, E>, plan: &Plan) -> Self {
+        let item_bytes = size_of::<I>() + size_of::<T>();
+        Self {
+            crew,
+            arrivals: Arrivals::new(plan.ordered),
+            waiting: Waiting::new(),
+            retry: None,
+            unrun: Vec::new(),
+            spare: Vec::new(),
+            sizing: Sizing::new(plan.fixed_chunk(), item_bytes),
+        }
+    }
+
+    /// Which failures are tried again; to begin with, none.
+    pub(crate) fn retry_rule(&mut self, title: &str) -> &mut RetryRule<'a, E> {
+        self.retry.get_or_insert_with(|| RetryRule::never(title))
+    }
+
+    /// Whether an `Err` is final, as no retry can follow.
+    pub(crate) fn is_final(&self) -> bool {
+        self.retry.is_none()
+    }
+
+    /// How many chunks go round.
+    pub(crate) fn len(&self) -> usize {
+        self.crew.outstanding() + self.arrivals.len() + self.waiting.len()
+    }
+
+    /// Whether anything can still come back.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.crew.outstanding() == 0 && self.waiting.is_empty()
+    }
+
+    /// An empty chunk, its buffers used before if possible.
+    pub(crate) fn empty_chunk(&mut self) -> Parcel<I, T, E> {
+        self.spare.pop().unwrap_or_else(|| Box::new(Chunk::new()))
+    }
+
+    /// Keeps an emptied chunk for another use.
+    pub(crate) fn recycle(&mut self, emptied: Parcel<I, T, E>, limit: usize) {
+        if self.spare.len() < limit {
+            self.spare.push(emptied);
+        }
+    }
+
+    /// Takes in one answer, if there is one.
+    pub(crate) fn receive(&mut self) -> bool {
+        let answer = self.crew.try_receive();
+        answer.map(|answer| self.accept(answer)).is_some()
+    }
+
+    /// Takes in what a worker has finished.
+    fn accept(&mut self, mut answer: Parcel<I, T, E>) {
+        let ran = answer.len();
+        if ran > 0 {
+            self.sizing.record_run(ran, answer.busy);
+        }
+        let after = answer.first + ran as u64;
+        self.unrun.extend((after..).zip(answer.unrun.drain(..)));
+        if answer.failed() > 0 && !answer.is_final {
+            self.sort_failures(&mut answer);
+        } else if ran > 0 {
+            self.arrivals.push(answer.first, ran, answer);
+        }
+    }
+
+    /// Whether an item came back unrun although nothing forbade it: its home drops its jobs.
+    pub(crate) fn is_deserted(&self) -> bool {
+        self.unrun
+            .last()
+            .is_some_and(|(index, _)| self.crew.signals.allows(*index))
+    }
+
+    /// Sets apart what is to be tried again. Rare, so it may take an answer to pieces.
+    fn sort_failures(&mut self, answer: &mut Chunk<I, T, E>) {
+        let attempts = answer.attempts;
+        let mut delays = answer.delays.take();
+        while let Some(outcome) = answer.pop() {
+            if let Err(cause) = &outcome.result {
+                match self.delay(cause, &mut delays) {
+                    Some(delay) => {
+                        let mut chunk = self.empty_chunk();
+                        let is_final = delays.as_ref().is_some_and(|delays| delays.is_spent());
+                        chunk.reset(outcome.index, is_final);
+                        chunk.attempts = attempts + 1;
+                        chunk.delays = delays.take();
+                        chunk.inputs.push(outcome.input);
+                        // The error is the user's: its destructor may panic.
+                        bury(outcome.result);
+                        let now = Instant::now();
+                        // A delay past the end of time is one that never ends.
+                        let due = now
+                            .checked_add(delay)
+                            .unwrap_or(now + Duration::from_secs(1 << 32));
+                        self.waiting.push(due, chunk.first, chunk);
+                        continue;
+                    }
+                    None => {
+                        self.crew.counters.complete(1, 1);
+                        // A panic has stopped the run where it happened.
+                        if matches!(cause, Cause::Failed(_)) {
+                            self.crew.signals.failed(outcome.index);
+                        }
+                    }
+                }
+                delays = None;
+            }
+            self.arrivals
+                .push(outcome.index, 1, Chunk::of_one(outcome, attempts));
+        }
+    }
+
+    /// How long to wait before another attempt, if there is one.
+    fn delay(&self, cause: &Cause<E>, delays: &mut Option<Delays>) -> Option<Duration> {
+        match (&self.retry, cause) {
+            (Some(retry), Cause::Failed(error)) => retry.delay(error, delays),
+            _ => None,
+        }
+    }
+
+    /// Submits what has waited long enough for another attempt.
+    pub(crate) fn resubmit(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let signals = &self.crew.signals;
+        for mut chunk in self.waiting.remove(|index| signals.allows(index)) {
+            self.unrun
+                .extend((chunk.first..).zip(chunk.inputs.drain(..)));
+        }
+        while let Some(chunk) = self.waiting.pop_due() {
+            self.crew.counters.retry();
+            self.crew.submit(chunk);
+        }
+    }
+
+    /// Blocks until there is something to do; also for an item of `source`, if that is given.
+    pub(crate) fn wait(&mut self, source: Option<&Items<I>>) {
+        let crew = &self.crew;
+        let until = [crew.signals.deadline(), self.waiting.next_due()]
+            .into_iter()
+            .flatten()
+            .min();
+        if crew.has_neighbours() && !crew.signals.is_hungry() {
+            let patience = Instant::now() + PATIENCE;
+            if until.is_none_or(|until| patience < until) {
+                if !crew.wait(source, Some(patience)) {
+                    crew.signals.set_hungry(true);
+                }
+                return;
+            }
+        }
+        crew.wait(source, until);
+        crew.signals.set_hungry(false);
+    }
+
+    /// Waits for what runs, unless the run is cut short from outside.
+    pub(crate) fn wind_up(&mut self) {
+        while self.crew.outstanding() > 0 && !self.crew.signals.is_interrupted() {
+            self.crew.wait::<()>(None, self.crew.signals.deadline());
+            while self.receive() {}
+        }
+    }
+
+    /// Stops everybody and takes in what they have.
+    pub(crate) fn bring_home(&mut self) {
+        let mut answers = Vec::new();
+        self.crew.bring_home(|answer| answers.push(answer));
+        answers.into_iter().for_each(|answer| self.accept(answer));
+    }
+
+    /// The items that were not run to an end, by index.
+    pub(crate) fn take_unprocessed(&mut self) -> Vec<(u64, I)> {
+        let mut unprocessed = mem::take(&mut self.unrun);
+        for mut chunk in self.waiting.remove(|_| false) {
+            unprocessed.extend((chunk.first..).zip(chunk.inputs.drain(..)));
+        }
+        unprocessed.sort_unstable_by_key(|(index, _)| *index);
+        unprocessed
+    }
+}

@@ -1,0 +1,192 @@
+//! What a consumer sees of a run: an iterator, its last options, and its end.
+
+use std::fmt;
+use std::iter::FusedIterator;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::counters::Progress;
+use crate::retry::RetryRule;
+use crate::task::{Ending, Remainder, Task, TaskError};
+use crate::tasks::MapTasks;
+
+impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
+    /// Tries an item again when the function returns `Err`: after the first of `delays`, then after the
+    /// second, until one attempt succeeds or there is no further delay. The last error counts.
+    ///
+    /// `delays` is asked once for each item that fails (and once more for every 64 attempts), so its jitter
+    /// is fresh for each. An item that waits occupies no worker, and counts as in flight. A panic is not
+    /// tried again.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    /// use std::sync::Mutex;
+    /// use std::time::Duration;
+    ///
+    /// let answers = Mutex::new(vec![Ok("done"), Err("busy"), Err("busy")]);
+    /// let flaky = move |_: &&str| answers.lock().unwrap().pop().unwrap();
+    /// let mut run = ["job"].into_iter().futureproof(Raise).map_tasks(flaky).retry(|| [Duration::from_millis(1); 3]);
+    /// assert_eq!(run.next().unwrap().unwrap().output, "done");
+    /// assert_eq!(run.progress().snapshot().retried(), 2);
+    /// ```
+    ///
+    /// With `backon`: `.retry(|| backon::ExponentialBuilder::default().build())`.
+    pub fn retry<D: IntoIterator<Item = Duration>>(
+        mut self,
+        delays: impl Fn() -> D + Send + 'a,
+    ) -> Self {
+        self.retry_rule().set_delays(delays);
+        self
+    }
+
+    /// Tries only those errors again that `retryable` says are worth it. Without
+    /// [`retry`](Self::retry), there is nothing that it could allow. If it panics, the item is not tried again.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    /// use std::time::Duration;
+    ///
+    /// let run = ["busy", "broken"].into_iter().futureproof(Ignore).ordered();
+    /// let run = run.map_tasks(|error: &&'static str| Err::<(), _>(*error));
+    /// let run = run.retry(|| [Duration::from_millis(1); 2]).retry_if(|error| *error == "busy");
+    /// let attempts: Vec<u32> = run.filter_map(Result::err).map(|error| error.attempts()).collect();
+    /// assert_eq!(attempts, [3, 1]);
+    /// ```
+    pub fn retry_if(mut self, retryable: impl Fn(&E) -> bool + Send + 'a) -> Self {
+        self.retry_rule().set_judge(retryable);
+        self
+    }
+
+    fn retry_rule(&mut self) -> &mut RetryRule<'a, E> {
+        self.circle.retry_rule(self.plan.title())
+    }
+
+    /// Chooses what the log says of a failure, where the policy logs it. Without this it is the error's
+    /// `Debug`, which for `anyhow` shows the whole chain.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let run = ["7", "x"].into_iter().futureproof(Log).map_tasks(|text: &&str| text.parse::<i32>());
+    /// let run = run.describe(|error| format!("{:?}: {}", error.input(), error.error().unwrap()));
+    /// assert_eq!(run.flatten().count(), 1);
+    /// ```
+    pub fn describe(mut self, text: impl Fn(&TaskError<I::Item, E>) -> String + Send + 'a) -> Self {
+        self.failure_log.set_describe(text);
+        self
+    }
+
+    /// A handle on the run's figures, for another thread or for later.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let mut run = (0..10).futureproof(Raise).map_tasks(infallible(|n: &i32| n + 1));
+    /// let progress = run.progress();
+    /// run.by_ref().for_each(drop);
+    /// assert_eq!(progress.snapshot().completed(), 10);
+    /// ```
+    pub fn progress(&self) -> Progress {
+        Progress::new(Arc::clone(&self.circle.crew.counters))
+    }
+
+    /// How the run ended; `None` while it runs.
+    ///
+    /// ```
+    /// # use futureproof::{Ending, prelude::*};
+    /// let mut run = (0..10).futureproof(Raise).map_tasks(infallible(|n: &i32| n + 1));
+    /// assert_eq!(run.ending(), None);
+    /// run.by_ref().for_each(drop);
+    /// assert_eq!(run.ending(), Some(Ending::Exhausted));
+    /// ```
+    pub fn ending(&self) -> Option<Ending> {
+        self.how_it_ended()
+    }
+
+    /// Stops the run, waits for the calls that run, and hands back all that was not delivered: results,
+    /// items that were not run to an end, and the rest of the source.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let mut run = (0..100u32).futureproof(Raise).map_tasks(|n| if *n == 50 { Err("half-way") } else { Ok(*n) });
+    /// let delivered = run.by_ref().count();
+    /// let remainder = run.into_remainder();
+    /// let left = remainder.finished.len() + remainder.unprocessed.len() + remainder.source.count();
+    /// assert_eq!(delivered + left, 100);
+    /// ```
+    pub fn into_remainder(self) -> Remainder<I, T, E> {
+        self.dissolve()
+    }
+}
+
+impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
+    type Item = Result<Task<I::Item, T>, TaskError<I::Item, E>>;
+
+    /// The next task that has finished; blocks until there is one.
+    ///
+    /// # Panics
+    ///
+    /// With the source's panic, and, at the first call, if the run's own threads cannot be had.
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if self.is_guarded && self.has_ended() {
+                return None;
+            }
+            if let Some(outcome) = self.current.pop() {
+                return Some(self.deliver(outcome));
+            }
+            if !self.refill() {
+                return None;
+            }
+        }
+    }
+
+    /// What is in flight, and what the source says is still to come; at least 0 where something can stop
+    /// the run.
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        if self.ending().is_some() {
+            return (0, Some(0));
+        }
+        let in_flight = self.in_flight() as usize;
+        let (lower, upper) = self.source_hint();
+        let lower = if self.plan.can_stop() {
+            0
+        } else {
+            lower.saturating_add(in_flight)
+        };
+        (lower, upper.and_then(|upper| upper.checked_add(in_flight)))
+    }
+
+    fn fold<B, F>(mut self, init: B, mut f: F) -> B
+    where
+        F: FnMut(B, Self::Item) -> B,
+    {
+        let mut result = init;
+        while let Some(task) = self.next() {
+            result = f(result, task);
+            // The rest of the answer in a tight loop, unless something may end the run in its midst.
+            if self.is_guarded {
+                continue;
+            }
+            while let Some(outcome) = self.current.pop() {
+                let task = self.deliver(outcome);
+                result = f(result, task);
+            }
+        }
+        result
+    }
+}
+
+impl<I: Iterator, T, E> FusedIterator for MapTasks<'_, I, T, E> {}
+
+impl<I: Iterator, T, E> fmt::Debug for MapTasks<'_, I, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MapTasks")
+            .field("policy", &self.plan.policy)
+            .field("ordered", &self.plan.ordered)
+            .field("progress", &self.progress().snapshot())
+            .field("ending", &self.ending())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,114 @@
+//! What the builder has decided, and how much that allows to be in flight.
+
+use std::time::Duration;
+
+use crate::cancel::CancellationToken;
+use crate::monitor::OnProgress;
+use crate::policy::ErrorPolicy;
+
+/// Chunks that are queued for each worker, so that none waits for the consumer to wake up.
+pub(crate) const CHUNKS_PER_THREAD: usize = 8;
+/// The largest chunk.
+const MAX_CHUNK: usize = 1 << 16;
+
+/// The options of a run. 0 means "chosen for you" for every count.
+pub(crate) struct Plan {
+    pub(crate) policy: ErrorPolicy,
+    pub(crate) num_threads: usize,
+    pub(crate) max_in_flight: usize,
+    pub(crate) chunk_size: usize,
+    pub(crate) ordered: bool,
+    pub(crate) interval: Duration,
+    pub(crate) on_progress: Option<OnProgress>,
+    /// Empty if none was given.
+    pub(crate) name: String,
+    pub(crate) token: Option<CancellationToken>,
+    pub(crate) deadline: Option<Duration>,
+}
+
+impl Plan {
+    pub(crate) fn new(policy: ErrorPolicy) -> Self {
+        Self {
+            policy,
+            num_threads: 0,
+            max_in_flight: 0,
+            chunk_size: 0,
+            ordered: false,
+            interval: Duration::from_secs(2),
+            on_progress: None,
+            name: String::new(),
+            token: None,
+            deadline: None,
+        }
+    }
+
+    /// The name in log lines.
+    pub(crate) fn title(&self) -> &str {
+        if self.name.is_empty() {
+            "futureproof"
+        } else {
+            &self.name
+        }
+    }
+
+    /// The chunk size that was asked for, 0 if none was.
+    pub(crate) fn fixed_chunk(&self) -> usize {
+        self.chunk_size.min(MAX_CHUNK)
+    }
+
+    /// Whether something from outside can end the run between any two tasks.
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.token.is_some() || self.deadline.is_some()
+    }
+
+    /// Whether something can end the run before its source does.
+    pub(crate) fn can_stop(&self) -> bool {
+        self.policy.tolerated().is_some() || self.is_guarded()
+    }
+
+    /// How many chunks may be in flight.
+    pub(crate) fn chunks(&self, width: usize) -> usize {
+        CHUNKS_PER_THREAD * width
+    }
+
+    /// How many items may be in flight, where a chunk has at most `max_chunk`.
+    pub(crate) fn window(&self, width: usize, max_chunk: usize) -> usize {
+        match self.max_in_flight {
+            0 => self.chunks(width).saturating_mul(max_chunk),
+            window => window,
+        }
+    }
+
+    /// The most of a window that one chunk should take: a window that is not shared out would go to
+    /// one worker.
+    pub(crate) fn share(&self, width: usize, max_chunk: usize) -> usize {
+        match self.chunk_size {
+            0 => (self.window(width, max_chunk) / (2 * width)).max(1),
+            _ => usize::MAX,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absurd_counts_do_not_overflow() {
+        let mut plan = Plan::new(ErrorPolicy::Raise);
+        assert_eq!(plan.window(2, usize::MAX), usize::MAX);
+        plan.chunk_size = usize::MAX;
+        assert_eq!(plan.fixed_chunk(), MAX_CHUNK);
+        plan.max_in_flight = usize::MAX;
+        assert_eq!(plan.window(2, 1), usize::MAX);
+    }
+
+    #[test]
+    fn a_small_window_is_shared_out() {
+        let mut plan = Plan::new(ErrorPolicy::Raise);
+        plan.max_in_flight = 40;
+        assert_eq!(plan.share(4, 2048), 5);
+        plan.max_in_flight = 1;
+        assert_eq!(plan.share(4, 2048), 1);
+    }
+}
