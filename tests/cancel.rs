@@ -1,32 +1,18 @@
 //! A cancelled token stops its runs: nothing more starts, and whoever waits wakes up.
 
-use std::panic::resume_unwind;
+mod common;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
-use std::time::Duration;
 
+use common::watchdog;
 use futureproof::Ending;
 use futureproof::prelude::*;
 
-fn watched<R: Send + 'static>(check: impl FnOnce() -> R + Send + 'static) -> R {
-    let (done, is_done) = mpsc::channel();
-    let thread = thread::spawn(move || {
-        let result = check();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("hangs");
-    }
-    thread
-        .join()
-        .unwrap_or_else(|payload| resume_unwind(payload))
-}
-
 #[test]
 fn cancel_wakes_a_blocked_consumer() {
-    watched(|| {
+    watchdog(|| {
         for threads in [1, 3] {
             // Every call runs until after the consumer has woken up.
             let token = CancellationToken::new();
@@ -86,7 +72,7 @@ fn cancel_before_the_next_step_delivers_nothing_more() {
 
 #[test]
 fn one_token_stops_many_runs() {
-    watched(|| {
+    watchdog(|| {
         let token = CancellationToken::new();
         let start = || {
             let run = (0u64..).futureproof(Raise).num_threads(1).cancel_on(&token);
@@ -106,7 +92,7 @@ fn one_token_stops_many_runs() {
 
 #[test]
 fn one_token_stops_runs_on_other_threads() {
-    watched(|| {
+    watchdog(|| {
         let token = CancellationToken::new();
         let (going, is_going) = mpsc::channel();
         let consumers: Vec<_> = (0..3)
@@ -132,7 +118,7 @@ fn one_token_stops_runs_on_other_threads() {
 
 #[test]
 fn task_may_cancel_its_own_run() {
-    watched(|| {
+    watchdog(|| {
         for chunk in [0, 1, 4] {
             let token = CancellationToken::new();
             let inside = token.clone();
@@ -194,7 +180,7 @@ fn cancel_after_the_end_changes_nothing() {
 
 #[test]
 fn at_most_one_call_per_worker_runs_on_after_a_cancel() {
-    watched(|| {
+    watchdog(|| {
         const THREADS: usize = 3;
         let token = CancellationToken::new();
         let started = Arc::new(AtomicUsize::new(0));

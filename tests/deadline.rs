@@ -1,27 +1,14 @@
 //! A deadline ends the whole run, counted from the first `next`.
 
-use std::panic::resume_unwind;
+mod common;
+
 use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::watchdog;
 use futureproof::Ending;
 use futureproof::prelude::*;
-
-fn watched<R: Send + 'static>(check: impl FnOnce() -> R + Send + 'static) -> R {
-    let (done, is_done) = mpsc::channel();
-    let thread = thread::spawn(move || {
-        let result = check();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("hangs");
-    }
-    thread
-        .join()
-        .unwrap_or_else(|payload| resume_unwind(payload))
-}
 
 #[test]
 fn deadline_of_zero_runs_nothing() {
@@ -45,7 +32,7 @@ fn longest_deadline_never_passes() {
 
 #[test]
 fn deadline_wakes_a_blocked_consumer() {
-    watched(|| {
+    watchdog(|| {
         let (release, released) = mpsc::channel::<()>();
         let released = Mutex::new(released);
         let run = (0..10u32)
@@ -71,7 +58,7 @@ fn deadline_wakes_a_blocked_consumer() {
 
 #[test]
 fn deadline_ends_an_endless_run() {
-    watched(|| {
+    watchdog(|| {
         for chunk in [0, 1] {
             let run = (0u64..)
                 .futureproof(Raise)

@@ -1,30 +1,17 @@
 //! Runs inside runs, and runs on pools that others use too, end without a deadlock.
 
+mod common;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
-use std::time::Duration;
 
+use common::watchdog;
 use futureproof::Ending;
 use futureproof::prelude::*;
 use rayon::ThreadPool;
 use rayon::prelude::*;
-
-fn watched<R: Send + 'static>(check: impl FnOnce() -> R + Send + 'static) -> R {
-    let (done, is_done) = mpsc::channel();
-    let thread = thread::spawn(move || {
-        let result = check();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("hangs");
-    }
-    thread
-        .join()
-        .unwrap_or_else(|payload| resume_unwind(payload))
-}
 
 fn pool(num_threads: usize) -> Arc<ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads);
@@ -45,7 +32,7 @@ fn sum_on(pool: &Arc<ThreadPool>, count: u64) -> u64 {
 #[test]
 fn two_chained_runs_agree_with_sequential() {
     // As pariter's map_vs_map_parallel_double.
-    watched(|| {
+    watchdog(|| {
         for (threads, window) in [(1, 0), (1, 1), (2, 1), (3, 7), (4, 64)] {
             let first = (0..300u64)
                 .futureproof(Raise)
@@ -70,7 +57,7 @@ fn two_chained_runs_agree_with_sequential() {
 
 #[test]
 fn two_chained_runs_share_a_pool_of_one_thread() {
-    watched(|| {
+    watchdog(|| {
         let pool = pool(1);
         let first = (0..100u64).futureproof(Raise).on(Arc::clone(&pool));
         let first = first
@@ -89,7 +76,7 @@ fn two_chained_runs_share_a_pool_of_one_thread() {
 
 #[test]
 fn consumed_on_the_only_thread_of_its_pool_runs_inline() {
-    watched(|| {
+    watchdog(|| {
         let pool = pool(1);
         assert_eq!(pool.install(|| sum_on(&pool, 100)), 9_900);
         let threads: Vec<_> = pool.install(|| {
@@ -105,7 +92,7 @@ fn consumed_on_the_only_thread_of_its_pool_runs_inline() {
 #[test]
 fn run_inside_a_task_of_the_same_one_thread_pool_completes() {
     // As rayon's self_install.
-    watched(|| {
+    watchdog(|| {
         let shared = pool(1);
         let inner = Arc::clone(&shared);
         let run = (0..10u64).futureproof(Raise).on(shared);
@@ -117,7 +104,7 @@ fn run_inside_a_task_of_the_same_one_thread_pool_completes() {
 
 #[test]
 fn runs_nest_three_deep_on_one_pool() {
-    watched(|| {
+    watchdog(|| {
         for threads in [1, 2] {
             let outer = pool(threads);
             let (middle, inner) = (Arc::clone(&outer), Arc::clone(&outer));
@@ -138,7 +125,7 @@ fn runs_nest_three_deep_on_one_pool() {
 
 #[test]
 fn own_pool_inside_a_task_of_another_run_completes() {
-    watched(|| {
+    watchdog(|| {
         let run = (0..8u64)
             .futureproof(Raise)
             .num_threads(1)
@@ -155,7 +142,7 @@ fn own_pool_inside_a_task_of_another_run_completes() {
 #[test]
 fn run_on_the_scope_inside_a_pool_completes() {
     // As rayon's in_place_scope_no_deadlock.
-    watched(|| {
+    watchdog(|| {
         let pool = pool(1);
         let items = [1u64, 2, 3];
         let sum = pool.install(|| {
@@ -172,7 +159,7 @@ fn run_on_the_scope_inside_a_pool_completes() {
 #[test]
 fn source_and_function_may_both_use_rayon() {
     // As rayon's par_bridge_recursion.
-    watched(|| {
+    watchdog(|| {
         let shared = pool(2);
         let (sources, tasks) = (Arc::clone(&shared), Arc::clone(&shared));
         let source =
@@ -191,7 +178,7 @@ fn source_and_function_may_both_use_rayon() {
 #[test]
 fn iterated_inside_another_pool_while_tasks_install_on_the_first() {
     // As rayon's cross_pool_busy: the only thread of the first pool waits in `install`.
-    watched(|| {
+    watchdog(|| {
         let (first, second) = (pool(1), pool(1));
         for is_shared in [false, true] {
             let back = Arc::clone(&first);
@@ -215,7 +202,7 @@ fn iterated_inside_another_pool_while_tasks_install_on_the_first() {
 #[test]
 fn panic_of_the_consumer_leaves_a_shared_pool_as_it_was() {
     // As conc's "panic in callback does not block producers".
-    watched(|| {
+    watchdog(|| {
         let pool = pool(2);
         for _ in 0..20 {
             let left = catch_unwind(AssertUnwindSafe(|| {
@@ -235,7 +222,7 @@ fn panic_of_the_consumer_leaves_a_shared_pool_as_it_was() {
 #[test]
 fn shared_pool_is_usable_after_panics() {
     // As threadpool's test_recovery_from_subtask_panic.
-    watched(|| {
+    watchdog(|| {
         let pool = pool(2);
         for _ in 0..5 {
             let run = (0..10u32).futureproof(Ignore).on(Arc::clone(&pool));
@@ -258,7 +245,7 @@ fn shared_pool_is_usable_after_panics() {
 
 #[test]
 fn shared_pool_serves_two_interleaved_runs() {
-    watched(|| {
+    watchdog(|| {
         let pool = pool(1);
         let run = |pool: &Arc<ThreadPool>| {
             let run = (0..100u64).futureproof(Raise).on(Arc::clone(pool));
@@ -275,7 +262,7 @@ fn shared_pool_serves_two_interleaved_runs() {
 
 #[test]
 fn shared_pool_outlives_runs_that_are_dropped() {
-    watched(|| {
+    watchdog(|| {
         let pool = pool(2);
         for taken in 0..30 {
             let run = (0u64..).futureproof(Raise).on(Arc::clone(&pool));
@@ -290,7 +277,7 @@ fn shared_pool_outlives_runs_that_are_dropped() {
 #[test]
 fn an_error_in_any_of_three_stages_ends_all() {
     // As par-iter-sync's par_iter_chained_exception.
-    watched(|| {
+    watchdog(|| {
         for failing in 0..3 {
             let stage = move |at: usize| {
                 move |n: &u64| {
@@ -333,7 +320,7 @@ fn an_error_in_any_of_three_stages_ends_all() {
 #[test]
 fn no_lock_is_held_while_user_code_runs() {
     // As rayon#592 and #1142: here a task reads the run's figures and cancels its token.
-    watched(|| {
+    watchdog(|| {
         let token = CancellationToken::new();
         let (progress, shared) = mpsc::channel();
         let shared = Mutex::new(shared);

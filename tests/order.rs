@@ -1,27 +1,15 @@
 //! Completion order by default, the source's order on request.
 
+mod common;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use common::watchdog;
 use futureproof::Ending;
 use futureproof::prelude::*;
-
-fn watched<R: Send + 'static>(check: impl FnOnce() -> R + Send + 'static) -> R {
-    let (done, is_done) = mpsc::channel();
-    let thread = thread::spawn(move || {
-        let result = check();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("hangs");
-    }
-    thread
-        .join()
-        .unwrap_or_else(|payload| std::panic::resume_unwind(payload))
-}
 
 /// Lets calls through when they are told to go on.
 struct Gate {
@@ -49,7 +37,7 @@ impl Gate {
 
 #[test]
 fn ordered_equals_input_order_whatever_finishes_first() {
-    watched(|| {
+    watchdog(|| {
         for chunk in [0, 1, 3] {
             let outputs: Vec<u64> = (0..500u64)
                 .futureproof(Raise)
@@ -70,7 +58,7 @@ fn ordered_equals_input_order_whatever_finishes_first() {
 #[test]
 fn unordered_delivers_the_fastest_first() {
     // As Elixir's async_stream "ordered: false": here each task waits for the one after it.
-    watched(|| {
+    watchdog(|| {
         let gates: Arc<Vec<_>> = Arc::new((0..4).map(|_| Gate::new()).collect());
         gates[3].open();
         let inside = Arc::clone(&gates);
@@ -117,7 +105,7 @@ fn equals_the_sequential_map_for_chunks_of_1_and_3() {
 
 #[test]
 fn ordered_raise_yields_every_task_before_the_failed_one() {
-    watched(|| {
+    watchdog(|| {
         for chunk in [0, 1, 3] {
             // The failure happens while all the tasks before it still run, or have not even started.
             let gate = Gate::new();
@@ -156,7 +144,7 @@ fn ordered_raise_yields_every_task_before_the_failed_one() {
 
 #[test]
 fn ordered_raise_reports_the_first_failure_in_order() {
-    watched(|| {
+    watchdog(|| {
         // The later failure happens first.
         let gate = Gate::new();
         let (hold, release) = (Arc::clone(&gate), Arc::clone(&gate));
@@ -184,7 +172,7 @@ fn ordered_raise_reports_the_first_failure_in_order() {
 
 #[test]
 fn ordered_raise_waits_for_the_retries_of_earlier_tasks() {
-    watched(|| {
+    watchdog(|| {
         let calls = AtomicUsize::new(0);
         let run = (0..50u32)
             .futureproof(Raise)
@@ -206,7 +194,7 @@ fn ordered_raise_waits_for_the_retries_of_earlier_tasks() {
 
 #[test]
 fn slow_head_stops_new_starts_beyond_the_window() {
-    watched(|| {
+    watchdog(|| {
         const WINDOW: usize = 8;
         let gate = Gate::new();
         let (hold, started) = (Arc::clone(&gate), Arc::new(AtomicUsize::new(0)));
@@ -256,7 +244,7 @@ fn slow_head_stops_new_starts_beyond_the_window() {
 
 #[test]
 fn tolerated_failures_are_counted_in_order() {
-    watched(|| {
+    watchdog(|| {
         for chunk in [0, 1, 4] {
             let mut run = (0..1_000u32)
                 .futureproof(Tolerate(3))

@@ -1,32 +1,20 @@
 //! A source that reads ahead may block without holding up what has finished.
 
+mod common;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use common::watchdog;
 use futureproof::Ending;
 use futureproof::prelude::*;
 
-fn watched<R: Send + 'static>(check: impl FnOnce() -> R + Send + 'static) -> R {
-    let (done, is_done) = mpsc::channel();
-    let thread = thread::spawn(move || {
-        let result = check();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("hangs");
-    }
-    thread
-        .join()
-        .unwrap_or_else(|payload| resume_unwind(payload))
-}
-
 #[test]
 fn blocked_source_does_not_delay_a_finished_task() {
-    watched(|| {
+    watchdog(|| {
         for chunk in [0, 1, 16] {
             let (sender, items) = mpsc::channel();
             let run = items
@@ -49,7 +37,7 @@ fn blocked_source_does_not_delay_a_finished_task() {
 
 #[test]
 fn blocked_source_does_not_delay_a_failure() {
-    watched(|| {
+    watchdog(|| {
         let (sender, items) = mpsc::channel();
         (0..3).for_each(|n| sender.send(n).unwrap());
         let run = items
@@ -68,7 +56,7 @@ fn blocked_source_does_not_delay_a_failure() {
 
 #[test]
 fn blocked_source_does_not_delay_a_cancel() {
-    watched(|| {
+    watchdog(|| {
         let (sender, items) = mpsc::channel();
         sender.send(1).unwrap();
         let token = CancellationToken::new();
@@ -89,7 +77,7 @@ fn blocked_source_does_not_delay_a_cancel() {
 
 #[test]
 fn blocked_source_does_not_delay_a_deadline() {
-    watched(|| {
+    watchdog(|| {
         let (sender, items) = mpsc::channel();
         sender.send(1).unwrap();
         let run = items
@@ -106,7 +94,7 @@ fn blocked_source_does_not_delay_a_deadline() {
 
 #[test]
 fn source_that_blocks_from_the_start_does_not_delay_a_cancel() {
-    watched(|| {
+    watchdog(|| {
         let (sender, items) = mpsc::channel();
         let (asked, is_asked) = mpsc::channel();
         let token = CancellationToken::new();
@@ -129,7 +117,7 @@ fn source_that_blocks_from_the_start_does_not_delay_a_cancel() {
 
 #[test]
 fn source_that_blocks_from_the_start_does_not_delay_a_deadline() {
-    watched(|| {
+    watchdog(|| {
         let (sender, items) = mpsc::channel::<u32>();
         let run = items
             .into_iter()
@@ -145,7 +133,7 @@ fn source_that_blocks_from_the_start_does_not_delay_a_deadline() {
 
 #[test]
 fn blocked_source_does_not_delay_a_retry() {
-    watched(|| {
+    watchdog(|| {
         let (sender, items) = mpsc::channel();
         sender.send(7).unwrap();
         let calls = AtomicUsize::new(0);
@@ -166,7 +154,7 @@ fn blocked_source_does_not_delay_a_retry() {
 
 #[test]
 fn panic_of_the_source_reaches_the_caller() {
-    watched(|| {
+    watchdog(|| {
         let source = (0..10u32).inspect(|n| {
             if *n == 5 {
                 resume_unwind(Box::new("Hello, world!"));
@@ -192,7 +180,7 @@ fn panic_of_the_source_reaches_the_caller() {
 
 #[test]
 fn every_item_arrives_once_and_in_order() {
-    watched(|| {
+    watchdog(|| {
         for limit in [0, 1, 2, 1_000] {
             let run = (0..2_000u64)
                 .read_ahead(limit)
@@ -236,7 +224,7 @@ fn nothing_is_read_before_the_first_next() {
 
 #[test]
 fn drop_joins_the_thread_that_reads_an_endless_source() {
-    watched(|| {
+    watchdog(|| {
         for taken in [1, 2, 100] {
             let (pulled, alive) = (Arc::default(), Arc::new(()));
             let source = Watched {
@@ -259,7 +247,7 @@ fn drop_joins_the_thread_that_reads_an_endless_source() {
 
 #[test]
 fn no_more_than_the_limit_is_read_ahead() {
-    watched(|| {
+    watchdog(|| {
         let pulled = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&pulled);
         let source = (0..10_000u32).inspect(move |_| {
@@ -281,7 +269,7 @@ fn no_more_than_the_limit_is_read_ahead() {
 
 #[test]
 fn remainder_goes_on_with_what_was_read_ahead() {
-    watched(|| {
+    watchdog(|| {
         let run = (0..100u64)
             .read_ahead(16)
             .futureproof(Raise)
@@ -317,7 +305,7 @@ fn read_ahead_without_a_run_is_the_same_iterator() {
 
 #[test]
 fn panic_while_a_chunk_is_filled_loses_nothing() {
-    watched(|| {
+    watchdog(|| {
         for at in [1, 3, 10, 33] {
             let source = (0..50u64).inspect(move |n| {
                 if *n == at {

@@ -1,27 +1,15 @@
 //! What a stopped run has not delivered, it hands back.
 
+mod common;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use common::watchdog;
 use futureproof::prelude::*;
 use futureproof::{Ending, Remainder};
-
-fn watched<R: Send + 'static>(check: impl FnOnce() -> R + Send + 'static) -> R {
-    let (done, is_done) = mpsc::channel();
-    let thread = thread::spawn(move || {
-        let result = check();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("hangs");
-    }
-    thread
-        .join()
-        .unwrap_or_else(|payload| resume_unwind(payload))
-}
 
 /// Every index once, from 0 on: what was delivered, what is left, and the rest of the source.
 fn is_complete<E>(
@@ -71,7 +59,7 @@ fn exhausted_run_leaves_nothing() {
 
 #[test]
 fn run_left_at_any_step_hands_back_the_rest() {
-    watched(|| {
+    watchdog(|| {
         for chunk in [0, 1, 3, 16] {
             for is_ordered in [false, true] {
                 for step in 0..30 {
@@ -96,7 +84,7 @@ fn run_left_at_any_step_hands_back_the_rest() {
 
 #[test]
 fn failed_run_hands_back_the_rest() {
-    watched(|| {
+    watchdog(|| {
         for chunk in [0, 1, 8] {
             for policy in [Raise, Tolerate(2)] {
                 for is_ordered in [false, true] {
@@ -138,7 +126,7 @@ fn remainder_right_after_the_failure_is_complete() {
 
 #[test]
 fn cancelled_run_hands_back_the_rest() {
-    watched(|| {
+    watchdog(|| {
         for chunk in [0, 1, 10] {
             let token = CancellationToken::new();
             let run = (0..100u64)
@@ -163,7 +151,7 @@ fn cancelled_run_hands_back_the_rest() {
 
 #[test]
 fn late_run_waits_for_its_calls_and_hands_back_the_rest() {
-    watched(|| {
+    watchdog(|| {
         let (release, released) = mpsc::channel::<()>();
         let released = Mutex::new(released);
         let run = (0..100u64)
@@ -184,7 +172,7 @@ fn late_run_waits_for_its_calls_and_hands_back_the_rest() {
 
 #[test]
 fn items_waiting_for_a_retry_are_handed_back() {
-    watched(|| {
+    watchdog(|| {
         let run = (0..10u64).futureproof(Raise).num_threads(1);
         let run = run.map_tasks(|n| if n % 2 == 0 { Err("busy") } else { Ok(*n) });
         let mut run = run.retry(|| [Duration::from_secs(3_600)]);
@@ -220,7 +208,7 @@ impl Iterator for PanicsAt {
 
 #[test]
 fn panic_of_the_source_loses_nothing() {
-    watched(|| {
+    watchdog(|| {
         for asks_again in [false, true] {
             for (chunk, at) in [(0, 0), (0, 17), (1, 5), (10, 5), (10, 25)] {
                 let run = PanicsAt(at, 0..50)
@@ -251,7 +239,7 @@ fn panic_of_the_source_loses_nothing() {
 
 #[test]
 fn failures_that_were_not_delivered_keep_what_they_are() {
-    watched(|| {
+    watchdog(|| {
         // In order, they wait behind a head that waits for its own retry until the run is cancelled.
         let token = CancellationToken::new();
         let run = (0..3u64)

@@ -1,5 +1,7 @@
 //! A failed item is tried again after its delay, and occupies nothing while it waits.
 
+mod common;
+
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -7,25 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use backon::BackoffBuilder;
+use common::watchdog;
 use futureproof::Ending;
 use futureproof::prelude::*;
 
 const FOREVER: Duration = Duration::from_secs(3_600);
-
-fn watched<R: Send + 'static>(check: impl FnOnce() -> R + Send + 'static) -> R {
-    let (done, is_done) = mpsc::channel();
-    let thread = thread::spawn(move || {
-        let result = check();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("hangs");
-    }
-    thread
-        .join()
-        .unwrap_or_else(|payload| resume_unwind(payload))
-}
 
 #[test]
 fn three_failures_then_success_is_one_delivered_task() {
@@ -181,7 +169,7 @@ fn delays_that_panic_mean_no_retry() {
 
 #[test]
 fn waiting_item_occupies_no_worker() {
-    watched(|| {
+    watchdog(|| {
         // Item 0 is tried again only after a delay that never ends; on one thread the rest goes by.
         let token = CancellationToken::new();
         let run = (0..100u32)
@@ -206,7 +194,7 @@ fn waiting_item_occupies_no_worker() {
 
 #[test]
 fn cancel_beats_a_delay() {
-    watched(|| {
+    watchdog(|| {
         let token = CancellationToken::new();
         let run = [0u32].into_iter().futureproof(Raise).cancel_on(&token);
         let (failed, has_failed) = mpsc::channel();
@@ -227,7 +215,7 @@ fn cancel_beats_a_delay() {
 
 #[test]
 fn drop_beats_a_delay() {
-    watched(|| {
+    watchdog(|| {
         let run = (0..2u32).futureproof(Raise).num_threads(1);
         let run = run.map_tasks(|n| if *n == 0 { Err("busy") } else { Ok(()) });
         let mut run = run.retry(|| [FOREVER]);
@@ -238,7 +226,7 @@ fn drop_beats_a_delay() {
 
 #[test]
 fn failure_under_raise_beats_a_delay() {
-    watched(|| {
+    watchdog(|| {
         let run = (0..2u32).futureproof(Raise).num_threads(1);
         let run = run.map_tasks(|n| Err::<(), _>(if *n == 0 { "busy" } else { "broken" }));
         let mut run = run.retry(|| [FOREVER]).retry_if(|error| *error == "busy");
@@ -251,7 +239,7 @@ fn failure_under_raise_beats_a_delay() {
 
 #[test]
 fn deadline_beats_a_delay() {
-    watched(|| {
+    watchdog(|| {
         let run = [0u32]
             .into_iter()
             .futureproof(Raise)
@@ -265,7 +253,7 @@ fn deadline_beats_a_delay() {
 
 #[test]
 fn delay_of_the_longest_duration_does_not_overflow() {
-    watched(|| {
+    watchdog(|| {
         let run = (0..2u32).futureproof(Raise).num_threads(1);
         let run = run.map_tasks(|n| if *n == 0 { Err("busy") } else { Ok(()) });
         let mut run = run.retry(|| [Duration::MAX]);
@@ -318,7 +306,7 @@ fn the_factory_may_borrow_and_is_asked_once_per_failing_item() {
 
 #[test]
 fn many_flaky_items_are_each_delivered_once() {
-    watched(|| {
+    watchdog(|| {
         for chunk in [0, 1, 5] {
             let calls: Arc<Vec<AtomicU32>> =
                 Arc::new((0..500).map(|_| AtomicU32::new(0)).collect());

@@ -1,34 +1,21 @@
 //! With `with_state`, each worker has a state of its own, and a panic never leaves a broken one behind.
 
+mod common;
+
 use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, mpsc};
+use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Duration;
 
+use common::watchdog;
 use futureproof::Ending;
 use futureproof::prelude::*;
-
-fn watched<R: Send + 'static>(check: impl FnOnce() -> R + Send + 'static) -> R {
-    let (done, is_done) = mpsc::channel();
-    let thread = thread::spawn(move || {
-        let result = check();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("hangs");
-    }
-    thread
-        .join()
-        .unwrap_or_else(|payload| resume_unwind(payload))
-}
 
 #[test]
 fn state_is_made_once_per_worker() {
     // As CPython's test_initializer.
-    watched(|| {
+    watchdog(|| {
         const THREADS: usize = 4;
         let made = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&made);
@@ -133,7 +120,7 @@ fn init_that_panics_is_the_failure_of_that_task() {
 
 #[test]
 fn init_that_always_panics_fails_every_task() {
-    watched(|| {
+    watchdog(|| {
         let init = || -> () { resume_unwind(Box::new("no connection")) };
         let run = (0..50u32).futureproof(Ignore).num_threads(3);
         let run = run.map_tasks(with_state(init, |(), n: &u32| Ok::<_, ()>(*n)));
@@ -153,7 +140,7 @@ fn init_that_always_panics_fails_every_task() {
 
 #[test]
 fn call_inside_a_call_gets_a_fresh_state() {
-    watched(|| {
+    watchdog(|| {
         let made = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&made);
         let shared = rayon::ThreadPoolBuilder::new().num_threads(1).build();
