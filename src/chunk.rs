@@ -35,6 +35,8 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) unrun: Vec<I>,
     /// Tasks delivered so far.
     delivered: usize,
+    /// Up to here, tasks have succeeded and may be delivered without a further look.
+    smooth: usize,
     /// How often the items were tried; more than once in chunks of one item only.
     pub(crate) attempts: u32,
     /// The delays that are left for a further attempt.
@@ -85,6 +87,7 @@ impl<I, T, E> Chunk<I, T, E> {
             failures: Vec::new(),
             unrun: Vec::new(),
             delivered: 0,
+            smooth: 0,
             attempts: 1,
             delays: None,
             is_final: true,
@@ -186,6 +189,28 @@ impl<I, T, E> Chunk<I, T, E> {
         self.inputs.reverse();
         self.outputs.reverse();
         self.failures.reverse();
+        self.smoothen();
+    }
+
+    /// The next failure is where a closer look is needed.
+    fn smoothen(&mut self) {
+        self.smooth = match self.failures.last() {
+            Some((failed, _)) => *failed,
+            None => self.delivered + self.inputs.len(),
+        };
+    }
+
+    /// Takes the next task of an answer, if it needs no further look. Small, so that it is inlined.
+    #[inline]
+    pub(crate) fn pop_smooth(&mut self) -> Option<Task<I, T>> {
+        if self.delivered >= self.smooth {
+            return None;
+        }
+        let input = self.inputs.pop()?;
+        let output = self.outputs.pop()?;
+        let index = self.first + self.delivered as u64;
+        self.delivered += 1;
+        Some(Task::new(index, input, output))
     }
 
     /// How many tasks wait for delivery.
@@ -200,14 +225,15 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Takes the next task of an answer.
-    #[inline]
     pub(crate) fn pop(&mut self) -> Option<Outcome<I, T, E>> {
         let input = self.inputs.pop()?;
         let offset = self.delivered;
         self.delivered += 1;
         let result = match self.failures.last() {
             Some((failed, _)) if *failed == offset => {
-                self.failures.pop().map(|(_, cause)| Err(cause))
+                let failure = self.failures.pop();
+                self.smoothen();
+                failure.map(|(_, cause)| Err(cause))
             }
             _ => self.outputs.pop().map(Ok),
         };

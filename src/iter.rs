@@ -129,16 +129,9 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
     /// With the source's panic, and, at the first call, if the run's own threads cannot be had.
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if self.is_guarded && self.has_ended() {
-                return None;
-            }
-            if let Some(outcome) = self.current.pop() {
-                return Some(self.deliver(outcome));
-            }
-            if !self.refill() {
-                return None;
-            }
+        match self.next_smooth() {
+            Some(task) => Some(Ok(task)),
+            None => self.next_rough(),
         }
     }
 
@@ -163,18 +156,15 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
         F: FnMut(B, Self::Item) -> B,
     {
         let mut result = init;
-        while let Some(task) = self.next() {
-            result = f(result, task);
-            // The rest of the answer in a tight loop, unless something may end the run in its midst.
-            if self.is_guarded {
-                continue;
+        loop {
+            while let Some(task) = self.next_smooth() {
+                result = f(result, Ok(task));
             }
-            while let Some(outcome) = self.current.pop() {
-                let task = self.deliver(outcome);
-                result = f(result, task);
+            match self.next_rough() {
+                Some(task) => result = f(result, task),
+                None => return result,
             }
         }
-        result
     }
 }
 

@@ -10,13 +10,13 @@ use std::fmt;
 use std::mem;
 use std::time::Instant;
 
-use crate::chunk::{Chunk, Outcome, Parcel};
+use crate::chunk::{Chunk, Parcel};
 use crate::circle::Circle;
 use crate::crew::Crew;
 use crate::failure_log::FailureLog;
 use crate::plan::Plan;
 use crate::read_ahead::{Bell, Items};
-use crate::task::{Ending, Remainder, TaskError, TaskResult};
+use crate::task::{Ending, Remainder, Task, TaskError, TaskResult};
 
 /// The finished tasks of a run, as an iterator; made by [`map_tasks`](crate::Futureproof::map_tasks).
 ///
@@ -184,8 +184,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 
     /// Finds the next task to deliver, if it can be had: `false` is the end.
-    #[inline(never)]
-    pub(crate) fn refill(&mut self) -> bool {
+    fn refill(&mut self) -> bool {
         if self.is_pulling {
             // The last pull never returned: it panicked, and the caller knows.
             self.is_pulling = false;
@@ -287,18 +286,19 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.filling.reset(self.pulled, self.circle.is_final());
         self.is_pulling = true;
         let start = Instant::now();
-        let submitted = self.circle.crew.signals.submitted();
+        let signals = &*self.circle.crew.signals;
+        let submitted = signals.submitted();
+        let inputs = &mut self.filling.inputs;
         loop {
             let Some(item) = self.source.next() else {
                 self.is_exhausted = true;
                 break;
             };
-            let inputs = &mut self.filling.inputs;
             inputs.push(item);
             // Nothing waits for its chunk to be filled while workers have nothing to do.
             if inputs.len() >= size
-                || self.circle.crew.signals.is_starved(submitted)
-                || self.has_nothing_ready()
+                || signals.is_starved(submitted)
+                || items_of(&self.bell, &self.source).is_some_and(Items::is_empty)
             {
                 break;
             }
@@ -316,15 +316,33 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         }
     }
 
+    /// The next task, if it is had by just taking it.
     #[inline]
-    pub(crate) fn deliver(&mut self, outcome: Outcome<I::Item, T, E>) -> TaskResult<I::Item, T, E> {
-        let attempts = self.current.attempts;
-        outcome
-            .into_result(attempts)
-            .inspect_err(|error| self.apply_policy(error))
+    pub(crate) fn next_smooth(&mut self) -> Option<Task<I::Item, T>> {
+        if self.is_guarded {
+            // The run may be cut short between any two tasks.
+            return None;
+        }
+        self.current.pop_smooth()
     }
 
-    #[cold]
+    /// The next task, where it takes more than that.
+    #[inline(never)]
+    pub(crate) fn next_rough(&mut self) -> Option<TaskResult<I::Item, T, E>> {
+        loop {
+            if self.is_guarded && self.has_ended() {
+                return None;
+            }
+            if let Some(outcome) = self.current.pop() {
+                let result = outcome.into_result(self.current.attempts);
+                return Some(result.inspect_err(|error| self.apply_policy(error)));
+            }
+            if !self.refill() {
+                return None;
+            }
+        }
+    }
+
     fn apply_policy(&mut self, error: &TaskError<I::Item, E>) {
         let policy = self.plan.policy;
         if let Some(level) = policy.log_level() {
