@@ -235,24 +235,36 @@ impl Signals {
         self.submitted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A worker of `width` has answered a chunk. If there is no other for it, it stays a moment, and
-    /// tells the consumer if none comes.
+    /// A chunk has been answered.
+    pub(crate) fn answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether there are no more chunks than the `width` that are at work can be busy with.
+    pub(crate) fn is_short_of_work(&self, width: usize) -> bool {
+        self.unanswered() < width as u64
+    }
+
+    fn unanswered(&self) -> u64 {
+        let answered = self.answered.load(Ordering::Relaxed);
+        let submitted = self.submitted.load(Ordering::Relaxed);
+        submitted.saturating_sub(answered)
+    }
+
+    /// A worker of `width` that is out of work stays a moment, and says so if none comes.
     ///
     /// A consumer that fills a chunk does not look at the clock after each pull: that would cost more than a
     /// tiny task. But it must notice when a pull takes long, or what it has pulled would wait for more
     /// slow ones. Then the workers run dry, and they have the time to notice.
-    pub(crate) fn answer(&self, width: usize) {
-        let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
-        let submitted = self.submitted.load(Ordering::Relaxed);
-        if submitted.saturating_sub(answered) >= width as u64 {
+    pub(crate) fn linger(&self, width: usize) {
+        let submitted = self.submitted();
+        if !self.is_short_of_work(width) {
             return;
         }
         // Spinning, for so short a time: on a busy machine, a thread that yields is away for milliseconds.
         let start = Instant::now();
         while start.elapsed() < LINGER {
-            if self.submitted.load(Ordering::Relaxed) != submitted
-                || self.limit.load(Ordering::Relaxed) == 0
-            {
+            if self.submitted() != submitted || self.limit.load(Ordering::Relaxed) == 0 {
                 return;
             }
             hint::spin_loop();
@@ -266,7 +278,7 @@ impl Signals {
         self.starved_at.load(Ordering::Relaxed) == submitted
     }
 
-    /// How many chunks have been submitted. Only the consumer submits, so to it this is exact.
+    /// How many chunks have been submitted.
     pub(crate) fn submitted(&self) -> u64 {
         self.submitted.load(Ordering::Relaxed)
     }

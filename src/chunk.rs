@@ -9,17 +9,17 @@
 //! 4. In an answer, inputs and outputs stand last to first, so that delivering one is a `pop` and the
 //!    emptied buffers can be filled again.
 
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use crossbeam_channel::Sender;
 
 use crate::cancel::Signals;
 use crate::contain::{bury, bury_all};
 use crate::counters::Counters;
 use crate::retry::Delays;
 use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
+use crate::tray::Tray;
 
 /// Items on their way to a worker and, with what became of them, on their way back.
 #[derive(Debug)]
@@ -273,7 +273,6 @@ impl<I, T, E> Drop for Chunk<I, T, E> {
 pub(crate) struct Job<F, I, T, E> {
     // Before `reply`: when a job is dropped without being run, fields are dropped in this order (invariant 3).
     pub(crate) function: Arc<F>,
-    pub(crate) signals: Arc<Signals>,
     pub(crate) reply: Reply<I, T, E>,
 }
 
@@ -281,42 +280,53 @@ impl<F, I, T, E> Job<F, I, T, E>
 where
     F: Fn(&I) -> Result<T, E>,
 {
-    /// Runs the chunk and answers it. On a worker, `linger` is how many work for this
-    /// run; on the caller's own thread it is `None`.
-    pub(crate) fn run(self, linger: Option<usize>) {
+    /// Runs the chunk and answers it, here on the caller's own thread.
+    pub(crate) fn run(self) {
         let Self {
             function,
-            signals,
             mut reply,
         } = self;
-        while reply.run(&*function, &signals) == Pause::Flush {}
+        while reply.run(&*function) == Pause::Flush {}
         bury(function);
-        drop(reply);
-        if let Some(width) = linger {
-            signals.answer(width);
-        }
     }
+
+    /// Runs the chunk and answers it, on a worker, which stays a moment if it is out of work.
+    pub(crate) fn run_on_worker(self) {
+        let shared = Arc::clone(&self.reply.shared);
+        let width = self.reply.width;
+        self.run();
+        shared.signals.linger(width);
+    }
+}
+
+/// What a run's caller and its workers share.
+#[derive(Debug)]
+pub(crate) struct Shared<I, T, E> {
+    pub(crate) tray: Tray<Parcel<I, T, E>>,
+    pub(crate) signals: Signals,
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// The duty to answer a chunk: done at the latest when this is dropped.
 pub(crate) struct Reply<I, T, E> {
     pub(crate) chunk: Option<Parcel<I, T, E>>,
-    pub(crate) answers: Sender<Parcel<I, T, E>>,
-    pub(crate) counters: Arc<Counters>,
+    /// How many work for the run.
+    pub(crate) width: usize,
+    pub(crate) shared: Arc<Shared<I, T, E>>,
 }
 
 impl<I, T, E> Reply<I, T, E> {
     /// Runs the chunk up to its end or to the next pause; then sends what is finished.
-    fn run(&mut self, f: &impl Fn(&I) -> Result<T, E>, signals: &Signals) -> Pause {
+    fn run(&mut self, f: &impl Fn(&I) -> Result<T, E>) -> Pause {
         let Some(chunk) = &mut self.chunk else {
             return Pause::Over;
         };
         let start = Instant::now();
-        let pause = chunk.run(f, signals);
+        let pause = chunk.run(f, &self.shared.signals);
         chunk.busy = start.elapsed();
         if pause == Pause::Flush {
             let rest = chunk.split_off_rest();
-            let finished = std::mem::replace(chunk, rest);
+            let finished = mem::replace(chunk, rest);
             self.send(finished);
         }
         pause
@@ -327,11 +337,14 @@ impl<I, T, E> Reply<I, T, E> {
         // Where a retry may follow, only the caller knows whether a failure is final; it counts those.
         let failed = if chunk.is_final { chunk.failed() } else { 0 };
         let succeeded = chunk.len() - chunk.failed();
-        self.counters
-            .complete((succeeded + failed) as u64, failed as u64);
-        // Nobody listens any more when the run was dropped on one of its own workers. What comes
-        // back then is a chunk, and that buries its values by itself.
-        let _ = self.answers.send(chunk);
+        let Shared {
+            tray,
+            signals,
+            counters,
+        } = &*self.shared;
+        counters.complete((succeeded + failed) as u64, failed as u64);
+        let busy = chunk.busy;
+        tray.put(chunk, busy, signals);
     }
 }
 
@@ -339,6 +352,11 @@ impl<I, T, E> Drop for Reply<I, T, E> {
     fn drop(&mut self) {
         if let Some(chunk) = self.chunk.take() {
             self.send(chunk);
+            let Shared { tray, signals, .. } = &*self.shared;
+            signals.answer();
+            if signals.is_short_of_work(self.width) {
+                tray.ring();
+            }
         }
     }
 }

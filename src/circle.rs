@@ -78,10 +78,14 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         }
     }
 
-    /// Takes in one answer, if there is one.
+    /// Takes in all answers that are there. Returns whether there was one.
     pub(crate) fn receive(&mut self) -> bool {
-        let answer = self.crew.try_receive();
-        answer.map(|answer| self.accept(answer)).is_some()
+        let mut has_received = false;
+        while let Some(answer) = self.crew.try_receive() {
+            self.accept(answer);
+            has_received = true;
+        }
+        has_received
     }
 
     /// Takes in what a worker has finished.
@@ -103,7 +107,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
     pub(crate) fn is_deserted(&self) -> bool {
         self.unrun
             .last()
-            .is_some_and(|(index, _)| self.crew.signals.allows(*index))
+            .is_some_and(|(index, _)| self.crew.signals().allows(*index))
     }
 
     /// Sets apart what is to be tried again. Rare, so it may take an answer to pieces.
@@ -131,10 +135,10 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
                         continue;
                     }
                     None => {
-                        self.crew.counters.complete(1, 1);
+                        self.crew.counters().complete(1, 1);
                         // A panic has stopped the run where it happened.
                         if matches!(cause, Cause::Failed(_)) {
-                            self.crew.signals.failed(outcome.index);
+                            self.crew.signals().failed(outcome.index);
                         }
                     }
                 }
@@ -158,13 +162,13 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         if self.waiting.is_empty() {
             return;
         }
-        let signals = &self.crew.signals;
+        let signals = self.crew.signals();
         for mut chunk in self.waiting.remove(|index| signals.allows(index)) {
             self.unrun
                 .extend((chunk.first..).zip(chunk.inputs.drain(..)));
         }
         while let Some(chunk) = self.waiting.pop_due() {
-            self.crew.counters.retry();
+            self.crew.counters().retry();
             self.crew.submit(chunk);
         }
     }
@@ -172,28 +176,28 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
     /// Blocks until there is something to do; also for an item of `source`, if that is given.
     pub(crate) fn wait(&mut self, source: Option<&Items<I>>) {
         let crew = &self.crew;
-        let until = [crew.signals.deadline(), self.waiting.next_due()]
+        let until = [crew.signals().deadline(), self.waiting.next_due()]
             .into_iter()
             .flatten()
             .min();
-        if crew.has_neighbours() && !crew.signals.is_hungry() {
+        if crew.may_hold_back() && !crew.signals().is_hungry() {
             let patience = Instant::now() + PATIENCE;
             if until.is_none_or(|until| patience < until) {
                 if !crew.wait(source, Some(patience)) {
-                    crew.signals.set_hungry(true);
+                    crew.signals().set_hungry(true);
                 }
                 return;
             }
         }
         crew.wait(source, until);
-        crew.signals.set_hungry(false);
+        crew.signals().set_hungry(false);
     }
 
     /// Waits for what runs, unless the run is cut short from outside.
     pub(crate) fn wind_up(&mut self) {
-        while self.crew.outstanding() > 0 && !self.crew.signals.is_interrupted() {
-            self.crew.wait::<()>(None, self.crew.signals.deadline());
-            while self.receive() {}
+        while self.crew.outstanding() > 0 && !self.crew.signals().is_interrupted() {
+            self.crew.wait::<()>(None, self.crew.signals().deadline());
+            self.receive();
         }
     }
 

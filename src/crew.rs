@@ -1,20 +1,22 @@
 //! The far side of a run as its caller sees it: chunks are handed over, answers come back, and in the
 //! end everybody goes home.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Select, Sender, unbounded};
+use crossbeam_channel::{Receiver, Select};
 use log::warn;
 
 use crate::cancel::Signals;
-use crate::chunk::{Job, Parcel, Reply};
+use crate::chunk::{Job, Parcel, Reply, Shared};
 use crate::contain::{bury, contain};
 use crate::counters::Counters;
 use crate::monitor::{Monitor, TARGET};
 use crate::plan::Plan;
 use crate::spawn::Spawn;
+use crate::tray::Tray;
 
 /// The home of the jobs and the function, their types forgotten: one indirect call a chunk.
 trait Hands<C>: Send {
@@ -29,9 +31,7 @@ struct Workers<P, F, I, T, E> {
     home: P,
     width: usize,
     function: Arc<F>,
-    signals: Arc<Signals>,
-    counters: Arc<Counters>,
-    answers: Sender<Parcel<I, T, E>>,
+    shared: Arc<Shared<I, T, E>>,
 }
 
 impl<'s, P, F, I, T, E> Hands<Parcel<I, T, E>> for Workers<P, F, I, T, E>
@@ -50,20 +50,18 @@ where
     fn submit(&self, chunk: Parcel<I, T, E>) {
         let reply = Reply {
             chunk: Some(chunk),
-            answers: self.answers.clone(),
-            counters: Arc::clone(&self.counters),
+            width: self.width,
+            shared: Arc::clone(&self.shared),
         };
         let job = Job {
             function: Arc::clone(&self.function),
-            signals: Arc::clone(&self.signals),
             reply,
         };
         // Queued behind the very task that waits for it, a job would never run.
         if self.home.is_current() {
-            job.run(None);
+            job.run();
         } else {
-            let width = self.width;
-            self.home.spawn(move || job.run(Some(width)));
+            self.home.spawn(move || job.run_on_worker());
         }
     }
 
@@ -75,10 +73,11 @@ where
 /// Those who work for one run. Dropping it stops them and waits until all are gone.
 pub(crate) struct Crew<'a, I, T, E> {
     hands: Option<BoxedHands<'a, I, T, E>>,
-    answers: Receiver<Parcel<I, T, E>>,
-    pub(crate) signals: Arc<Signals>,
-    pub(crate) counters: Arc<Counters>,
+    shared: Arc<Shared<I, T, E>>,
+    /// Answers that were taken from the tray.
+    received: VecDeque<Parcel<I, T, E>>,
     monitor: Option<Monitor>,
+    width: usize,
     /// Chunks that are not answered, and the items in them.
     chunks: usize,
     items: usize,
@@ -94,28 +93,34 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         T: Send + 's,
         E: Send + 's,
     {
-        // Unbounded, so that a worker never blocks on it. What bounds it is what was submitted.
-        let (sender, answers) = unbounded();
-        let function = Arc::new(function);
-        let signals = Arc::new(signals);
-        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(Shared {
+            tray: Tray::new(),
+            signals,
+            counters: Arc::default(),
+        });
         let workers = Workers {
             home,
             width: 1,
-            function,
-            signals: Arc::clone(&signals),
-            counters: Arc::clone(&counters),
-            answers: sender,
+            function: Arc::new(function),
+            shared: Arc::clone(&shared),
         };
         Self {
             hands: Some(Box::new(workers)),
-            answers,
-            signals,
-            counters,
+            shared,
+            received: VecDeque::new(),
             monitor: None,
+            width: 0,
             chunks: 0,
             items: 0,
         }
+    }
+
+    pub(crate) fn signals(&self) -> &Signals {
+        &self.shared.signals
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.shared.counters
     }
 
     /// Gets everybody ready for a source of `total` items, if that is known. Returns how many can
@@ -125,8 +130,9 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
             .hands
             .as_mut()
             .map_or(1, |hands| hands.open(plan.num_threads, &plan.name));
-        self.counters.start(total);
-        let counters = Arc::clone(&self.counters);
+        self.width = width;
+        self.counters().start(total);
+        let counters = Arc::clone(self.counters());
         let on_progress = plan.on_progress.take();
         match Monitor::start(plan.title(), plan.interval, counters, on_progress) {
             Ok(monitor) => self.monitor = monitor,
@@ -144,7 +150,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         if let Some(hands) = &self.hands {
             self.chunks += 1;
             self.items += chunk.len();
-            self.signals.submit();
+            self.signals().submit();
             hands.submit(chunk);
         }
     }
@@ -155,7 +161,10 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     }
 
     pub(crate) fn try_receive(&mut self) -> Option<Parcel<I, T, E>> {
-        let answer = self.answers.try_recv().ok()?;
+        if self.received.is_empty() {
+            self.shared.tray.take(&mut self.received);
+        }
+        let answer = self.received.pop_front()?;
         Some(self.note(answer))
     }
 
@@ -169,26 +178,31 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     /// given, or `until`. Returns whether it was something else than `until`.
     pub(crate) fn wait<S>(&self, source: Option<&Receiver<S>>, until: Option<Instant>) -> bool {
         self.help();
+        let rings = self.shared.tray.rings();
         let mut select = Select::new();
-        select.recv(&self.answers);
-        if let Some(token) = self.signals.token() {
+        select.recv(rings);
+        if let Some(token) = self.signals().token() {
             select.recv::<Infallible>(token.bell());
         }
         if let Some(source) = source {
             select.recv(source);
         }
-        match until {
+        let is_ready = match until {
             Some(until) => select.ready_deadline(until).is_ok(),
             None => {
                 select.ready();
                 true
             }
-        }
+        };
+        // Before the tray is looked at: what comes after that rings again.
+        let _ = rings.try_recv();
+        is_ready
     }
 
-    /// Whether some chunk holds more than one item, so that one may wait behind another.
-    pub(crate) fn has_neighbours(&self) -> bool {
-        self.items > self.chunks
+    /// Whether something may be finished that is not known here: an item of a chunk that goes on, or a
+    /// chunk that was not worth a ring.
+    pub(crate) fn may_hold_back(&self) -> bool {
+        self.items > self.chunks || self.chunks > self.width
     }
 
     /// On one of the very threads that jobs run on, does the queued ones: nobody else may be there
@@ -196,7 +210,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     /// was moved here.
     fn help(&self) {
         if self.chunks > 0 && self.is_current() {
-            while self.answers.is_empty()
+            while self.shared.tray.is_empty()
                 && rayon_core::yield_now() == Some(rayon_core::Yield::Executed)
             {}
         }
@@ -208,16 +222,17 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
 
     /// Stops everybody, waits for those who run, and gives what comes back to `keep`.
     pub(crate) fn bring_home(&mut self, mut keep: impl FnMut(Parcel<I, T, E>)) {
-        self.signals.halt();
+        self.signals().halt();
         // Dropped on one of its own threads, a run may be in a task of its own: it cannot wait for that.
-        while self.chunks > 0 && !self.is_current() {
-            let Ok(answer) = self.answers.recv() else {
+        loop {
+            while let Some(answer) = self.try_receive() {
+                keep(answer);
+            }
+            if self.chunks == 0 || self.is_current() {
                 break;
-            };
-            keep(self.note(answer));
-        }
-        while let Some(answer) = self.try_receive() {
-            keep(answer);
+            }
+            // The last answer rings, if no other does.
+            let _ = self.shared.tray.rings().recv();
         }
         // All jobs have let go of the function, so this is where its captures are dropped, and the
         // threads of an own pool are joined.
@@ -228,7 +243,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
 
     /// All figures are in: the clock stops, and the monitor writes its last line.
     pub(crate) fn dismiss(&mut self) {
-        self.counters.end();
+        self.counters().end();
         self.monitor = None;
     }
 }

@@ -86,7 +86,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(progress.snapshot().completed(), 10);
     /// ```
     pub fn progress(&self) -> Progress {
-        Progress::new(Arc::clone(&self.circle.crew.counters))
+        Progress::new(Arc::clone(self.circle.crew.counters()))
     }
 
     /// How the run ended; `None` while it runs.

@@ -21,6 +21,7 @@ mod sizing;
 mod spawn;
 mod task;
 mod tasks;
+mod tray;
 
 pub use builder::{Futureproof, FutureproofIterator};
 pub use cancel::CancellationToken;

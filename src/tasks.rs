@@ -129,7 +129,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.put_current_back();
         // A panic of the source leaves what was pulled before it.
         let pulled = self.pulled + self.filling.inputs.len() as u64;
-        self.circle.crew.counters.set_pulled(pulled);
+        self.circle.crew.counters().set_pulled(pulled);
         self.circle.crew.dismiss();
     }
 
@@ -143,14 +143,14 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 
     fn count_delivered(&mut self, chunk: &Chunk<I::Item, T, E>) {
         self.delivered += chunk.delivered() as u64;
-        self.circle.crew.counters.set_delivered(self.delivered);
+        self.circle.crew.counters().set_delivered(self.delivered);
     }
 
     /// The run ends in this way; nothing more is delivered.
     fn end(&mut self, ending: Ending) {
         if self.ending.is_none() {
             self.ending = Some(ending);
-            self.circle.crew.signals.halt();
+            self.circle.crew.signals().halt();
             self.put_current_back();
         }
     }
@@ -158,7 +158,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// Whether the run has ended, now at the latest if a cancel or the deadline says so.
     pub(crate) fn has_ended(&mut self) -> bool {
         if self.ending.is_none() {
-            let signals = &self.circle.crew.signals;
+            let signals = self.circle.crew.signals();
             if signals.is_cancelled() {
                 self.end(Ending::Cancelled);
             } else if signals.is_late() {
@@ -169,7 +169,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 
     fn open(&mut self) {
-        self.circle.crew.signals.start(self.plan.deadline);
+        self.circle.crew.signals().start(self.plan.deadline);
         // The source is user code here as well: if it panics, it is not asked again.
         self.is_pulling = true;
         let total = match self.source.size_hint() {
@@ -238,7 +238,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// After the end, waits for what still runs, unless the run was cut short from outside.
     fn wind_up(&mut self) {
         self.circle.wind_up();
-        if !self.circle.crew.signals.is_interrupted() {
+        if !self.circle.crew.signals().is_interrupted() {
             self.stop();
         }
     }
@@ -258,7 +258,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             0 => self.circle.len() < self.plan.chunks(self.width),
             window => self.in_flight() < window as u64,
         };
-        has_room && !self.is_exhausted && self.circle.crew.signals.allows(self.pulled)
+        has_room && !self.is_exhausted && self.circle.crew.signals().allows(self.pulled)
     }
 
     /// Whether a source that reads ahead has nothing to give right now.
@@ -286,7 +286,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.filling.reset(self.pulled, self.circle.is_final());
         self.is_pulling = true;
         let start = Instant::now();
-        let signals = &*self.circle.crew.signals;
+        let signals = self.circle.crew.signals();
         let submitted = signals.submitted();
         let inputs = &mut self.filling.inputs;
         loop {
@@ -309,7 +309,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         if len > 0 {
             self.circle.sizing.record_pull(len, start.elapsed());
             self.pulled += len as u64;
-            self.circle.crew.counters.set_pulled(self.pulled);
+            self.circle.crew.counters().set_pulled(self.pulled);
             let next = self.circle.empty_chunk();
             let chunk = mem::replace(&mut self.filling, next);
             self.circle.crew.submit(chunk);

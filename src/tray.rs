@@ -1,0 +1,122 @@
+//! Where workers lay what they have finished, and where the consumer comes for all of it at once.
+//!
+//! A consumer that waits is woken when that is worth it, not for each chunk: to wake up costs it more than
+//! a small chunk. What lies here meanwhile is seen at the next ring, or when the consumer has lost patience.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::cancel::Signals;
+
+/// Finished work for which a consumer is woken.
+const WORTH: Duration = Duration::from_micros(200);
+
+/// Finished chunks on their way back. Unbounded, so that a worker never blocks on it: what bounds it is
+/// what was submitted.
+#[derive(Debug)]
+pub(crate) struct Tray<C> {
+    pile: Mutex<Pile<C>>,
+    /// Holds one ring, as more would say no more.
+    bell: Sender<()>,
+    rings: Receiver<()>,
+}
+
+#[derive(Debug)]
+struct Pile<C> {
+    chunks: VecDeque<C>,
+    /// The work in them.
+    busy: Duration,
+}
+
+impl<C> Tray<C> {
+    pub(crate) fn new() -> Self {
+        let (bell, rings) = bounded(1);
+        let pile = Pile {
+            chunks: VecDeque::new(),
+            busy: Duration::ZERO,
+        };
+        Self {
+            pile: Mutex::new(pile),
+            bell,
+            rings,
+        }
+    }
+
+    fn pile(&self) -> MutexGuard<'_, Pile<C>> {
+        // Nothing that could panic is done under the lock.
+        self.pile.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a chunk that took `busy` to run. Rings if much has piled up, or if somebody waits for it.
+    pub(crate) fn put(&self, chunk: C, busy: Duration, signals: &Signals) {
+        let mut pile = self.pile();
+        pile.chunks.push_back(chunk);
+        pile.busy = pile.busy.saturating_add(busy);
+        let is_worth_it = pile.busy >= WORTH;
+        drop(pile);
+        // Read after the lock was held. So whoever has become hungry before they last looked at the
+        // pile, and did not find this chunk, is seen here.
+        if is_worth_it || signals.is_hungry() {
+            self.ring();
+        }
+    }
+
+    /// Wakes the consumer, now or when it next waits.
+    pub(crate) fn ring(&self) {
+        let _ = self.bell.try_send(());
+    }
+
+    /// Swaps the pile for `emptied`.
+    pub(crate) fn take(&self, emptied: &mut VecDeque<C>) {
+        let mut pile = self.pile();
+        mem::swap(&mut pile.chunks, emptied);
+        pile.busy = Duration::ZERO;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pile().chunks.is_empty()
+    }
+
+    /// Becomes ready when the bell rings.
+    pub(crate) fn rings(&self) -> &Receiver<()> {
+        &self.rings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn has_rung<C>(tray: &Tray<C>) -> bool {
+        tray.rings().try_recv().is_ok()
+    }
+
+    #[test]
+    fn rings_once_enough_has_piled_up() {
+        let signals = Signals::new(None, false, None);
+        let tray = Tray::new();
+        tray.put('a', WORTH / 2, &signals);
+        assert!(!has_rung(&tray));
+        tray.put('b', WORTH / 2, &signals);
+        assert!(has_rung(&tray));
+        let mut taken = VecDeque::new();
+        tray.take(&mut taken);
+        assert_eq!(taken, ['a', 'b']);
+        assert!(tray.is_empty());
+        tray.put('c', WORTH / 2, &signals);
+        assert!(!has_rung(&tray));
+    }
+
+    #[test]
+    fn rings_at_once_for_the_hungry() {
+        let signals = Signals::new(None, false, None);
+        let tray = Tray::new();
+        signals.set_hungry(true);
+        tray.put('a', Duration::ZERO, &signals);
+        assert!(has_rung(&tray));
+    }
+}
