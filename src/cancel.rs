@@ -118,6 +118,8 @@ pub(crate) struct Signals {
     /// Chunks submitted and chunks answered.
     submitted: AtomicU64,
     answered: AtomicU64,
+    /// The number of the answer at which a consumer that waits is to be woken.
+    awaited: AtomicU64,
     /// How many chunks were submitted when a worker last found nothing to do.
     starved_at: AtomicU64,
 }
@@ -142,6 +144,7 @@ impl Signals {
             deadline: OnceLock::new(),
             submitted: AtomicU64::new(0),
             answered: AtomicU64::new(0),
+            awaited: AtomicU64::new(u64::MAX),
             starved_at: AtomicU64::new(u64::MAX),
         }
     }
@@ -235,32 +238,37 @@ impl Signals {
         self.submitted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A chunk has been answered.
-    pub(crate) fn answer(&self) {
-        self.answered.fetch_add(1, Ordering::Relaxed);
+    /// A chunk has been answered, where `width` are at work. Returns whether the consumer should be woken.
+    pub(crate) fn answer(&self, width: usize) -> bool {
+        let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
+        answered >= self.awaited.load(Ordering::Relaxed) || self.is_short_of_work(width)
+    }
+
+    /// The consumer will wait, but not longer than until half of what is `outstanding` is answered.
+    pub(crate) fn await_answers(&self, outstanding: usize) {
+        let submitted = self.submitted();
+        self.awaited
+            .store(submitted - outstanding as u64 / 2, Ordering::Relaxed);
+    }
+
+    /// The consumer is awake.
+    pub(crate) fn await_nothing(&self) {
+        self.awaited.store(u64::MAX, Ordering::Relaxed);
     }
 
     /// Whether there are no more chunks than the `width` that are at work can be busy with.
     pub(crate) fn is_short_of_work(&self, width: usize) -> bool {
-        self.unanswered() < width as u64
-    }
-
-    fn unanswered(&self) -> u64 {
         let answered = self.answered.load(Ordering::Relaxed);
-        let submitted = self.submitted.load(Ordering::Relaxed);
-        submitted.saturating_sub(answered)
+        self.submitted().saturating_sub(answered) < width as u64
     }
 
-    /// A worker of `width` that is out of work stays a moment, and says so if none comes.
+    /// A worker that is out of work stays a moment, and says so if none comes.
     ///
     /// A consumer that fills a chunk does not look at the clock after each pull: that would cost more than a
     /// tiny task. But it must notice when a pull takes long, or what it has pulled would wait for more
     /// slow ones. Then the workers run dry, and they have the time to notice.
-    pub(crate) fn linger(&self, width: usize) {
+    pub(crate) fn linger(&self) {
         let submitted = self.submitted();
-        if !self.is_short_of_work(width) {
-            return;
-        }
         // Spinning, for so short a time: on a busy machine, a thread that yields is away for milliseconds.
         let start = Instant::now();
         while start.elapsed() < LINGER {

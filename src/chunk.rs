@@ -280,7 +280,7 @@ impl<F, I, T, E> Job<F, I, T, E>
 where
     F: Fn(&I) -> Result<T, E>,
 {
-    /// Runs the chunk and answers it, here on the caller's own thread.
+    /// Runs the chunk and answers it.
     pub(crate) fn run(self) {
         let Self {
             function,
@@ -288,14 +288,6 @@ where
         } = self;
         while reply.run(&*function) == Pause::Flush {}
         bury(function);
-    }
-
-    /// Runs the chunk and answers it, on a worker, which stays a moment if it is out of work.
-    pub(crate) fn run_on_worker(self) {
-        let shared = Arc::clone(&self.reply.shared);
-        let width = self.reply.width;
-        self.run();
-        shared.signals.linger(width);
     }
 }
 
@@ -310,8 +302,8 @@ pub(crate) struct Shared<I, T, E> {
 /// The duty to answer a chunk: done at the latest when this is dropped.
 pub(crate) struct Reply<I, T, E> {
     pub(crate) chunk: Option<Parcel<I, T, E>>,
-    /// How many work for the run.
-    pub(crate) width: usize,
+    /// Where this is on a worker, of how many.
+    pub(crate) width: Option<usize>,
     pub(crate) shared: Arc<Shared<I, T, E>>,
 }
 
@@ -344,7 +336,7 @@ impl<I, T, E> Reply<I, T, E> {
         } = &*self.shared;
         counters.complete((succeeded + failed) as u64, failed as u64);
         let busy = chunk.busy;
-        tray.put(chunk, busy, signals);
+        tray.put(chunk, busy, self.width.unwrap_or(1) as u32, signals);
     }
 }
 
@@ -353,9 +345,12 @@ impl<I, T, E> Drop for Reply<I, T, E> {
         if let Some(chunk) = self.chunk.take() {
             self.send(chunk);
             let Shared { tray, signals, .. } = &*self.shared;
-            signals.answer();
-            if signals.is_short_of_work(self.width) {
+            let width = self.width.unwrap_or(1);
+            if signals.answer(width) {
                 tray.ring();
+            }
+            if self.width.is_some() && signals.is_short_of_work(width) {
+                signals.linger();
             }
         }
     }

@@ -71,9 +71,9 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         self.spare.pop().unwrap_or_else(|| Box::new(Chunk::new()))
     }
 
-    /// Keeps an emptied chunk for another use.
-    pub(crate) fn recycle(&mut self, emptied: Parcel<I, T, E>, limit: usize) {
-        if self.spare.len() < limit {
+    /// Keeps an emptied chunk for another use, unless there are as many as will be needed.
+    pub(crate) fn recycle(&mut self, emptied: Parcel<I, T, E>) {
+        if self.spare.len() < self.sizing.depth() {
             self.spare.push(emptied);
         }
     }

@@ -48,20 +48,21 @@ where
     }
 
     fn submit(&self, chunk: Parcel<I, T, E>) {
+        // Queued behind the very task that waits for it, a job would never run.
+        let is_inline = self.home.is_current();
         let reply = Reply {
             chunk: Some(chunk),
-            width: self.width,
+            width: (!is_inline).then_some(self.width),
             shared: Arc::clone(&self.shared),
         };
         let job = Job {
             function: Arc::clone(&self.function),
             reply,
         };
-        // Queued behind the very task that waits for it, a job would never run.
-        if self.home.is_current() {
+        if is_inline {
             job.run();
         } else {
-            self.home.spawn(move || job.run_on_worker());
+            self.home.spawn(move || job.run());
         }
     }
 
@@ -178,6 +179,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     /// given, or `until`. Returns whether it was something else than `until`.
     pub(crate) fn wait<S>(&self, source: Option<&Receiver<S>>, until: Option<Instant>) -> bool {
         self.help();
+        self.signals().await_answers(self.chunks);
         let rings = self.shared.tray.rings();
         let mut select = Select::new();
         select.recv(rings);
@@ -194,6 +196,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
                 true
             }
         };
+        self.signals().await_nothing();
         // Before the tray is looked at: what comes after that rings again.
         let _ = rings.try_recv();
         is_ready

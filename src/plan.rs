@@ -6,8 +6,6 @@ use crate::cancel::CancellationToken;
 use crate::monitor::OnProgress;
 use crate::policy::ErrorPolicy;
 
-/// Chunks that are queued for each worker, so that none waits for the consumer to wake up.
-pub(crate) const CHUNKS_PER_THREAD: usize = 8;
 /// The largest chunk.
 const MAX_CHUNK: usize = 1 << 16;
 
@@ -66,24 +64,19 @@ impl Plan {
         self.policy.tolerated().is_some() || self.is_guarded()
     }
 
-    /// How many chunks may be in flight.
-    pub(crate) fn chunks(&self, width: usize) -> usize {
-        CHUNKS_PER_THREAD * width
-    }
-
-    /// How many items may be in flight, where a chunk has at most `max_chunk`.
-    pub(crate) fn window(&self, width: usize, max_chunk: usize) -> usize {
+    /// How many items may be in flight, where `chosen` is the default.
+    pub(crate) fn window(&self, chosen: usize) -> usize {
         match self.max_in_flight {
-            0 => self.chunks(width).saturating_mul(max_chunk),
+            0 => chosen,
             window => window,
         }
     }
 
     /// The most of a window that one chunk should take: a window that is not shared out would go to
     /// one worker.
-    pub(crate) fn share(&self, width: usize, max_chunk: usize) -> usize {
+    pub(crate) fn share(&self, window: usize, width: usize) -> usize {
         match self.chunk_size {
-            0 => (self.window(width, max_chunk) / (2 * width)).max(1),
+            0 => (window / (2 * width)).max(1),
             _ => usize::MAX,
         }
     }
@@ -96,19 +89,18 @@ mod tests {
     #[test]
     fn absurd_counts_do_not_overflow() {
         let mut plan = Plan::new(ErrorPolicy::Raise);
-        assert_eq!(plan.window(2, usize::MAX), usize::MAX);
         plan.chunk_size = usize::MAX;
         assert_eq!(plan.fixed_chunk(), MAX_CHUNK);
         plan.max_in_flight = usize::MAX;
-        assert_eq!(plan.window(2, 1), usize::MAX);
+        assert_eq!(plan.window(1), usize::MAX);
     }
 
     #[test]
     fn a_small_window_is_shared_out() {
         let mut plan = Plan::new(ErrorPolicy::Raise);
-        plan.max_in_flight = 40;
-        assert_eq!(plan.share(4, 2048), 5);
-        plan.max_in_flight = 1;
-        assert_eq!(plan.share(4, 2048), 1);
+        assert_eq!(plan.share(40, 4), 5);
+        assert_eq!(plan.share(1, 4), 1);
+        plan.chunk_size = 30;
+        assert!(plan.share(40, 4) > 30);
     }
 }

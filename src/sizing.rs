@@ -3,10 +3,16 @@
 //! A chunk costs about a microsecond to hand over and back, so tiny tasks travel many together. A
 //! slow task, or an item that is slow to come by, travels alone: nothing waits for it.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// What a chunk should take to run, in nanoseconds.
-const SLICE: f64 = 200_000.0;
+/// What a chunk should take to run, in nanoseconds. Finished items wait for their chunk, for ever if
+/// one in it hangs, so it is short.
+const SLICE: f64 = 100_000.0;
+/// How much work should be queued for each worker, in nanoseconds: more than a consumer takes to wake up.
+const QUEUE: f64 = 1_600_000.0;
+/// Chunks that are queued for each worker, however slow or quick they are.
+const DEPTH: RangeInclusive<usize> = 8..=32;
 /// What pulling a chunk's items may take, in nanoseconds.
 const PULL_SLICE: f64 = 20_000.0;
 /// An item that takes this long to pull, in nanoseconds, is submitted by itself.
@@ -25,6 +31,8 @@ pub(crate) struct Sizing {
     by_run: usize,
     /// What the measured pulls allow.
     by_pull: usize,
+    /// What an item took to run when that was last measured, in nanoseconds.
+    each: f64,
 }
 
 impl Sizing {
@@ -36,6 +44,7 @@ impl Sizing {
             cap,
             by_run: 1,
             by_pull: 1,
+            each: f64::INFINITY,
         }
     }
 
@@ -53,10 +62,33 @@ impl Sizing {
         self.fixed.unwrap_or(self.cap)
     }
 
-    /// `items` were run in `time`. Grows at most twofold, falls at once.
+    /// How many chunks should be in flight for each worker. Large ones are fewer, to stay in the caches.
+    pub(crate) fn depth(&self) -> usize {
+        let size = self.next();
+        let by_time = (QUEUE / (size as f64 * self.each)) as usize;
+        by_time
+            .min(self.window() / size)
+            .clamp(*DEPTH.start(), *DEPTH.end())
+    }
+
+    /// The most items that should be in flight for each worker.
+    pub(crate) fn window(&self) -> usize {
+        self.cap.max(self.max()).saturating_mul(*DEPTH.start())
+    }
+
+    /// `items` were run in `time`. Grows at most twofold. Falls at once where they took far too long, else
+    /// little by little: a worker that was interrupted has not become slow.
     pub(crate) fn record_run(&mut self, items: usize, time: Duration) {
+        self.each = time.as_nanos() as f64 / items as f64;
         let grown = self.by_run.max(items) * 2;
-        self.by_run = Self::fit(SLICE, items, time).min(grown).clamp(1, self.cap);
+        let fits = Self::fit(SLICE, items, time).min(grown);
+        let is_overrun = time.as_nanos() as f64 > 2.0 * SLICE;
+        self.by_run = if is_overrun || fits > self.by_run {
+            fits
+        } else {
+            self.by_run - (self.by_run - fits) / 8
+        };
+        self.by_run = self.by_run.clamp(1, self.cap);
     }
 
     /// `items` were pulled in `time`. Grows at most twofold, falls at once.
@@ -123,7 +155,7 @@ mod tests {
     fn a_chunk_fills_its_slice() {
         let mut sizing = quick_source();
         (0..20).for_each(|_| sizing.record_run(10, 10 * US));
-        assert_eq!(sizing.next(), 200);
+        assert_eq!(sizing.next(), 100);
     }
 
     #[test]

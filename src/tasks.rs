@@ -211,13 +211,15 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             if !self.has_fed && self.circle.sizing.is_source_quick() && self.can_feed() {
                 self.feed();
             }
-            if self.circle.receive() && self.circle.is_deserted() {
-                self.end(Ending::Cancelled);
-                return false;
-            }
             if let Some(chunk) = self.circle.arrivals.pop() {
                 self.turn_to(chunk);
                 return true;
+            }
+            if self.circle.receive() {
+                if self.circle.is_deserted() {
+                    self.end(Ending::Cancelled);
+                }
+                continue;
             }
             if self.can_feed() {
                 self.feed();
@@ -247,7 +249,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     fn turn_to(&mut self, chunk: Parcel<I::Item, T, E>) {
         let emptied = mem::replace(&mut self.current, chunk);
         self.count_delivered(&emptied);
-        self.circle.recycle(emptied, self.plan.chunks(self.width));
+        self.circle.recycle(emptied);
         self.has_fed = false;
     }
 
@@ -255,7 +257,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     fn may_pull(&self) -> bool {
         let has_room = match self.plan.max_in_flight {
             // Chunks rather than items: slow tasks make small chunks, so their window is small.
-            0 => self.circle.len() < self.plan.chunks(self.width),
+            0 => self.circle.len() < self.circle.sizing.depth() * self.width,
             window => self.in_flight() < window as u64,
         };
         has_room && !self.is_exhausted && self.circle.crew.signals().allows(self.pulled)
@@ -272,11 +274,11 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 
     fn chunk_size(&self) -> usize {
         let sizing = &self.circle.sizing;
-        let window = self.plan.window(self.width, sizing.max()) as u64;
-        let room = window.saturating_sub(self.in_flight());
+        let window = self.plan.window(sizing.window().saturating_mul(self.width));
+        let room = (window as u64).saturating_sub(self.in_flight());
         sizing
             .next()
-            .min(self.plan.share(self.width, sizing.max()))
+            .min(self.plan.share(window, self.width))
             .min(room.try_into().unwrap_or(usize::MAX))
     }
 

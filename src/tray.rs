@@ -51,12 +51,13 @@ impl<C> Tray<C> {
         self.pile.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a chunk that took `busy` to run. Rings if much has piled up, or if somebody waits for it.
-    pub(crate) fn put(&self, chunk: C, busy: Duration, signals: &Signals) {
+    /// Adds a chunk that took `busy` to run. Rings if it was a long one, if `width` workers have been busy
+    /// that long, or if the consumer has lost patience.
+    pub(crate) fn put(&self, chunk: C, busy: Duration, width: u32, signals: &Signals) {
         let mut pile = self.pile();
         pile.chunks.push_back(chunk);
         pile.busy = pile.busy.saturating_add(busy);
-        let is_worth_it = pile.busy >= WORTH;
+        let is_worth_it = busy >= WORTH || pile.busy >= WORTH.saturating_mul(width);
         drop(pile);
         // Read after the lock was held. So whoever has become hungry before they last looked at the
         // pile, and did not find this chunk, is seen here.
@@ -99,15 +100,15 @@ mod tests {
     fn rings_once_enough_has_piled_up() {
         let signals = Signals::new(None, false, None);
         let tray = Tray::new();
-        tray.put('a', WORTH / 2, &signals);
+        tray.put('a', WORTH / 2, 1, &signals);
         assert!(!has_rung(&tray));
-        tray.put('b', WORTH / 2, &signals);
+        tray.put('b', WORTH / 2, 1, &signals);
         assert!(has_rung(&tray));
         let mut taken = VecDeque::new();
         tray.take(&mut taken);
         assert_eq!(taken, ['a', 'b']);
         assert!(tray.is_empty());
-        tray.put('c', WORTH / 2, &signals);
+        tray.put('c', WORTH / 2, 1, &signals);
         assert!(!has_rung(&tray));
     }
 
@@ -116,7 +117,7 @@ mod tests {
         let signals = Signals::new(None, false, None);
         let tray = Tray::new();
         signals.set_hungry(true);
-        tray.put('a', Duration::ZERO, &signals);
+        tray.put('a', Duration::ZERO, 1, &signals);
         assert!(has_rung(&tray));
     }
 }
