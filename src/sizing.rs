@@ -18,7 +18,7 @@ const PULL_SLICE: f64 = 20_000.0;
 /// An item that takes this long to pull, in nanoseconds, is submitted by itself.
 const SLOW_PULL: f64 = 1_000.0;
 /// A chunk's inputs and outputs should stay in a core's cache.
-const BYTES: usize = 64 << 10;
+const BYTES: usize = 128 << 10;
 
 /// Chooses chunk sizes.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(crate) struct Sizing {
 impl Sizing {
     /// `fixed`: the size that was asked for, 0 if none was. `item_bytes`: what one item needs, in and out.
     pub(crate) fn new(fixed: usize, item_bytes: usize) -> Self {
-        let cap = (BYTES / item_bytes.max(1)).clamp(1, 2048);
+        let cap = (BYTES / item_bytes.max(1)).clamp(1, 8192);
         Self {
             fixed: (fixed > 0).then_some(fixed),
             cap,
@@ -179,6 +179,6 @@ mod tests {
     #[test]
     fn huge_and_empty_items_are_no_trouble() {
         assert_eq!(Sizing::new(0, usize::MAX).max(), 1);
-        assert_eq!(Sizing::new(0, 0).max(), 2048);
+        assert_eq!(Sizing::new(0, 0).max(), 8192);
     }
 }

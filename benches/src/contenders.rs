@@ -1,0 +1,238 @@
+//! Ways to run a function on the items of an iterator in parallel, each on the same job: the numbers from 0
+//! on go through the function, the sum of its results comes back to the calling thread.
+//!
+//! This crate starts its threads in each run, as its users do; rayon's and tokio's are started beforehand.
+
+use std::thread;
+use std::time::Duration;
+
+use futureproof::prelude::*;
+use futures::StreamExt;
+use orx_parallel::{IterIntoParIter, Par};
+use par_iter_sync::IntoParallelIteratorSync;
+use pariter::IteratorExt;
+use rayon::prelude::*;
+
+use crate::work::{Work, plain_loop};
+
+/// What contenders need that is made once.
+pub struct Rig {
+    pub threads: usize,
+    pool: rayon::ThreadPool,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Rig {
+    pub fn new(threads: usize) -> Self {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(threads)
+            .build();
+        Self {
+            threads,
+            pool: pool.build().expect("threads can be had"),
+            runtime: runtime.expect("threads can be had"),
+        }
+    }
+
+    /// As many threads as there are cores.
+    pub fn of_this_machine() -> Self {
+        Self::new(thread::available_parallelism().map_or(2, usize::from))
+    }
+}
+
+/// One way to do it.
+pub struct Contender<W> {
+    pub name: &'static str,
+    /// About what it costs an item, in nanoseconds: decides on how many items it is measured.
+    pub cost: u64,
+    /// Whether it gives a stream of results, so that it does the same job as this crate.
+    pub is_stream: bool,
+    pub run: fn(&Rig, u64, W) -> u64,
+}
+
+impl<W> Contender<W> {
+    /// Whether it runs on as many threads as it is told.
+    pub fn has_threads(&self) -> bool {
+        self.name != PLAIN && self.name != SYNC
+    }
+}
+
+pub const PLAIN: &str = "plain loop";
+pub const SPLIT: &str = "static split (the limit)";
+pub const OURS: &str = "futureproof, `for`";
+pub const FOLD: &str = "futureproof, `fold`";
+pub const ORDERED: &str = "futureproof, `ordered`";
+pub const STATE: &str = "futureproof, `with_state`";
+pub const RETRY: &str = "futureproof, `retry` armed";
+pub const CHANNEL: &str = "rayon `par_bridge` into a channel";
+pub const PARITER: &str = "pariter, tuned";
+pub const SYNC: &str = "par-iter-sync";
+
+/// Everybody.
+pub fn all<W: Work>() -> Vec<Contender<W>> {
+    let of = |name, cost, is_stream, run| Contender {
+        name,
+        cost,
+        is_stream,
+        run,
+    };
+    vec![
+        of(PLAIN, 1, false, |_, items, work| plain_loop(items, work)),
+        of(SPLIT, 1, false, static_split),
+        of(OURS, 3, true, by_for),
+        of(FOLD, 3, true, by_fold),
+        of(ORDERED, 4, true, ordered),
+        of(STATE, 6, true, stateful),
+        of(RETRY, 4, true, with_retry),
+        of("rayon `par_iter` of a `Vec`", 4, false, par_iter),
+        of("rayon `par_bridge`, reduced", 50, false, par_bridge),
+        of(CHANNEL, 80, true, par_bridge_channel),
+        of("orx-parallel, reduced", 3, false, orx),
+        of("pariter", 200, true, pariter_default),
+        of(PARITER, 200, true, pariter_tuned),
+        of(SYNC, 200, true, par_iter_sync),
+        of(
+            "`buffer_unordered`, `spawn_blocking`",
+            3_000,
+            true,
+            buffer_unordered,
+        ),
+    ]
+}
+
+fn static_split<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let threads = rig.threads as u64;
+    thread::scope(|scope| {
+        let parts: Vec<_> = (0..threads)
+            .map(|part| {
+                let range = items * part / threads..items * (part + 1) / threads;
+                scope.spawn(move || {
+                    range.fold(0u64, |sum, item| {
+                        sum.wrapping_add(work(std::hint::black_box(item)))
+                    })
+                })
+            })
+            .collect();
+        let sums = parts.into_iter().map(|part| part.join().expect("no panic"));
+        sums.fold(0, u64::wrapping_add)
+    })
+}
+
+fn by_for<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let mut sum = 0u64;
+    let run = (0..items).futureproof(Raise).num_threads(rig.threads);
+    for task in run.map_tasks(infallible(move |item: &u64| work(*item))) {
+        sum = sum.wrapping_add(task.expect("it cannot fail").output);
+    }
+    sum
+}
+
+fn by_fold<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let run = (0..items).futureproof(Raise).num_threads(rig.threads);
+    let run = run.map_tasks(infallible(move |item: &u64| work(*item)));
+    run.fold(0, |sum, task| {
+        sum.wrapping_add(task.expect("it cannot fail").output)
+    })
+}
+
+fn ordered<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let mut sum = 0u64;
+    let run = (0..items)
+        .futureproof(Raise)
+        .num_threads(rig.threads)
+        .ordered();
+    for task in run.map_tasks(infallible(move |item: &u64| work(*item))) {
+        sum = sum.wrapping_add(task.expect("it cannot fail").output);
+    }
+    sum
+}
+
+fn stateful<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let mut sum = 0u64;
+    let run = (0..items).futureproof(Raise).num_threads(rig.threads);
+    let count = move |calls: &mut u64, item: &u64| {
+        *calls += 1;
+        Ok::<_, ()>(work(*item))
+    };
+    for task in run.map_tasks(with_state(|| 0, count)) {
+        sum = sum.wrapping_add(task.expect("it cannot fail").output);
+    }
+    sum
+}
+
+fn with_retry<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let mut sum = 0u64;
+    let run = (0..items).futureproof(Raise).num_threads(rig.threads);
+    let run = run.map_tasks(infallible(move |item: &u64| work(*item)));
+    for task in run.retry(|| [Duration::from_millis(10); 3]) {
+        sum = sum.wrapping_add(task.expect("it cannot fail").output);
+    }
+    sum
+}
+
+fn par_iter<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let items: Vec<u64> = (0..items).collect();
+    let sum = || {
+        items
+            .par_iter()
+            .map(|item| work(*item))
+            .reduce(|| 0, u64::wrapping_add)
+    };
+    rig.pool.install(sum)
+}
+
+fn par_bridge<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let sum = || {
+        (0..items)
+            .par_bridge()
+            .map(work)
+            .reduce(|| 0, u64::wrapping_add)
+    };
+    rig.pool.install(sum)
+}
+
+fn par_bridge_channel<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let (sender, results) = crossbeam_channel::bounded(1024);
+    rig.pool.spawn(move || {
+        let send = |sender: &mut crossbeam_channel::Sender<u64>, item| {
+            sender.send(work(item)).expect("the receiver lives")
+        };
+        (0..items).par_bridge().for_each_with(sender, send);
+    });
+    results.iter().fold(0, u64::wrapping_add)
+}
+
+fn orx<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let run = (0..items).iter_into_par().num_threads(rig.threads);
+    run.map(work).reduce(u64::wrapping_add).unwrap_or(0)
+}
+
+fn pariter_default<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let threads = rig.threads;
+    let run = (0..items).parallel_map_custom(|options| options.threads(threads), work);
+    run.fold(0, u64::wrapping_add)
+}
+
+fn pariter_tuned<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let threads = rig.threads;
+    let run =
+        (0..items).parallel_map_custom(|options| options.threads(threads).buffer_size(1024), work);
+    run.fold(0, u64::wrapping_add)
+}
+
+/// It takes as many threads as there are cores.
+fn par_iter_sync<W: Work>(_: &Rig, items: u64, work: W) -> u64 {
+    let run = (0..items).into_par_iter_sync(move |item| Ok(work(item)));
+    run.fold(0, u64::wrapping_add)
+}
+
+fn buffer_unordered<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let calls = (0..items).map(|item| rig.runtime.spawn_blocking(move || work(item)));
+    let stream = futures::stream::iter(calls).buffer_unordered(8 * rig.threads);
+    let sum = stream.fold(0u64, async |sum, result| {
+        sum.wrapping_add(result.expect("no panic"))
+    });
+    rig.runtime.block_on(sum)
+}

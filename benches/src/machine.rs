@@ -1,0 +1,46 @@
+//! Where and when something was measured.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const PEERS: [&str; 7] = [
+    "futureproof",
+    "rayon",
+    "pariter",
+    "par-iter-sync",
+    "orx-parallel",
+    "futures",
+    "tokio",
+];
+
+/// The machine, the date and the versions, in one sentence.
+pub fn describe(threads: usize) -> Result<String, Box<dyn Error>> {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("an unknown processor", |(_, model)| model);
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.lock"))?;
+    let versions: Vec<String> = PEERS
+        .iter()
+        .filter_map(|name| Some(format!("{name} {}", version(&lock, name)?)))
+        .collect();
+    Ok(format!(
+        "{model}, {threads} threads on as many cores; {}; {}; {}.",
+        output("date", &["-u", "+%Y-%m-%d"])?,
+        output("rustc", &["--version"])?,
+        versions.join(", ")
+    ))
+}
+
+fn version<'a>(lock: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = lock.split_once(&format!("name = \"{name}\"\nversion = \""))?;
+    rest.split('"').next()
+}
+
+fn output(program: &str, args: &[&str]) -> Result<String, Box<dyn Error>> {
+    let output = Command::new(program).args(args).output()?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
