@@ -10,9 +10,9 @@ use std::time::Duration;
 /// one in it hangs, so it is short.
 const SLICE: f64 = 100_000.0;
 /// How much work should be queued for each worker, in nanoseconds: more than a consumer takes to wake up.
-const QUEUE: f64 = 1_600_000.0;
+const QUEUE: f64 = 4_000_000.0;
 /// Chunks that are queued for each worker, however slow or quick they are.
-const DEPTH: RangeInclusive<usize> = 8..=32;
+const DEPTH: RangeInclusive<usize> = 8..=64;
 /// What pulling a chunk's items may take, in nanoseconds.
 const PULL_SLICE: f64 = 20_000.0;
 /// An item that takes this long to pull, in nanoseconds, is submitted by itself.

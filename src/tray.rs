@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::cancel::Signals;
 
 /// Finished work for which a consumer is woken.
-const WORTH: Duration = Duration::from_micros(200);
+const WORTH: Duration = Duration::from_micros(500);
 
 /// Finished chunks on their way back. Unbounded, so that a worker never blocks on it: what bounds it is
 /// what was submitted.
