@@ -121,8 +121,8 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// How many items may be pulled and not yet delivered, at most: queued, running, waiting for a
     /// retry or finished. This is what bounds memory.
     ///
-    /// 0, the default, follows the cost of a task: eight chunks a thread, where slow tasks make chunks
-    /// of one item.
+    /// 0, the default, follows the cost of a task: eight slow tasks a thread, or four milliseconds of
+    /// quick ones, as far as that is not more than some 64 Ki items.
     ///
     /// ```
     /// # use futureproof::prelude::*;

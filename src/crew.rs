@@ -22,6 +22,7 @@ use crate::tray::Tray;
 trait Hands<C>: Send {
     fn open(&mut self, num_threads: usize, name: &str) -> usize;
     fn submit(&self, chunk: C);
+    fn settle(&self);
     fn is_current(&self) -> bool;
 }
 
@@ -64,6 +65,10 @@ where
         } else {
             self.home.spawn(move || job.run());
         }
+    }
+
+    fn settle(&self) {
+        self.home.settle();
     }
 
     fn is_current(&self) -> bool {
@@ -178,6 +183,9 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     /// Blocks until there may be something to do: an answer, a cancel, an item of `source` if that is
     /// given, or `until`. Returns whether it was something else than `until`.
     pub(crate) fn wait<S>(&self, source: Option<&Receiver<S>>, until: Option<Instant>) -> bool {
+        if let Some(hands) = &self.hands {
+            hands.settle();
+        }
         self.help();
         self.signals().await_answers(self.chunks);
         let rings = self.shared.tray.rings();

@@ -2,10 +2,16 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
+use std::io;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use rayon_core::{ThreadPool, ThreadPoolBuilder};
+use log::warn;
+use rayon_core::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
+
+use crate::contain::contain;
+use crate::monitor::TARGET;
 
 /// A home for jobs: what [`Futureproof::on`](crate::Futureproof::on) takes.
 ///
@@ -46,6 +52,9 @@ pub trait Spawn<'s>: Send {
         }
     }
 
+    /// The caller has submitted all that it may for now, and waits.
+    fn settle(&self) {}
+
     /// Whether the current thread is one that jobs run on, so that waiting here for a job could be
     /// waiting for oneself. Jobs are then run inline.
     fn is_current(&self) -> bool {
@@ -54,6 +63,9 @@ pub trait Spawn<'s>: Send {
 }
 
 /// The default home: a pool that is made for the run and goes with it.
+///
+/// Its threads start as jobs come, so that the first job need not wait for the last thread, and all
+/// the others when the caller first waits.
 #[derive(Debug, Default)]
 pub struct OwnPool {
     pool: Option<JoiningPool>,
@@ -62,7 +74,10 @@ pub struct OwnPool {
 impl Spawn<'static> for OwnPool {
     fn spawn(&self, job: impl FnOnce() + Send + 'static) {
         match &self.pool {
-            Some(joining) => joining.pool.spawn(job),
+            Some(joining) => {
+                joining.start_another();
+                joining.pool.spawn(job);
+            }
             None => unreachable!("a pool is opened before it is used"),
         }
     }
@@ -70,6 +85,12 @@ impl Spawn<'static> for OwnPool {
     fn open(&mut self, num_threads: usize, name: &str) -> usize {
         let joining = JoiningPool::build(num_threads, name);
         self.pool.insert(joining).pool.current_num_threads()
+    }
+
+    fn settle(&self) {
+        if let Some(joining) = &self.pool {
+            joining.start_all();
+        }
     }
 
     fn is_current(&self) -> bool {
@@ -177,6 +198,7 @@ impl fmt::Debug for Scope<'_, '_> {
 /// If the threads cannot be had, and with the panic of `f`.
 pub fn scope<'e, R>(num_threads: usize, f: impl for<'x> FnOnce(&Scope<'x, 'e>) -> R) -> R {
     let joining = JoiningPool::build(num_threads, "");
+    joining.start_all();
     let pool = &joining.pool;
     pool.in_place_scope(|scope| f(&Scope { scope, pool }))
 }
@@ -186,48 +208,82 @@ pub fn scope<'e, R>(num_threads: usize, f: impl for<'x> FnOnce(&Scope<'x, 'e>) -
 struct JoiningPool {
     // Dropped first: that is what makes the threads end.
     pool: ThreadPool,
-    _threads: Threads,
+    /// Workers that have no thread yet, the last first. To rayon, they are busy.
+    unstarted: Mutex<Vec<ThreadBuilder>>,
+    threads: Mutex<Threads>,
+    name: String,
 }
 
 impl JoiningPool {
+    /// Makes a pool, and starts the first of its threads.
     fn build(num_threads: usize, name: &str) -> Self {
         let name = if name.is_empty() { "futureproof" } else { name };
-        let mut threads = Threads::default();
-        match Self::try_build(num_threads, name, &mut threads) {
-            Ok(pool) => Self {
-                pool,
-                _threads: threads,
-            },
-            Err(error) => {
-                let asked = if num_threads > 0 {
-                    num_threads.to_string()
-                } else {
-                    "the default number of".into()
-                };
-                panic!("cannot build a pool of {asked} threads: {error}");
-            }
-        }
+        let built = Self::try_build(num_threads, name).and_then(|pool| {
+            pool.try_start_another()?;
+            Ok(pool)
+        });
+        built.unwrap_or_else(|error| {
+            let asked = if num_threads > 0 {
+                num_threads.to_string()
+            } else {
+                "the default number of".into()
+            };
+            panic!("cannot build a pool of {asked} threads: {error}");
+        })
     }
 
-    fn try_build(
-        num_threads: usize,
-        name: &str,
-        threads: &mut Threads,
-    ) -> Result<ThreadPool, Box<dyn Error>> {
+    fn try_build(num_threads: usize, name: &str) -> Result<Self, Box<dyn Error>> {
         // rayon would take a larger number for this one, and try.
         let max = rayon_core::max_num_threads();
         if num_threads > max {
             return Err(format!("there can be at most {max}").into());
         }
+        let mut unstarted = Vec::new();
         let pool = ThreadPoolBuilder::new()
             .num_threads(num_threads)
             .spawn_handler(|worker| {
-                let builder = thread::Builder::new().name(format!("{name}-{}", worker.index()));
-                threads.handles.push(builder.spawn(|| worker.run())?);
+                unstarted.push(worker);
                 Ok(())
-            });
-        Ok(pool.build()?)
+            })
+            .build()?;
+        unstarted.reverse();
+        Ok(Self {
+            pool,
+            unstarted: Mutex::new(unstarted),
+            threads: Mutex::default(),
+            name: name.to_owned(),
+        })
     }
+
+    /// Starts one more thread; `false` if all have been started.
+    fn try_start_another(&self) -> io::Result<bool> {
+        let Some(worker) = lock(&self.unstarted).pop() else {
+            return Ok(false);
+        };
+        let builder = thread::Builder::new().name(format!("{}-{}", self.name, worker.index()));
+        let handle = builder.spawn(|| worker.run())?;
+        lock(&self.threads).handles.push(handle);
+        Ok(true)
+    }
+
+    /// Starts one more thread, if that can be. At least one runs, so the others can be done without.
+    fn start_another(&self) -> bool {
+        self.try_start_another().unwrap_or_else(|error| {
+            let left = mem::take(&mut *lock(&self.unstarted)).len() + 1;
+            contain(
+                || warn!(target: TARGET, "{}: runs with {left} threads less: {error}", self.name),
+            );
+            false
+        })
+    }
+
+    fn start_all(&self) {
+        while self.start_another() {}
+    }
+}
+
+fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Joins the threads when dropped.

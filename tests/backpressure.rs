@@ -67,7 +67,8 @@ fn a_run_over_a_million_items_holds_a_bounded_number() {
             delivered.set(delivered.get() + 1);
         }
         assert_eq!(sum, 1_000_000 * 1_000_001 / 2);
-        assert!(most.get() < 50_000, "{} were held", most.get());
+        // Two threads, each with 64 Ki of the smallest items.
+        assert!(most.get() <= 2 << 16, "{} were held", most.get());
     });
 }
 

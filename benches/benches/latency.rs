@@ -1,10 +1,12 @@
 //! How long it takes until a consumer knows: the first result, a failure, a cancel, any result, and results
-//! whose chunk-mate hangs. Prints a table.
+//! whose chunk-mate hangs. Prints tables, and the bars for them.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use futureproof::prelude::*;
+use futureproof_benches::bars::{Bars, MARK};
+use futureproof_benches::overhead::duration;
 use futureproof_benches::stats::Spread;
 use futureproof_benches::work::{steps, steps_for};
 use pariter::IteratorExt;
@@ -12,46 +14,104 @@ use rayon::prelude::*;
 
 const ROUNDS: usize = 300;
 const THREADS: usize = 2;
+/// As much work as a delivery is watched for, in nanoseconds.
+const WATCHED: u64 = 300_000_000;
 /// For how long a task hangs.
 const HANG: Duration = Duration::from_secs(2);
+/// A result that takes longer to its consumer is late.
+const LATE: Duration = Duration::from_millis(5);
+/// As many may be late as a hanging task may have in its grain.
+const FEW: usize = 64;
 
 fn main() {
+    let mut bars = Bars::default();
     println!("| from … to … | p50 | p99 | max |\n|---|---|---|---|");
-    row("cold start to first result", repeat(cold_start));
-    row("the same, pariter", repeat(cold_start_pariter));
-    row(
-        "the same, `par_bridge` into a channel",
-        repeat(cold_start_channel),
-    );
-    row("a failure to the `Err`", repeat(failure));
-    row("a cancel to the `None`", repeat(cancel));
+    cold_starts(&mut bars);
+    stops(&mut bars);
     for nanos in [100, 1_000, 10_000, 100_000, 1_000_000] {
-        row(
-            &format!("a task's end to its delivery, tasks of {nanos} ns"),
-            delivery(nanos, None),
-        );
+        let name = format!("a task's end to its delivery, {}", duration(nanos));
+        row(&name, &mut delivery(nanos, WATCHED / nanos, None));
     }
+    for nanos in [10_000, 1_000_000] {
+        let name = format!("the same in pariter, in order, {}", duration(nanos));
+        row(&name, &mut delivery_pariter(nanos, WATCHED / nanos));
+    }
+    hangs(&mut bars);
+    println!("{MARK}\n{}", bars.rows());
+}
+
+/// Turn by turn, as the first of two is not better off than the second.
+fn cold_starts(bars: &mut Bars) {
+    let [mut ours, mut pariter, mut channel] = [const { Spread::new() }; 3];
+    for _ in 0..ROUNDS {
+        ours.add(cold_start());
+        pariter.add(cold_start_pariter());
+        channel.add(cold_start_channel());
+    }
+    row("cold start to first result", &mut ours);
+    row("the same, pariter", &mut pariter);
+    row("the same, `par_bridge` into a channel", &mut channel);
+    let [ours, pariter] = [ours, pariter].map(|mut spread| spread.percentile(0.5));
+    bars.add(
+        "cold start to first result, p50",
+        "≤ pariter's",
+        format!("{ours:.1?}, pariter's {pariter:.1?}"),
+        ours <= pariter,
+    );
+}
+
+type Way = fn() -> Duration;
+
+fn stops(bars: &mut Bars) {
+    let ways: [(&str, Way); 3] = [
+        ("a failure to the `Err`", failure),
+        ("a cancel to the `None`, in a blocked `next`", cancel),
+        ("a cancel to the `None`, among tasks of 10 µs", cancel_busy),
+    ];
+    for (name, measure) in ways {
+        let mut spread = Spread::new();
+        (0..ROUNDS).for_each(|_| spread.add(measure()));
+        row(name, &mut spread);
+        let most = spread.percentile(0.99);
+        let bar = Duration::from_micros(200);
+        let name = format!("{name}, p99");
+        bars.add(&name, "≤ 200 µs", format!("{most:.1?}"), most <= bar);
+    }
+}
+
+/// Each beside the same without a hang, which shows how late results are by the machine's doing alone.
+fn hangs(bars: &mut Bars) {
     println!(
-        "\n| while a task hangs for 2 s, tasks of | delivered later than 5 ms | of | the longest of the others |\n|---|---|---|---|"
+        "\n| one task hangs for 2 s, tasks of | results | later than 5 ms | than 1 s | max | without a hang: later than 5 ms | max |\n|---|---|---|---|---|---|---|"
     );
     for nanos in [100, 1_000, 10_000, 100_000] {
         let items = 1_000_000_000 / nanos;
-        let (late, longest) = delivery(nanos, Some(items / 3)).beyond(Duration::from_millis(5));
-        println!("| {nanos} ns | {late} | {items} | {longest:.0?} |");
+        let mut calm = delivery(nanos, items, None);
+        let mut hung = delivery(nanos, items, Some(items / 3));
+        let late = hung.beyond(LATE);
+        println!(
+            "| {} | {items} | {late} | {} | {:.1?} | {} | {:.1?} |",
+            duration(nanos),
+            hung.beyond(HANG / 2),
+            hung.percentile(1.0),
+            calm.beyond(LATE),
+            calm.percentile(1.0),
+        );
+        bars.add(
+            &format!(
+                "{}: later than 5 ms while a chunk-mate hangs",
+                duration(nanos)
+            ),
+            &format!("≤ {FEW} of {items}"),
+            format!("{late}, and {} without a hang", calm.beyond(LATE)),
+            late <= FEW,
+        );
     }
 }
 
-fn row(name: &str, mut spread: Spread) {
+fn row(name: &str, spread: &mut Spread) {
     let [half, most, max] = [0.5, 0.99, 1.0].map(|share| spread.percentile(share));
     println!("| {name} | {half:.1?} | {most:.1?} | {max:.1?} |");
-}
-
-fn repeat(measure: fn() -> Duration) -> Spread {
-    let mut spread = Spread::default();
-    for _ in 0..ROUNDS {
-        spread.add(measure());
-    }
-    spread
 }
 
 fn cold_start() -> Duration {
@@ -106,15 +166,16 @@ fn failure() -> Duration {
     error.error().expect("it does not panic").elapsed()
 }
 
-/// While the consumer is blocked in `next`.
+/// While the consumer is blocked in `next`: no task ends before the gate is opened.
 fn cancel() -> Duration {
     let token = CancellationToken::new();
-    let sleep = infallible(|_: &u64| thread::sleep(Duration::from_millis(3)));
+    let (gate, shut) = crossbeam_channel::bounded::<()>(0);
+    let wait = infallible(move |_: &u64| shut.recv().is_err());
     let mut run = (0u64..)
         .futureproof(Raise)
         .num_threads(THREADS)
         .cancel_on(&token)
-        .map_tasks(sleep);
+        .map_tasks(wait);
     let canceller = thread::spawn(move || {
         thread::sleep(Duration::from_millis(1));
         let start = Instant::now();
@@ -123,17 +184,35 @@ fn cancel() -> Duration {
     });
     assert!(run.next().is_none());
     let end = Instant::now();
+    drop(gate);
     end - canceller.join().expect("no panic")
 }
 
+/// Among tasks of 10 µs, of which one cancels.
+fn cancel_busy() -> Duration {
+    let count = steps_for_10_us();
+    let token = CancellationToken::new();
+    let (stop, (sender, moment)) = (token.clone(), crossbeam_channel::bounded(1));
+    let work = infallible(move |item: &u64| {
+        if *item == 500 {
+            sender.send(Instant::now()).expect("the receiver lives");
+            stop.cancel();
+        }
+        steps(*item, count)
+    });
+    let mut run = (0u64..)
+        .futureproof(Raise)
+        .num_threads(THREADS)
+        .cancel_on(&token)
+        .map_tasks(work);
+    run.by_ref().for_each(drop);
+    let end = Instant::now();
+    end - moment.recv().expect("one task cancels")
+}
+
 /// How long each result waits; the task at `hangs` takes two seconds.
-fn delivery(nanos: u64, hangs: Option<u64>) -> Spread {
+fn delivery(nanos: u64, items: u64, hangs: Option<u64>) -> Spread {
     let count = steps_for(nanos);
-    let items = if hangs.is_some() {
-        1_000_000_000
-    } else {
-        300_000_000
-    } / nanos;
     let work = infallible(move |item: &u64| {
         if Some(*item) == hangs {
             thread::sleep(HANG);
@@ -141,13 +220,26 @@ fn delivery(nanos: u64, hangs: Option<u64>) -> Spread {
         std::hint::black_box(steps(*item, count));
         Instant::now()
     });
-    let mut spread = Spread::default();
+    let mut spread = Spread::new();
     for task in (0..items)
         .futureproof(Raise)
         .num_threads(THREADS)
         .map_tasks(work)
     {
         spread.add(task.expect("it cannot fail").output.elapsed());
+    }
+    spread
+}
+
+fn delivery_pariter(nanos: u64, items: u64) -> Spread {
+    let count = steps_for(nanos);
+    let work = move |item| {
+        std::hint::black_box(steps(item, count));
+        Instant::now()
+    };
+    let mut spread = Spread::new();
+    for end in (0..items).parallel_map_custom(|options| options.threads(THREADS), work) {
+        spread.add(end.elapsed());
     }
     spread
 }

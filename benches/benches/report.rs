@@ -9,19 +9,18 @@
 use std::error::Error;
 use std::fmt::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::{env, fs};
 
-use futureproof_benches::bars::Bars;
+use futureproof_benches::bars::{Bars, MARK};
 use futureproof_benches::chart::{Captions, Line, draw};
 use futureproof_benches::contenders::{
-    CHANNEL, Contender, FOLD, ORDERED, OURS, PARITER, PLAIN, RETRY, Rig, SPLIT, STATE, all,
+    CHANNEL, FOLD, ORDERED, OURS, PARITER, PLAIN, RETRY, Rig, SPLIT, STATE,
 };
-use futureproof_benches::jobs::{Order, SLEEPS, greedy_sleeps, sleep, sleep_of, uneven};
+use futureproof_benches::jobs::SLEEPS;
+use futureproof_benches::long_jobs::{measure_blocking, measure_uneven};
 use futureproof_benches::machine;
-use futureproof_benches::overhead::{self, Effort, Table, WORKS};
-use futureproof_benches::stats::side_by_side;
-use futureproof_benches::work::steps_for;
+use futureproof_benches::overhead::{self, Effort, Table, WORKS, duration};
 
 /// The columns of the short table.
 const SHOWN: [u64; 7] = [0, 5, 10, 100, 1_000, 10_000, 100_000];
@@ -43,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let rig = Rig::of_this_machine();
     let overhead = overhead::measure(&rig, &effort);
     let (uneven, uneven_behind) = measure_uneven(&rig, &effort);
-    let blocking = measure_blocking(&effort);
+    let (blocking, share_of_ideal) = measure_blocking(&effort);
     let mut bars = Bars::default();
     judge(&overhead, &mut bars);
     bars.add(
@@ -52,9 +51,27 @@ fn main() -> Result<(), Box<dyn Error>> {
         format!("{uneven_behind:+.1} %"),
         uneven_behind <= 5.0,
     );
-    draw_charts(home, &overhead, rig.threads)?;
+    bars.add(
+        "blocking tasks on 64 threads, share of the ideal",
+        "≥ 97 %",
+        format!("{share_of_ideal:.1} %"),
+        share_of_ideal >= 97.0,
+    );
+    let mut sections = String::new();
+    let mut bars = bars.rows();
+    for (title, bench) in [("Latency", "latency"), ("Memory", "memory")] {
+        let text = run(bench)?;
+        let (tables, judged) = text.split_once(MARK).ok_or("no bars")?;
+        writeln!(sections, "## {title}\n\n{}\n", tables.trim())?;
+        writeln!(bars, "{}", judged.trim())?;
+    }
+    let bars = format!("{}{}\n", Bars::HEAD, bars.trim_end());
 
-    let setting = machine::describe(rig.threads)?;
+    let mut setting = machine::describe(rig.threads)?;
+    if let Some(doubt) = overhead.doubt(rig.threads) {
+        eprintln!("{doubt}");
+        write!(setting, "\n\n**{doubt}**")?;
+    }
     let mut page = format!(
         "# Measured\n\n{setting}\n\nNanoseconds an item, medians of {} rounds in which everybody has a turn.\n\n",
         effort.rounds
@@ -62,7 +79,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     page += "This crate starts its threads in each run; rayon's and tokio's pools are started beforehand.\n\n## Overhead\n\n";
     page += &overhead.markdown(&WORKS);
     page += "\n![Overhead](overhead.svg)\n\n![Speed-up](speedup.svg)\n\n## Bars\n\n";
-    page += &bars.markdown();
+    page += &bars;
     writeln!(
         page,
         "\n## Uneven tasks\n\n20,000 tasks of 1 µs, one in a hundred a hundred times longer; milliseconds.\n\n{uneven}"
@@ -71,18 +88,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         page,
         "## Blocking tasks\n\n{SLEEPS} tasks that sleep 1 to 5 ms, on 64 threads; milliseconds.\n\n{blocking}"
     )?;
-    for (title, bench) in [("Latency", "latency"), ("Memory", "memory")] {
-        writeln!(page, "## {title}\n\n{}", run(bench)?)?;
-    }
-    fs::write(home.join("REPORT.md"), page)?;
+    page += &sections;
     let table = format!(
         "{setting}\n\nNanoseconds an item:\n\n{}\n{}",
         overhead.markdown(&SHOWN),
-        bars.markdown()
+        bars
     );
     if is_quick {
-        println!("{table}");
+        // Figures of a quick run are not kept.
+        println!("{page}");
+        draw_charts(&env::temp_dir(), &overhead, rig.threads)?;
     } else {
+        fs::write(home.join("REPORT.md"), page)?;
+        draw_charts(home, &overhead, rig.threads)?;
         insert(&home.join("../README.md"), &table)?;
     }
     Ok(())
@@ -100,6 +118,7 @@ fn run(bench: &str) -> Result<String, Box<dyn Error>> {
     ];
     let output = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()))
         .args(args)
+        .stderr(Stdio::inherit())
         .output()?;
     if !output.status.success() {
         return Err(format!("the benchmark `{bench}` failed").into());
@@ -135,7 +154,7 @@ fn judge(table: &Table, bars: &mut Bars) {
         fold <= 3.0,
     );
     for (name, least) in [(CHANNEL, 15.0), (PARITER, 30.0)] {
-        let times = table.at(name, 0) / by_for;
+        let times = table.ratio(name, OURS, 0);
         bars.add(
             &format!("empty task, {name}"),
             &format!("≥ {least} times more"),
@@ -143,16 +162,11 @@ fn judge(table: &Table, bars: &mut Bars) {
             times >= least,
         );
     }
-    let pays = table
-        .works
-        .iter()
-        .zip(table.row(OURS))
-        .find(|(work, ours)| ours <= work)
-        .map_or(f64::INFINITY, |(work, _)| *work);
+    let pays = table.break_even(OURS);
     bars.add(
         "work from which on it beats the plain loop",
         "≤ 5 ns",
-        format!("≤ {pays:.1} ns"),
+        format!("{pays:.1} ns"),
         pays <= 5.0,
     );
     for (work, least) in [
@@ -162,9 +176,9 @@ fn judge(table: &Table, bars: &mut Bars) {
         (100_000, 97.0),
         (1_000_000, 97.0),
     ] {
-        let share = 100.0 * table.at(SPLIT, work) / table.at(OURS, work);
+        let share = 100.0 * table.ratio(SPLIT, OURS, work);
         bars.add(
-            &format!("throughput of the static split, {work} ns"),
+            &format!("throughput of the static split, {}", duration(work)),
             &format!("≥ {least} %"),
             format!("{share:.1} %"),
             share >= least,
@@ -176,10 +190,10 @@ fn judge(table: &Table, bars: &mut Bars) {
         let best = peers
             .map(|name| (table.at(name, work), *name))
             .min_by(|a, b| a.0.total_cmp(&b.0));
-        if let Some((best, name)) = best {
-            let more = 100.0 * (table.at(OURS, work) / best - 1.0);
+        if let Some((_, name)) = best {
+            let more = 100.0 * (table.ratio(OURS, name, work) - 1.0);
             bars.add(
-                &format!("beside the best peer at {work} ns ({name})"),
+                &format!("beside the best peer at {} ({name})", duration(work)),
                 "≤ 2 % more",
                 format!("{more:+.1} %"),
                 more <= 2.0,
@@ -187,7 +201,7 @@ fn judge(table: &Table, bars: &mut Bars) {
         }
     }
     for (name, most) in [(ORDERED, 1.0), (STATE, 5.0), (RETRY, 0.5)] {
-        let more = table.at(name, 0) - by_for;
+        let more = table.more(name, OURS, 0);
         bars.add(
             &format!("{name}, more than without"),
             &format!("≤ {most} ns"),
@@ -195,85 +209,6 @@ fn judge(table: &Table, bars: &mut Bars) {
             more <= most,
         );
     }
-}
-
-/// The table, and by how many percent this crate is behind the best peer where it is most behind.
-fn measure_uneven(rig: &Rig, effort: &Effort) -> (String, f64) {
-    const ITEMS: u64 = 20_000;
-    let count = steps_for(1_000);
-    let names: Vec<_> = all::<fn(u64) -> u64>().iter().map(|it| it.name).collect();
-    let mut columns = Vec::new();
-    let mut behind = f64::NEG_INFINITY;
-    for order in Order::ALL {
-        let work = uneven(ITEMS, order, count);
-        let contenders = all();
-        let mut runs: Vec<Box<dyn FnMut() + '_>> = contenders
-            .iter()
-            .map(|contender| {
-                Box::new(move || {
-                    std::hint::black_box((contender.run)(rig, ITEMS, work));
-                }) as _
-            })
-            .collect();
-        let column = side_by_side(effort.rounds, &mut runs);
-        let ours = column[names
-            .iter()
-            .position(|name| *name == OURS)
-            .expect("this crate takes part")];
-        let peers = names
-            .iter()
-            .zip(&column)
-            .filter(|(name, _)| !name.starts_with("futureproof") && ![PLAIN, SPLIT].contains(name));
-        let best = peers
-            .map(|(_, seconds)| *seconds)
-            .fold(f64::INFINITY, f64::min);
-        behind = behind.max(100.0 * (ours / best - 1.0));
-        columns.push(column);
-    }
-    let mut text = String::from("| long tasks |");
-    Order::ALL
-        .iter()
-        .for_each(|order| text += &format!(" {order} |"));
-    text += "\n|---|--:|--:|--:|\n";
-    for (row, name) in names.iter().enumerate() {
-        text += &format!("| {name} |");
-        columns
-            .iter()
-            .for_each(|column| text += &format!(" {:.1} |", 1e3 * column[row]));
-        text += "\n";
-    }
-    (text, behind)
-}
-
-type Sleep = fn(u64) -> u64;
-
-fn measure_blocking(effort: &Effort) -> String {
-    let rig = Rig::new(64);
-    let contenders: Vec<Contender<Sleep>> =
-        all().into_iter().filter(|it| it.has_threads()).collect();
-    let rig = &rig;
-    let mut runs: Vec<Box<dyn FnMut() + '_>> = contenders
-        .iter()
-        .map(|contender| {
-            Box::new(move || {
-                std::hint::black_box((contender.run)(rig, SLEEPS, sleep));
-            }) as _
-        })
-        .collect();
-    let medians = side_by_side(effort.rounds, &mut runs);
-    let sum: f64 = (0..SLEEPS).map(|item| sleep_of(item).as_secs_f64()).sum();
-    let mut text = format!(
-        "| | |\n|---|--:|\n| the sum of the sleeps / 64 | {:.2} |\n",
-        1e3 * sum / 64.0
-    );
-    text += &format!(
-        "| 64 threads that lose no time | {:.2} |\n",
-        1e3 * greedy_sleeps(64).as_secs_f64()
-    );
-    for (contender, seconds) in contenders.iter().zip(medians) {
-        text += &format!("| {} | {:.2} |\n", contender.name, 1e3 * seconds);
-    }
-    text
 }
 
 fn draw_charts(home: &Path, table: &Table, threads: usize) -> Result<(), Box<dyn Error>> {

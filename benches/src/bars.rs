@@ -1,5 +1,8 @@
 //! What must be reached, and what was.
 
+/// Stands between the tables that a benchmark prints and its bars.
+pub const MARK: &str = "<!-- bars -->";
+
 /// A list of bars.
 #[derive(Default)]
 pub struct Bars(Vec<(String, String, String, bool)>);
@@ -9,8 +12,10 @@ impl Bars {
         self.0.push((what.into(), bar.into(), measured, is_met));
     }
 
-    pub fn markdown(&self) -> String {
-        let mut text = String::from("| what | bar | measured | |\n|---|---|---|---|\n");
+    pub const HEAD: &str = "| what | bar | measured | |\n|---|---|---|---|\n";
+
+    pub fn rows(&self) -> String {
+        let mut text = String::new();
         for (what, bar, measured, is_met) in &self.0 {
             let mark = if *is_met { "met" } else { "**not met**" };
             text += &format!("| {what} | {bar} | {measured} | {mark} |\n");

@@ -3,6 +3,7 @@
 //!
 //! This crate starts its threads in each run, as its users do; rayon's and tokio's are started beforehand.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::work::{Work, plain_loop};
 /// What contenders need that is made once.
 pub struct Rig {
     pub threads: usize,
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -31,7 +32,7 @@ impl Rig {
             .build();
         Self {
             threads,
-            pool: pool.build().expect("threads can be had"),
+            pool: Arc::new(pool.build().expect("threads can be had")),
             runtime: runtime.expect("threads can be had"),
         }
     }
@@ -66,6 +67,7 @@ pub const FOLD: &str = "futureproof, `fold`";
 pub const ORDERED: &str = "futureproof, `ordered`";
 pub const STATE: &str = "futureproof, `with_state`";
 pub const RETRY: &str = "futureproof, `retry` armed";
+pub const POOL: &str = "futureproof, `on` a pool that runs";
 pub const CHANNEL: &str = "rayon `par_bridge` into a channel";
 pub const PARITER: &str = "pariter, tuned";
 pub const SYNC: &str = "par-iter-sync";
@@ -86,6 +88,7 @@ pub fn all<W: Work>() -> Vec<Contender<W>> {
         of(ORDERED, 4, true, ordered),
         of(STATE, 6, true, stateful),
         of(RETRY, 4, true, with_retry),
+        of(POOL, 4, true, on_pool),
         of("rayon `par_iter` of a `Vec`", 4, false, par_iter),
         of("rayon `par_bridge`, reduced", 50, false, par_bridge),
         of(CHANNEL, 80, true, par_bridge_channel),
@@ -167,6 +170,15 @@ fn with_retry<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
     let run = (0..items).futureproof(Raise).num_threads(rig.threads);
     let run = run.map_tasks(infallible(move |item: &u64| work(*item)));
     for task in run.retry(|| [Duration::from_millis(10); 3]) {
+        sum = sum.wrapping_add(task.expect("it cannot fail").output);
+    }
+    sum
+}
+
+fn on_pool<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let mut sum = 0u64;
+    let run = (0..items).futureproof(Raise).on(Arc::clone(&rig.pool));
+    for task in run.map_tasks(infallible(move |item: &u64| work(*item))) {
         sum = sum.wrapping_add(task.expect("it cannot fail").output);
     }
     sum

@@ -4,6 +4,7 @@ pub mod bars;
 pub mod chart;
 pub mod contenders;
 pub mod jobs;
+pub mod long_jobs;
 pub mod machine;
 pub mod overhead;
 pub mod stats;

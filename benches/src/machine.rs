@@ -27,8 +27,14 @@ pub fn describe(threads: usize) -> Result<String, Box<dyn Error>> {
         .iter()
         .filter_map(|name| Some(format!("{name} {}", version(&lock, name)?)))
         .collect();
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = memory.lines().find_map(|line| {
+        let (kib, _) = line.strip_prefix("MemTotal:")?.trim().split_once(' ')?;
+        kib.parse::<f64>().ok()
+    });
+    let memory = memory.map_or(String::new(), |kib| format!(" {:.0} GiB,", kib / 1048576.0));
     Ok(format!(
-        "{model}, {threads} threads on as many cores; {}; {}; {}.",
+        "{model},{memory} {threads} threads on as many cores; {}; {}; {}.",
         output("date", &["-u", "+%Y-%m-%d"])?,
         output("rustc", &["--version"])?,
         versions.join(", ")

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::work::steps;
+
 /// The middle of `values`.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -9,32 +11,34 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Some durations, to be looked at together.
+///
+/// Kept in nanoseconds, four bytes each: there are millions, and they should not disturb what is measured.
 #[derive(Default)]
-pub struct Spread(Vec<Duration>);
+pub struct Spread(Vec<u32>);
 
 impl Spread {
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     pub fn add(&mut self, duration: Duration) {
-        self.0.push(duration);
+        self.0
+            .push(duration.as_nanos().try_into().unwrap_or(u32::MAX));
     }
 
     /// The duration that `share` of all do not exceed.
     pub fn percentile(&mut self, share: f64) -> Duration {
         self.0.sort_unstable();
         let last = self.0.len().saturating_sub(1);
-        self.0
-            .get((last as f64 * share).round() as usize)
-            .copied()
-            .unwrap_or_default()
+        let at = self.0.get((last as f64 * share).round() as usize);
+        Duration::from_nanos(at.map_or(0, |nanos| u64::from(*nanos)))
     }
 
-    /// Those longer than `limit`: how many, and the longest of the others.
-    pub fn beyond(&mut self, limit: Duration) -> (usize, Duration) {
-        self.0.sort_unstable();
-        let within = self.0.partition_point(|it| *it <= limit);
-        let longest = within
-            .checked_sub(1)
-            .map_or(Duration::ZERO, |it| self.0[it]);
-        (self.0.len() - within, longest)
+    /// How many are longer than `limit`.
+    pub fn beyond(&self, limit: Duration) -> usize {
+        let limit = limit.as_nanos();
+        let beyond = self.0.iter().filter(|nanos| u128::from(**nanos) > limit);
+        beyond.count()
     }
 }
 
@@ -45,23 +49,30 @@ pub fn time<R>(f: impl FnOnce() -> R) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Times each of `runs` once per round, beginning with another one each time; the medians, in seconds.
-pub fn side_by_side(rounds: usize, runs: &mut [Box<dyn FnMut() + '_>]) -> Vec<f64> {
+/// Times each of `runs` once per round, in seconds. The order is shuffled anew in each round, so that nobody
+/// always follows the same neighbour and inherits its caches, clock or threads.
+pub fn side_by_side(rounds: usize, runs: &mut [Box<dyn FnMut() + '_>]) -> Vec<Vec<f64>> {
     let mut times = vec![Vec::new(); runs.len()];
     for round in 0..rounds {
-        for turn in 0..runs.len() {
-            let which = (turn + round) % runs.len();
+        let mut turns: Vec<usize> = (0..runs.len()).collect();
+        turns.sort_by_key(|which| steps((round * runs.len() + which) as u64 * 2 + 1, 5));
+        for which in turns {
             times[which].push(time(&mut runs[which]));
         }
     }
-    times.into_iter().map(median).collect()
+    times
 }
 
-/// `1.2 µs` and the like.
+/// The median, over the rounds, of what `relate` makes of the figures of two that stood side by side.
+pub fn paired(ours: &[f64], theirs: &[f64], relate: impl Fn(f64, f64) -> f64) -> f64 {
+    let pairs = ours.iter().zip(theirs);
+    median(pairs.map(|(ours, theirs)| relate(*ours, *theirs)).collect())
+}
+
+/// With a decimal where one says something.
 pub fn nanos(value: f64) -> String {
     match value {
         v if v < 9.95 => format!("{v:.1}"),
-        v if v < 1e6 => format!("{v:.0}"),
-        v => format!("{:.2} ms", v / 1e6),
+        v => format!("{v:.0}"),
     }
 }

@@ -1,0 +1,95 @@
+//! Everybody on jobs whose tasks are not all of one length, and on tasks that wait.
+
+use crate::contenders::{Contender, OURS, PLAIN, Rig, SPLIT, all};
+use crate::jobs::{Order, SLEEPS, greedy_sleeps, sleep, sleep_of, uneven};
+use crate::overhead::Effort;
+use crate::stats::{median, paired, side_by_side};
+use crate::work::steps_for;
+
+/// The table, and by how many percent this crate is behind the best peer where it is most behind.
+pub fn measure_uneven(rig: &Rig, effort: &Effort) -> (String, f64) {
+    const ITEMS: u64 = 20_000;
+    let count = steps_for(1_000);
+    let names: Vec<_> = all::<fn(u64) -> u64>().iter().map(|it| it.name).collect();
+    let mut columns = Vec::new();
+    let mut behind = f64::NEG_INFINITY;
+    for order in Order::ALL {
+        let work = uneven(ITEMS, order, count);
+        let contenders = all();
+        let mut runs: Vec<Box<dyn FnMut() + '_>> = contenders
+            .iter()
+            .map(|contender| {
+                Box::new(move || {
+                    std::hint::black_box((contender.run)(rig, ITEMS, work));
+                }) as _
+            })
+            .collect();
+        let rounds = side_by_side(effort.rounds, &mut runs);
+        let ours = names.iter().position(|name| *name == OURS);
+        let ours = &rounds[ours.expect("this crate takes part")];
+        let peers = names
+            .iter()
+            .zip(&rounds)
+            .filter(|(name, _)| !name.starts_with("futureproof") && ![PLAIN, SPLIT].contains(name));
+        let best = peers
+            .map(|(_, peer)| 100.0 * (paired(ours, peer, |ours, peer| ours / peer) - 1.0))
+            .fold(f64::NEG_INFINITY, f64::max);
+        behind = behind.max(best);
+        columns.push(rounds.into_iter().map(median).collect::<Vec<f64>>());
+    }
+    let mut text = String::from("| long tasks |");
+    Order::ALL
+        .iter()
+        .for_each(|order| text += &format!(" {order} |"));
+    text += "\n|---|--:|--:|--:|\n";
+    for (row, name) in names.iter().enumerate() {
+        text += &format!("| {} |", plainly(name));
+        columns
+            .iter()
+            .for_each(|column| text += &format!(" {:.1} |", 1e3 * column[row]));
+        text += "\n";
+    }
+    (text, behind)
+}
+
+type Sleep = fn(u64) -> u64;
+
+/// The table, and the share of the ideal that this crate reaches, in percent.
+pub fn measure_blocking(effort: &Effort) -> (String, f64) {
+    let rig = Rig::new(64);
+    let contenders: Vec<Contender<Sleep>> =
+        all().into_iter().filter(|it| it.has_threads()).collect();
+    let rig = &rig;
+    let mut runs: Vec<Box<dyn FnMut() + '_>> = contenders
+        .iter()
+        .map(|contender| {
+            Box::new(move || {
+                std::hint::black_box((contender.run)(rig, SLEEPS, sleep));
+            }) as _
+        })
+        .collect();
+    let rounds = side_by_side(effort.rounds, &mut runs);
+    let medians: Vec<f64> = rounds.into_iter().map(median).collect();
+    let sum: f64 = (0..SLEEPS).map(|item| sleep_of(item).as_secs_f64()).sum();
+    let mut text = format!(
+        "| | |\n|---|--:|\n| the sum of the sleeps / 64 | {:.2} |\n",
+        1e3 * sum / 64.0
+    );
+    text += &format!(
+        "| 64 threads that lose no time | {:.2} |\n",
+        1e3 * greedy_sleeps(64).as_secs_f64()
+    );
+    let mut share = 0.0;
+    for (contender, seconds) in contenders.iter().zip(medians) {
+        text += &format!("| {} | {:.2} |\n", plainly(contender.name), 1e3 * seconds);
+        if contender.name == OURS {
+            share = 100.0 * sum / 64.0 / seconds;
+        }
+    }
+    (text, share)
+}
+
+/// A static split is the limit for tasks of one length only.
+fn plainly(name: &str) -> &str {
+    name.trim_end_matches(" (the limit)")
+}
