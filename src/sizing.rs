@@ -10,7 +10,7 @@ use std::time::Duration;
 /// one in it hangs, so it is short.
 const SLICE: f64 = 100_000.0;
 /// How much work should be queued for each worker, in nanoseconds: more than a consumer takes to wake up.
-const QUEUE: f64 = 4_000_000.0;
+const QUEUE: f64 = 2_000_000.0;
 /// Chunks that are queued for each worker, however slow or quick they are.
 const DEPTH: RangeInclusive<usize> = 8..=64;
 /// What pulling a chunk's items may take, in nanoseconds.

@@ -75,8 +75,9 @@ impl Spawn<'static> for OwnPool {
     fn spawn(&self, job: impl FnOnce() + Send + 'static) {
         match &self.pool {
             Some(joining) => {
-                joining.start_another();
+                // In this order, as to start a thread takes longer than to do a small job.
                 joining.pool.spawn(job);
+                joining.start_another();
             }
             None => unreachable!("a pool is opened before it is used"),
         }
