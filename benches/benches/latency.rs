@@ -51,13 +51,29 @@ fn cold_starts(bars: &mut Bars) {
     row("cold start to first result", &mut ours);
     row("the same, pariter", &mut pariter);
     row("the same, `par_bridge` into a channel", &mut channel);
-    let [ours, pariter] = [ours, pariter].map(|mut spread| spread.percentile(0.5));
+    let mut floor = Spread::new();
+    (0..ROUNDS).for_each(|_| floor.add(bare_thread()));
+    row(
+        "the floor: a bare thread is started and answers",
+        &mut floor,
+    );
+    let [ours, pariter, floor] = [ours, pariter, floor].map(|mut spread| spread.percentile(0.5));
     bars.add(
         "cold start to first result, p50",
         "≤ pariter's",
-        format!("{ours:.1?}, pariter's {pariter:.1?}"),
+        format!("{ours:.1?}, pariter's {pariter:.1?}, a bare thread's {floor:.1?}"),
         ours <= pariter,
     );
+}
+
+fn bare_thread() -> Duration {
+    let start = Instant::now();
+    let (sender, result) = crossbeam_channel::bounded(1);
+    let thread = thread::spawn(move || sender.send(()));
+    assert!(result.recv().is_ok());
+    let elapsed = start.elapsed();
+    assert!(thread.join().is_ok());
+    elapsed
 }
 
 type Way = fn() -> Duration;
@@ -103,7 +119,11 @@ fn hangs(bars: &mut Bars) {
                 duration(nanos)
             ),
             &format!("≤ {FEW} of {items}"),
-            format!("{late}, and {} without a hang", calm.beyond(LATE)),
+            format!(
+                "{late}, {} of them as long as the hang; {} without a hang",
+                hung.beyond(HANG / 2),
+                calm.beyond(LATE)
+            ),
             late <= FEW,
         );
     }

@@ -54,6 +54,11 @@ pub struct Contender<W> {
 }
 
 impl<W> Contender<W> {
+    /// Whether it is another crate's.
+    pub fn is_peer(&self) -> bool {
+        !self.name.starts_with("futureproof") && self.name != PLAIN && self.name != SPLIT
+    }
+
     /// Whether it runs on as many threads as it is told.
     pub fn has_threads(&self) -> bool {
         self.name != PLAIN && self.name != SYNC
