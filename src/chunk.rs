@@ -1,25 +1,15 @@
 //! A chunk of items, and the one loop that hands them to the user's function.
 //!
-//! # Invariants
-//!
-//! 1. Every submitted chunk is answered, by its last part exactly once, even if its job is dropped
-//!    without being run. The caller blocks on that answer, so a missing one is a hang.
-//! 2. Nothing unwinds out of a job, destructors included: rayon would abort the process.
-//! 3. The function is let go before the last answer is sent: once all are in, no worker holds it.
-//! 4. In an answer, inputs and outputs stand last to first, so that delivering one is a `pop` and the
-//!    emptied buffers can be filled again.
+//! In an answer, inputs and outputs stand last to first, so that delivering one is a `pop` and the emptied
+//! buffers can be filled again.
 
-use std::mem;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::cancel::Signals;
-use crate::contain::{bury, bury_all};
-use crate::counters::Counters;
+use crate::contain::bury_all;
 use crate::retry::Delays;
 use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
-use crate::tray::Tray;
 
 /// Items on their way to a worker and, with what became of them, on their way back.
 #[derive(Debug)]
@@ -71,7 +61,7 @@ impl<I, T, E> Outcome<I, T, E> {
 
 /// Why a worker pauses in a chunk.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Pause {
+pub(crate) enum Pause {
     /// Every item has run, or no further one may.
     Over,
     /// The consumer waits for what is finished.
@@ -119,7 +109,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Runs items, from the first that has not run yet.
-    fn run(&mut self, f: &impl Fn(&I) -> Result<T, E>, signals: &Signals) -> Pause {
+    pub(crate) fn run(&mut self, f: &impl Fn(&I) -> Result<T, E>, signals: &Signals) -> Pause {
         self.outputs.reserve(self.inputs.len() - self.done());
         loop {
             // The function is treated as unwind safe, as rayon and `thread::spawn` treat theirs.
@@ -171,7 +161,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Leaves what has run in `self`, and gives what has not as a chunk of its own.
-    fn split_off_rest(&mut self) -> Parcel<I, T, E> {
+    pub(crate) fn split_off_rest(&mut self) -> Parcel<I, T, E> {
         let mut rest = Box::new(Self::new());
         rest.inputs = self.inputs.split_off(self.done());
         rest.first = self.first + self.inputs.len() as u64;
@@ -181,7 +171,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Turns what has run round for delivery, and sets apart what has not.
-    fn turn_round(&mut self) {
+    pub(crate) fn turn_round(&mut self) {
         let done = self.done();
         if done < self.inputs.len() {
             self.unrun = self.inputs.split_off(done);
@@ -261,97 +251,10 @@ impl<I, T, E> Chunk<I, T, E> {
 
 impl<I, T, E> Drop for Chunk<I, T, E> {
     fn drop(&mut self) {
-        // This may run on a worker, or during an unwind (invariant 2).
+        // This may run on a worker, or during an unwind (see `job.rs`).
         bury_all(&mut self.inputs);
         bury_all(&mut self.outputs);
         bury_all(&mut self.failures);
         bury_all(&mut self.unrun);
-    }
-}
-
-/// A chunk and what is needed to run it: what is handed to the pool.
-pub(crate) struct Job<F, I, T, E> {
-    // Before `reply`: when a job is dropped without being run, fields are dropped in this order (invariant 3).
-    pub(crate) function: Arc<F>,
-    pub(crate) reply: Reply<I, T, E>,
-}
-
-impl<F, I, T, E> Job<F, I, T, E>
-where
-    F: Fn(&I) -> Result<T, E>,
-{
-    /// Runs the chunk and answers it.
-    pub(crate) fn run(self) {
-        let Self {
-            function,
-            mut reply,
-        } = self;
-        while reply.run(&*function) == Pause::Flush {}
-        bury(function);
-    }
-}
-
-/// What a run's caller and its workers share.
-#[derive(Debug)]
-pub(crate) struct Shared<I, T, E> {
-    pub(crate) tray: Tray<Parcel<I, T, E>>,
-    pub(crate) signals: Signals,
-    pub(crate) counters: Arc<Counters>,
-}
-
-/// The duty to answer a chunk: done at the latest when this is dropped.
-pub(crate) struct Reply<I, T, E> {
-    pub(crate) chunk: Option<Parcel<I, T, E>>,
-    /// Where this is on a worker, of how many.
-    pub(crate) width: Option<usize>,
-    pub(crate) shared: Arc<Shared<I, T, E>>,
-}
-
-impl<I, T, E> Reply<I, T, E> {
-    /// Runs the chunk up to its end or to the next pause; then sends what is finished.
-    fn run(&mut self, f: &impl Fn(&I) -> Result<T, E>) -> Pause {
-        let Some(chunk) = &mut self.chunk else {
-            return Pause::Over;
-        };
-        let start = Instant::now();
-        let pause = chunk.run(f, &self.shared.signals);
-        chunk.busy = start.elapsed();
-        if pause == Pause::Flush {
-            let rest = chunk.split_off_rest();
-            let finished = mem::replace(chunk, rest);
-            self.send(finished);
-        }
-        pause
-    }
-
-    fn send(&self, mut chunk: Parcel<I, T, E>) {
-        chunk.turn_round();
-        // Where a retry may follow, only the caller knows whether a failure is final; it counts those.
-        let failed = if chunk.is_final { chunk.failed() } else { 0 };
-        let succeeded = chunk.len() - chunk.failed();
-        let Shared {
-            tray,
-            signals,
-            counters,
-        } = &*self.shared;
-        counters.complete((succeeded + failed) as u64, failed as u64);
-        let busy = chunk.busy;
-        tray.put(chunk, busy, self.width.unwrap_or(1) as u32, signals);
-    }
-}
-
-impl<I, T, E> Drop for Reply<I, T, E> {
-    fn drop(&mut self) {
-        if let Some(chunk) = self.chunk.take() {
-            self.send(chunk);
-            let Shared { tray, signals, .. } = &*self.shared;
-            let width = self.width.unwrap_or(1);
-            if signals.answer(width) {
-                tray.ring();
-            }
-            if self.width.is_some() && signals.is_short_of_work(width) {
-                signals.linger();
-            }
-        }
     }
 }

@@ -56,9 +56,27 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         self.retry.is_none()
     }
 
-    /// How many chunks go round.
-    pub(crate) fn len(&self) -> usize {
-        self.crew.outstanding() + self.arrivals.len() + self.waiting.len()
+    /// Whether another chunk may be submitted while so many items are in flight.
+    pub(crate) fn has_room(&self, plan: &Plan, in_flight: u64) -> bool {
+        match plan.max_in_flight {
+            // Chunks rather than items: slow tasks make small chunks, so their window is small.
+            0 => {
+                let chunks = self.crew.outstanding() + self.arrivals.len() + self.waiting.len();
+                chunks < self.sizing.depth() * self.crew.width()
+            }
+            window => in_flight < window as u64,
+        }
+    }
+
+    /// How many items the next chunk takes.
+    pub(crate) fn chunk_size(&self, plan: &Plan, in_flight: u64) -> usize {
+        let width = self.crew.width();
+        let window = plan.window(self.sizing.window().saturating_mul(width));
+        let room = (window as u64).saturating_sub(in_flight);
+        self.sizing
+            .next()
+            .min(plan.share(window, width))
+            .min(room.try_into().unwrap_or(usize::MAX))
     }
 
     /// Whether anything can still come back.
@@ -73,7 +91,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
 
     /// Keeps an emptied chunk for another use, unless there are as many as will be needed.
     pub(crate) fn recycle(&mut self, emptied: Parcel<I, T, E>) {
-        if self.spare.len() < self.sizing.depth() {
+        if self.spare.len() < self.sizing.depth() * self.crew.width() {
             self.spare.push(emptied);
         }
     }

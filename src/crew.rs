@@ -10,9 +10,10 @@ use crossbeam_channel::{Receiver, Select};
 use log::warn;
 
 use crate::cancel::Signals;
-use crate::chunk::{Job, Parcel, Reply, Shared};
+use crate::chunk::Parcel;
 use crate::contain::{bury, contain};
 use crate::counters::Counters;
+use crate::job::{Job, Reply, Shared};
 use crate::monitor::{Monitor, TARGET};
 use crate::plan::Plan;
 use crate::spawn::Spawn;
@@ -129,14 +130,15 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         &self.shared.counters
     }
 
-    /// Gets everybody ready for a source of `total` items, if that is known. Returns how many can
-    /// work at once.
-    pub(crate) fn open(&mut self, plan: &mut Plan, total: Option<u64>) -> usize {
-        let width = self
-            .hands
-            .as_mut()
-            .map_or(1, |hands| hands.open(plan.num_threads, &plan.name));
-        self.width = width;
+    /// How many can work at once; 0 before the run is opened.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Gets everybody ready for a source of `total` items, if that is known.
+    pub(crate) fn open(&mut self, plan: &mut Plan, total: Option<u64>) {
+        let hands = self.hands.as_mut();
+        self.width = hands.map_or(1, |hands| hands.open(plan.num_threads, &plan.name));
         self.counters().start(total);
         let counters = Arc::clone(self.counters());
         let on_progress = plan.on_progress.take();
@@ -148,7 +150,6 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
                 );
             }
         }
-        width
     }
 
     /// Hands a chunk over.

@@ -12,6 +12,7 @@ mod counters;
 mod crew;
 mod failure_log;
 mod iter;
+mod job;
 mod monitor;
 mod plan;
 mod policy;

@@ -34,8 +34,6 @@ pub struct MapTasks<'a, I: Iterator, T, E> {
     pub(crate) failure_log: FailureLog<'a, I::Item, E>,
     failures: u64,
     ending: Option<Ending>,
-    /// How many jobs can run at once; 0 before the first `next`.
-    width: usize,
     pulled: u64,
     /// Without those of `current`.
     delivered: u64,
@@ -67,7 +65,6 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             failure_log: FailureLog::new(),
             failures: 0,
             ending: None,
-            width: 0,
             pulled: 0,
             delivered: 0,
             filling: Box::new(Chunk::new()),
@@ -180,7 +177,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             (bell.start)(&mut self.source);
         }
         self.is_pulling = false;
-        self.width = self.circle.crew.open(&mut self.plan, total);
+        self.circle.crew.open(&mut self.plan, total);
     }
 
     /// Finds the next task to deliver, if it can be had: `false` is the end.
@@ -198,7 +195,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         if self.has_ended() {
             return false;
         }
-        if self.width == 0 {
+        if self.circle.crew.width() == 0 {
             self.open();
         }
         loop {
@@ -255,12 +252,9 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 
     /// Whether the window lets the source be pulled now.
     fn may_pull(&self) -> bool {
-        let has_room = match self.plan.max_in_flight {
-            // Chunks rather than items: slow tasks make small chunks, so their window is small.
-            0 => self.circle.len() < self.circle.sizing.depth() * self.width,
-            window => self.in_flight() < window as u64,
-        };
-        has_room && !self.is_exhausted && self.circle.crew.signals().allows(self.pulled)
+        !self.is_exhausted
+            && self.circle.has_room(&self.plan, self.in_flight())
+            && self.circle.crew.signals().allows(self.pulled)
     }
 
     /// Whether a source that reads ahead has nothing to give right now.
@@ -272,19 +266,9 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.may_pull() && !self.has_nothing_ready()
     }
 
-    fn chunk_size(&self) -> usize {
-        let sizing = &self.circle.sizing;
-        let window = self.plan.window(sizing.window().saturating_mul(self.width));
-        let room = (window as u64).saturating_sub(self.in_flight());
-        sizing
-            .next()
-            .min(self.plan.share(window, self.width))
-            .min(room.try_into().unwrap_or(usize::MAX))
-    }
-
     /// Pulls a chunk's items and submits them.
     fn feed(&mut self) {
-        let size = self.chunk_size();
+        let size = self.circle.chunk_size(&self.plan, self.in_flight());
         self.filling.reset(self.pulled, self.circle.is_final());
         self.is_pulling = true;
         let start = Instant::now();

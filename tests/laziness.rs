@@ -43,8 +43,8 @@ fn no_thread_exists_before_the_first_next() {
         .map_tasks(infallible(|n: &u32| *n));
     assert_eq!(threads_named("lazy-a").len(), 0);
     run.next().unwrap().unwrap();
-    // Three workers and the monitor; a thread names itself when it starts.
-    assert!(soon(|| threads_named("lazy-a").len() == 4));
+    // The monitor, and up to three workers, as jobs come; a thread names itself when it starts.
+    assert!(soon(|| (2..=4).contains(&threads_named("lazy-a").len())));
     drop(run);
     assert!(soon(|| threads_named("lazy-a").is_empty()));
 }
