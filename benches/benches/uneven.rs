@@ -1,8 +1,9 @@
 //! One task in a hundred takes a hundred times as long as the others: at the end, at the beginning, anywhere.
 
-use std::time::Duration;
+mod common;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use common::{compare, config};
+use criterion::{Criterion, criterion_group, criterion_main};
 use futureproof_benches::contenders::{Rig, all};
 use futureproof_benches::jobs::{Order, uneven};
 use futureproof_benches::work::steps_for;
@@ -12,23 +13,16 @@ fn bench(criterion: &mut Criterion) {
     let rig = Rig::of_this_machine();
     let count = steps_for(1_000);
     for order in Order::ALL {
-        let mut group = criterion.benchmark_group(format!("uneven, {order}"));
-        group.throughput(Throughput::Elements(ITEMS));
+        let contenders = all().into_iter().map(|contender| (contender, ITEMS));
         let work = uneven(ITEMS, order, count);
-        for contender in all() {
-            group.bench_function(contender.name, |bencher| {
-                bencher.iter(|| (contender.run)(&rig, ITEMS, work));
-            });
-        }
-        group.finish();
+        compare(
+            criterion,
+            format!("uneven, {order}"),
+            &rig,
+            contenders,
+            work,
+        );
     }
-}
-
-fn config() -> Criterion {
-    Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1))
 }
 
 criterion_group!(name = benches; config = config(); targets = bench);

@@ -6,7 +6,7 @@ use crate::contenders::{Contender, OURS, PLAIN, Rig, SPLIT, all};
 use crate::jobs::{Order, SLEEPS, greedy_sleeps, sleep, sleep_of, uneven};
 use crate::overhead::Effort;
 use crate::stats::{median, paired, side_by_side};
-use crate::work::steps_for;
+use crate::work::{Work, steps_for};
 
 /// The table, and by how many percent this crate is behind the best peer where it is most behind.
 pub fn measure_uneven(rig: &Rig, effort: &Effort) -> (String, f64) {
@@ -18,14 +18,7 @@ pub fn measure_uneven(rig: &Rig, effort: &Effort) -> (String, f64) {
     for order in Order::ALL {
         let work = uneven(ITEMS, order, count);
         let contenders = all();
-        let mut runs: Vec<Box<dyn FnMut() + '_>> = contenders
-            .iter()
-            .map(|contender| {
-                Box::new(move || {
-                    std::hint::black_box((contender.run)(rig, ITEMS, work));
-                }) as _
-            })
-            .collect();
+        let mut runs = runs(rig, &contenders, ITEMS, work);
         let rounds = side_by_side(effort.rounds, &mut runs);
         let ours = names.iter().position(|name| *name == OURS);
         let ours = &rounds[ours.expect("this crate takes part")];
@@ -63,14 +56,7 @@ pub fn measure_blocking(effort: &Effort) -> (String, f64, f64) {
     let contenders: Vec<Contender<Sleep>> =
         all().into_iter().filter(|it| it.has_threads()).collect();
     let rig = &rig;
-    let mut runs: Vec<Box<dyn FnMut() + '_>> = contenders
-        .iter()
-        .map(|contender| {
-            Box::new(move || {
-                std::hint::black_box((contender.run)(rig, SLEEPS, sleep));
-            }) as _
-        })
-        .collect();
+    let mut runs = runs(rig, &contenders, SLEEPS, sleep);
     runs.push(Box::new(|| {
         let threads: Vec<_> = (0..64).map(|_| thread::spawn(|| {})).collect();
         threads
@@ -100,6 +86,23 @@ pub fn measure_blocking(effort: &Effort) -> (String, f64, f64) {
     }
     let floor = 100.0 * sum / 64.0 / (greedy + start);
     (text, share, floor)
+}
+
+type Run<'a> = Box<dyn FnMut() + 'a>;
+
+/// Each contender on the same job.
+fn runs<'a, W: Work>(
+    rig: &'a Rig,
+    contenders: &'a [Contender<W>],
+    items: u64,
+    work: W,
+) -> Vec<Run<'a>> {
+    let run = |contender: &'a Contender<W>| -> Run<'a> {
+        Box::new(move || {
+            std::hint::black_box((contender.run)(rig, items, work));
+        })
+    };
+    contenders.iter().map(run).collect()
 }
 
 /// A static split is the limit for tasks of one length only.
