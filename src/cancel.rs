@@ -251,6 +251,11 @@ impl Signals {
             .store(submitted - outstanding as u64 / 2, Ordering::Relaxed);
     }
 
+    /// Whether the consumer waits, or is about to.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed) != u64::MAX
+    }
+
     /// The consumer is awake.
     pub(crate) fn await_nothing(&self) {
         self.awaited.store(u64::MAX, Ordering::Relaxed);
@@ -271,7 +276,8 @@ impl Signals {
         let submitted = self.submitted();
         // Spinning, for so short a time: on a busy machine, a thread that yields is away for milliseconds.
         let start = Instant::now();
-        while start.elapsed() < LINGER {
+        // A consumer that waits has been woken, and is to know at once when it goes on.
+        while start.elapsed() < LINGER && !self.is_awaited() {
             if self.submitted() != submitted || self.limit.load(Ordering::Relaxed) == 0 {
                 return;
             }

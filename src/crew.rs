@@ -23,7 +23,7 @@ use crate::tray::Tray;
 trait Hands<C>: Send {
     fn open(&mut self, num_threads: usize, name: &str) -> usize;
     fn submit(&self, chunk: C);
-    fn settle(&self);
+    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool;
     fn is_current(&self) -> bool;
 }
 
@@ -68,8 +68,8 @@ where
         }
     }
 
-    fn settle(&self) {
-        self.home.settle();
+    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+        self.home.settle(is_over)
     }
 
     fn is_current(&self) -> bool {
@@ -184,11 +184,17 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     /// Blocks until there may be something to do: an answer, a cancel, an item of `source` if that is
     /// given, or `until`. Returns whether it was something else than `until`.
     pub(crate) fn wait<S>(&self, source: Option<&Receiver<S>>, until: Option<Instant>) -> bool {
-        if let Some(hands) = &self.hands {
-            hands.settle();
+        self.signals().await_answers(self.chunks);
+        let has_answer = || !self.shared.tray.is_empty();
+        if self
+            .hands
+            .as_ref()
+            .is_some_and(|hands| hands.settle(&has_answer))
+        {
+            self.signals().await_nothing();
+            return true;
         }
         self.help();
-        self.signals().await_answers(self.chunks);
         let rings = self.shared.tray.rings();
         let mut select = Select::new();
         select.recv(rings);

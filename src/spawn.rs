@@ -6,6 +6,7 @@ use std::io;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use log::warn;
 use rayon_core::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
@@ -52,8 +53,11 @@ pub trait Spawn<'s>: Send {
         }
     }
 
-    /// The caller has submitted all that it may for now, and waits.
-    fn settle(&self) {}
+    /// The caller has submitted all that it may for now, and waits until `is_over`. Returns whether that is so.
+    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+        let _ = is_over;
+        false
+    }
 
     /// Whether the current thread is one that jobs run on, so that waiting here for a job could be
     /// waiting for oneself. Jobs are then run inline.
@@ -64,8 +68,8 @@ pub trait Spawn<'s>: Send {
 
 /// The default home: a pool that is made for the run and goes with it.
 ///
-/// Its threads start as jobs come, so that the first job need not wait for the last thread, and all
-/// the others when the caller first waits.
+/// Its first thread is alone for a moment: to start another beside it would slow down both, and take longer
+/// than a small job. Then the others start as jobs come, or all at once when the caller waits.
 #[derive(Debug, Default)]
 pub struct OwnPool {
     pool: Option<JoiningPool>,
@@ -75,9 +79,10 @@ impl Spawn<'static> for OwnPool {
     fn spawn(&self, job: impl FnOnce() + Send + 'static) {
         match &self.pool {
             Some(joining) => {
-                // In this order, as to start a thread takes longer than to do a small job.
                 joining.pool.spawn(job);
-                joining.start_another();
+                if !joining.is_new() {
+                    joining.start_another();
+                }
             }
             None => unreachable!("a pool is opened before it is used"),
         }
@@ -88,10 +93,10 @@ impl Spawn<'static> for OwnPool {
         self.pool.insert(joining).pool.current_num_threads()
     }
 
-    fn settle(&self) {
-        if let Some(joining) = &self.pool {
-            joining.start_all();
-        }
+    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+        self.pool
+            .as_ref()
+            .is_some_and(|joining| joining.settle(is_over))
     }
 
     fn is_current(&self) -> bool {
@@ -213,7 +218,11 @@ struct JoiningPool {
     unstarted: Mutex<Vec<ThreadBuilder>>,
     threads: Mutex<Threads>,
     name: String,
+    built: Instant,
 }
+
+/// How long a pool's first thread is alone.
+const ALONE: Duration = Duration::from_micros(50);
 
 impl JoiningPool {
     /// Makes a pool, and starts the first of its threads.
@@ -253,6 +262,7 @@ impl JoiningPool {
             unstarted: Mutex::new(unstarted),
             threads: Mutex::default(),
             name: name.to_owned(),
+            built: Instant::now(),
         })
     }
 
@@ -280,6 +290,26 @@ impl JoiningPool {
 
     fn start_all(&self) {
         while self.start_another() {}
+    }
+
+    fn is_new(&self) -> bool {
+        self.built.elapsed() < ALONE
+    }
+
+    /// Starts the other threads unless the first alone is quick enough. Returns whether `is_over`.
+    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+        if lock(&self.unstarted).is_empty() {
+            return false;
+        }
+        // Not blocking, for so short a time: to be woken would take as long.
+        while self.is_new() {
+            if is_over() {
+                return true;
+            }
+            thread::yield_now();
+        }
+        self.start_all();
+        false
     }
 }
 

@@ -40,40 +40,68 @@ fn main() {
     println!("{MARK}\n{}", bars.rows());
 }
 
-/// Turn by turn, as the first of two is not better off than the second.
+/// Turn by turn, as the first is not better off than the last.
 fn cold_starts(bars: &mut Bars) {
-    let [mut ours, mut pariter, mut channel] = [const { Spread::new() }; 3];
+    let ways: [(&str, Way); 5] = [
+        ("cold start to first result", cold_start),
+        ("the same, pariter", cold_start_pariter),
+        ("the same, `par_bridge` into a channel", cold_start_channel),
+        (
+            "the floor: two bare threads are started, one answers",
+            bare_threads,
+        ),
+        (
+            "the floor: a rayon pool of two is built and answers",
+            bare_pool,
+        ),
+    ];
+    let mut spreads = ways.map(|_| Spread::new());
     for _ in 0..ROUNDS {
-        ours.add(cold_start());
-        pariter.add(cold_start_pariter());
-        channel.add(cold_start_channel());
+        for ((_, measure), spread) in ways.iter().zip(&mut spreads) {
+            spread.add(measure());
+        }
     }
-    row("cold start to first result", &mut ours);
-    row("the same, pariter", &mut pariter);
-    row("the same, `par_bridge` into a channel", &mut channel);
-    let mut floor = Spread::new();
-    (0..ROUNDS).for_each(|_| floor.add(bare_thread()));
-    row(
-        "the floor: a bare thread is started and answers",
-        &mut floor,
-    );
-    let [ours, pariter, floor] = [ours, pariter, floor].map(|mut spread| spread.percentile(0.5));
+    for ((name, _), spread) in ways.iter().zip(&mut spreads) {
+        row(name, spread);
+    }
+    let [ours, pariter, _, threads, pool] = spreads.map(|mut spread| spread.percentile(0.5));
     bars.add(
         "cold start to first result, p50",
         "≤ pariter's",
-        format!("{ours:.1?}, pariter's {pariter:.1?}, a bare thread's {floor:.1?}"),
+        format!(
+            "{ours:.1?}, pariter's {pariter:.1?}, two bare threads {threads:.1?}, a rayon pool {pool:.1?}"
+        ),
         ours <= pariter,
     );
 }
 
-fn bare_thread() -> Duration {
+fn bare_threads() -> Duration {
     let start = Instant::now();
-    let (sender, result) = crossbeam_channel::bounded(1);
-    let thread = thread::spawn(move || sender.send(()));
+    let (sender, result) = crossbeam_channel::bounded(THREADS);
+    let threads: Vec<_> = (0..THREADS)
+        .map(|_| {
+            let sender = sender.clone();
+            thread::spawn(move || sender.send(()))
+        })
+        .collect();
     assert!(result.recv().is_ok());
     let elapsed = start.elapsed();
-    assert!(thread.join().is_ok());
+    threads
+        .into_iter()
+        .for_each(|it| assert!(it.join().is_ok()));
     elapsed
+}
+
+fn bare_pool() -> Duration {
+    let start = Instant::now();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(THREADS)
+        .build()
+        .expect("threads can be had");
+    let (sender, result) = crossbeam_channel::bounded(1);
+    pool.spawn(move || assert!(sender.send(()).is_ok()));
+    assert!(result.recv().is_ok());
+    start.elapsed()
 }
 
 type Way = fn() -> Duration;
@@ -240,7 +268,7 @@ fn delivery(nanos: u64, items: u64, hangs: Option<u64>) -> Spread {
         std::hint::black_box(steps(*item, count));
         Instant::now()
     });
-    let mut spread = Spread::new();
+    let mut spread = Spread::of(items);
     for task in (0..items)
         .futureproof(Raise)
         .num_threads(THREADS)

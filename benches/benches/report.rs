@@ -15,7 +15,7 @@ use std::{env, fs};
 use futureproof_benches::bars::{Bars, MARK};
 use futureproof_benches::chart::{Captions, Line, draw};
 use futureproof_benches::contenders::{
-    CHANNEL, FOLD, ORDERED, OURS, PARITER, PLAIN, RETRY, Rig, SPLIT, STATE, all,
+    BARE, CHANNEL, FOLD, ORDERED, OURS, PARITER, PLAIN, RETRY, Rig, SPLIT, STATE, all,
 };
 use futureproof_benches::jobs::SLEEPS;
 use futureproof_benches::long_jobs::{measure_blocking, measure_uneven};
@@ -193,11 +193,12 @@ fn judge(table: &Table, bars: &mut Bars) {
                 .map(|it| (table.at(it.name, work), it.name))
                 .min_by(|a, b| a.0.total_cmp(&b.0));
             if let Some((_, name)) = best {
-                let more = 100.0 * (table.ratio(OURS, name, work) - 1.0);
+                let behind = |who| 100.0 * (table.ratio(who, name, work) - 1.0);
+                let (more, bare) = (behind(OURS), behind(BARE));
                 bars.add(
                     &format!("beside the best {job} at {} ({name})", duration(work)),
                     "≤ 2 % more",
-                    format!("{more:+.1} %"),
+                    format!("{more:+.1} %, bare chunks {bare:+.1} %"),
                     more <= 2.0,
                 );
             }
@@ -241,7 +242,7 @@ fn draw_charts(home: &Path, table: &Table, threads: usize) -> Result<(), Box<dyn
     let mut speedup = Vec::new();
     for name in table.names.iter().filter(shown) {
         let row = table.row(name);
-        if ![PLAIN, SPLIT].contains(name) {
+        if ![PLAIN, SPLIT, BARE].contains(name) {
             let mut line = line(name, &|column| {
                 row[column] - table.works[column] / threads as f64
             });
@@ -249,7 +250,7 @@ fn draw_charts(home: &Path, table: &Table, threads: usize) -> Result<(), Box<dyn
             line.points.retain(|(work, _)| *work < 20_000.0);
             overhead.push(line);
         }
-        if *name != PLAIN {
+        if ![PLAIN, BARE].contains(name) {
             speedup.push(line(name, &|column| table.works[column] / row[column]));
         }
     }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futureproof::prelude::*;
 use futures::StreamExt;
@@ -56,7 +56,7 @@ pub struct Contender<W> {
 impl<W> Contender<W> {
     /// Whether it is another crate's.
     pub fn is_peer(&self) -> bool {
-        !self.name.starts_with("futureproof") && self.name != PLAIN && self.name != SPLIT
+        !self.name.starts_with("futureproof") && ![PLAIN, SPLIT, BARE].contains(&self.name)
     }
 
     /// Whether it runs on as many threads as it is told.
@@ -67,6 +67,7 @@ impl<W> Contender<W> {
 
 pub const PLAIN: &str = "plain loop";
 pub const SPLIT: &str = "static split (the limit)";
+pub const BARE: &str = "bare chunks down a channel (a stream's limit)";
 pub const OURS: &str = "futureproof, `for`";
 pub const FOLD: &str = "futureproof, `fold`";
 pub const ORDERED: &str = "futureproof, `ordered`";
@@ -88,6 +89,7 @@ pub fn all<W: Work>() -> Vec<Contender<W>> {
     vec![
         of(PLAIN, 1, false, |_, items, work| plain_loop(items, work)),
         of(SPLIT, 1, false, static_split),
+        of(BARE, 3, true, bare_chunks),
         of(OURS, 3, true, by_for),
         of(FOLD, 3, true, by_fold),
         of(ORDERED, 4, true, ordered),
@@ -125,6 +127,31 @@ fn static_split<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
             .collect();
         let sums = parts.into_iter().map(|part| part.join().expect("no panic"));
         sums.fold(0, u64::wrapping_add)
+    })
+}
+
+/// A static split whose results come back in chunks of some 100 µs: what a stream of results costs at least.
+fn bare_chunks<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let threads = rig.threads as u64;
+    let (sender, chunks) = crossbeam_channel::bounded(128);
+    thread::scope(|scope| {
+        for part in 0..threads {
+            let mut range = items * part / threads..items * (part + 1) / threads;
+            let sender = sender.clone();
+            scope.spawn(move || {
+                let mut size = 1;
+                while !range.is_empty() {
+                    let start = Instant::now();
+                    let chunk: Vec<u64> = range.by_ref().take(size).map(work).collect();
+                    if start.elapsed() < Duration::from_micros(50) {
+                        size = (2 * size).min(8192);
+                    }
+                    sender.send(chunk).expect("the receiver lives");
+                }
+            });
+        }
+        drop(sender);
+        chunks.iter().flatten().fold(0, u64::wrapping_add)
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use crate::contenders::{Contender, OURS, PLAIN, Rig, SPLIT, all};
+use crate::contenders::{Contender, OURS, Rig, all};
 use crate::jobs::{Order, SLEEPS, greedy_sleeps, sleep, sleep_of, uneven};
 use crate::overhead::Effort;
 use crate::stats::{median, paired, side_by_side};
@@ -22,10 +22,10 @@ pub fn measure_uneven(rig: &Rig, effort: &Effort) -> (String, f64) {
         let rounds = side_by_side(effort.rounds, &mut runs);
         let ours = names.iter().position(|name| *name == OURS);
         let ours = &rounds[ours.expect("this crate takes part")];
-        let peers = names
+        let peers = contenders
             .iter()
             .zip(&rounds)
-            .filter(|(name, _)| !name.starts_with("futureproof") && ![PLAIN, SPLIT].contains(name));
+            .filter(|(it, _)| it.is_peer());
         let best = peers
             .map(|(_, peer)| 100.0 * (paired(ours, peer, |ours, peer| ours / peer) - 1.0))
             .fold(f64::NEG_INFINITY, f64::max);
@@ -105,7 +105,7 @@ fn runs<'a, W: Work>(
     contenders.iter().map(run).collect()
 }
 
-/// A static split is the limit for tasks of one length only.
+/// What is a limit is one for tasks of one length only.
 fn plainly(name: &str) -> &str {
-    name.trim_end_matches(" (the limit)")
+    name.split(" (").next().unwrap_or(name)
 }

@@ -21,6 +21,11 @@ impl Spread {
         Self(Vec::new())
     }
 
+    /// Room for `count`, so that nothing is moved while they are added.
+    pub fn of(count: u64) -> Self {
+        Self(Vec::with_capacity(count as usize))
+    }
+
     pub fn add(&mut self, duration: Duration) {
         self.0
             .push(duration.as_nanos().try_into().unwrap_or(u32::MAX));
