@@ -6,12 +6,12 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::hint;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::channel::{Receiver, Sender, bounded};
+use crate::sync::{Mutex, hint, now};
 
 /// Stops the runs that it was given to, from any thread.
 ///
@@ -208,7 +208,7 @@ impl Signals {
     pub(crate) fn is_late(&self) -> bool {
         self.deadline
             .get()
-            .is_some_and(|deadline| Instant::now() >= *deadline)
+            .is_some_and(|deadline| now() >= *deadline)
     }
 
     /// Whether the run is cut short from outside.
@@ -219,7 +219,7 @@ impl Signals {
     /// The run starts, and may last so long.
     pub(crate) fn start(&self, deadline: Option<Duration>) {
         // A deadline past the end of time is none.
-        let deadline = deadline.and_then(|after| Instant::now().checked_add(after));
+        let deadline = deadline.and_then(|after| now().checked_add(after));
         if let Some(deadline) = deadline {
             let _ = self.deadline.set(deadline);
         }
@@ -275,9 +275,9 @@ impl Signals {
     pub(crate) fn linger(&self) {
         let submitted = self.submitted();
         // Spinning, for so short a time: on a busy machine, a thread that yields is away for milliseconds.
-        let start = Instant::now();
+        let start = now();
         // A consumer that waits has been woken, and is to know at once when it goes on.
-        while start.elapsed() < LINGER && !self.is_awaited() {
+        while now() - start < LINGER && !self.is_awaited() {
             if self.submitted() != submitted || self.limit.load(Ordering::Relaxed) == 0 {
                 return;
             }
@@ -313,9 +313,7 @@ impl Guard<'_> {
     pub(crate) fn allows(&self, index: u64) -> bool {
         index < self.limit.load(Ordering::Relaxed)
             && !self.token.is_some_and(CancellationToken::is_cancelled)
-            && self
-                .deadline
-                .is_none_or(|deadline| Instant::now() < deadline)
+            && self.deadline.is_none_or(|deadline| now() < deadline)
     }
 
     /// Whether results are to be handed over as soon as they are there.

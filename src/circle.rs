@@ -1,7 +1,7 @@
 //! Chunks go round: what is submitted comes back, is tried again where it may be, and is put in order.
 
 use std::mem;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::arrivals::Arrivals;
 use crate::chunk::{Chunk, Parcel};
@@ -11,6 +11,7 @@ use crate::plan::Plan;
 use crate::read_ahead::Items;
 use crate::retry::{Delays, RetryRule, Waiting};
 use crate::sizing::Sizing;
+use crate::sync::now;
 use crate::task::Cause;
 
 /// A consumer that has waited this long for an answer asks workers for what they have finished.
@@ -144,7 +145,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
                         chunk.inputs.push(outcome.input);
                         // The error is the user's: its destructor may panic.
                         bury(outcome.result);
-                        let now = Instant::now();
+                        let now = now();
                         // A delay past the end of time is one that never ends.
                         let due = now
                             .checked_add(delay)
@@ -199,7 +200,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
             .flatten()
             .min();
         if crew.may_hold_back() && !crew.signals().is_hungry() {
-            let patience = Instant::now() + PATIENCE;
+            let patience = now() + PATIENCE;
             if until.is_none_or(|until| patience < until) {
                 if !crew.wait(source, Some(patience)) {
                     crew.signals().set_hungry(true);

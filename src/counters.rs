@@ -1,8 +1,10 @@
 //! The figures of a run, written by those who do the work and read by those who watch.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::now;
 
 /// Counts of one run. Written once a chunk, never once an item.
 #[derive(Debug, Default)]
@@ -23,14 +25,14 @@ pub(crate) struct Counters {
 impl Counters {
     /// The run starts, over a source of this size, if that is known.
     pub(crate) fn start(&self, total: Option<u64>) {
-        let _ = self.started.set(Instant::now());
+        let _ = self.started.set(now());
         if let Some(total) = total {
             let _ = self.total.set(total);
         }
     }
 
     pub(crate) fn end(&self) {
-        let _ = self.ended.set(Instant::now());
+        let _ = self.ended.set(now());
     }
 
     /// So many items were pulled so far. Called before they are submitted.
@@ -63,7 +65,7 @@ impl Counters {
         let elapsed = match self.started.get() {
             Some(started) => match self.ended.get() {
                 Some(ended) => ended.saturating_duration_since(*started),
-                None => started.elapsed(),
+                None => now() - *started,
             },
             None => Duration::ZERO,
         };

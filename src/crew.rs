@@ -2,11 +2,10 @@
 //! end everybody goes home.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Select};
+use crossbeam_channel::Receiver;
 use log::warn;
 
 use crate::cancel::Signals;
@@ -17,6 +16,7 @@ use crate::job::{Job, Reply, Shared};
 use crate::monitor::{Monitor, TARGET};
 use crate::plan::Plan;
 use crate::spawn::Spawn;
+use crate::sync::channel::Select;
 use crate::tray::Tray;
 
 /// The home of the jobs and the function, their types forgotten: one indirect call a chunk.
@@ -199,7 +199,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         let mut select = Select::new();
         select.recv(rings);
         if let Some(token) = self.signals().token() {
-            select.recv::<Infallible>(token.bell());
+            select.recv(token.bell());
         }
         if let Some(source) = source {
             select.recv(source);

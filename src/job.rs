@@ -9,12 +9,12 @@
 
 use std::mem;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::cancel::Signals;
 use crate::chunk::{Parcel, Pause};
 use crate::contain::bury;
 use crate::counters::Counters;
+use crate::sync::now;
 use crate::tray::Tray;
 
 /// A chunk and what is needed to run it: what is handed to the pool.
@@ -61,9 +61,9 @@ impl<I, T, E> Reply<I, T, E> {
         let Some(chunk) = &mut self.chunk else {
             return Pause::Over;
         };
-        let start = Instant::now();
+        let start = now();
         let pause = chunk.run(f, &self.shared.signals);
-        chunk.busy = start.elapsed();
+        chunk.busy = now() - start;
         if pause == Pause::Flush {
             let rest = chunk.split_off_rest();
             let finished = mem::replace(chunk, rest);

@@ -20,6 +20,7 @@ mod read_ahead;
 mod retry;
 mod sizing;
 mod spawn;
+mod sync;
 mod task;
 mod tasks;
 mod tray;

@@ -3,14 +3,15 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::{info, log_enabled};
 
 use crate::contain::contain;
 use crate::counters::{Counters, Snapshot, per_second};
+use crate::sync::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crate::sync::now;
+use crate::sync::thread::{self, JoinHandle};
 
 /// The target of every log line of this crate.
 pub(crate) const TARGET: &str = "futureproof";
@@ -86,23 +87,23 @@ impl Watch {
     fn run(mut self, stop: &Receiver<Infallible>) {
         let name = self.name.clone();
         contain(|| info!(target: TARGET, "{name}: started{}", items(&self.last)));
-        let mut tick = Instant::now();
+        let mut tick = now();
         loop {
             let ended = wait(stop, tick.checked_add(self.interval));
-            let now = self.counters.snapshot();
-            let time = tick.elapsed();
+            let figures = self.counters.snapshot();
+            let time = now() - tick;
             if ended {
-                contain(|| info!(target: TARGET, "{name}: {}", totals(&now)));
+                contain(|| info!(target: TARGET, "{name}: {}", totals(&figures)));
             } else {
-                contain(|| info!(target: TARGET, "{name}: {}", line(&now, &self.last, time)));
+                contain(|| info!(target: TARGET, "{name}: {}", line(&figures, &self.last, time)));
             }
             if let Some(on_progress) = &mut self.on_progress {
-                contain(|| on_progress(&now));
+                contain(|| on_progress(&figures));
             }
             if ended {
                 break;
             }
-            self.last = now;
+            self.last = figures;
             tick += time;
         }
         crate::contain::bury(self);

@@ -9,6 +9,7 @@ use log::warn;
 
 use crate::contain::{Buried, contain};
 use crate::monitor::TARGET;
+use crate::sync::now;
 
 /// How many delays are drawn at a time.
 const BLOCK: usize = 64;
@@ -124,7 +125,7 @@ impl<C> Waiting<C> {
 
     /// One that is due by now.
     pub(crate) fn pop_due(&mut self) -> Option<C> {
-        if self.next_due()? > Instant::now() {
+        if self.next_due()? > now() {
             return None;
         }
         self.heap.pop().map(|Reverse(entry)| entry.value)

@@ -8,7 +8,6 @@
 
 use std::fmt;
 use std::mem;
-use std::time::Instant;
 
 use crate::chunk::{Chunk, Parcel};
 use crate::circle::Circle;
@@ -16,6 +15,7 @@ use crate::crew::Crew;
 use crate::failure_log::FailureLog;
 use crate::plan::Plan;
 use crate::read_ahead::{Bell, Items};
+use crate::sync::now;
 use crate::task::{Ending, Remainder, Task, TaskError, TaskResult};
 
 /// The finished tasks of a run, as an iterator; made by [`map_tasks`](crate::Futureproof::map_tasks).
@@ -227,8 +227,11 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             } else if !self.circle.is_idle() {
                 self.circle.wait(None);
             } else {
-                self.end(Ending::Exhausted);
-                self.wind_up();
+                // Unless it is a stop of this very moment that keeps the source from being pulled.
+                if self.is_exhausted || !self.has_ended() {
+                    self.end(Ending::Exhausted);
+                    self.wind_up();
+                }
                 return false;
             }
         }
@@ -271,7 +274,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         let size = self.circle.chunk_size(&self.plan, self.in_flight());
         self.filling.reset(self.pulled, self.circle.is_final());
         self.is_pulling = true;
-        let start = Instant::now();
+        let start = now();
         let signals = self.circle.crew.signals();
         let submitted = signals.submitted();
         let inputs = &mut self.filling.inputs;
@@ -293,7 +296,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.has_fed = true;
         let len = self.filling.inputs.len();
         if len > 0 {
-            self.circle.sizing.record_pull(len, start.elapsed());
+            self.circle.sizing.record_pull(len, now() - start);
             self.pulled += len as u64;
             self.circle.crew.counters().set_pulled(self.pulled);
             let next = self.circle.empty_chunk();

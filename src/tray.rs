@@ -5,12 +5,12 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-
 use crate::cancel::Signals;
+use crate::sync::channel::{Receiver, Sender, bounded};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Finished work for which a consumer is woken.
 const WORTH: Duration = Duration::from_micros(500);

@@ -1,0 +1,23 @@
+//! What threads meet at: the real thing or, with `--cfg shuttle`, one whose schedule a test chooses.
+
+use std::time::Instant;
+
+#[cfg(not(shuttle))]
+pub(crate) use {crossbeam_channel as channel, std::hint, std::sync::Mutex, std::thread};
+#[cfg(not(shuttle))]
+pub(crate) use {std::sync::MutexGuard, std::sync::atomic};
+
+#[cfg(shuttle)]
+pub(crate) use shuttle::{hint, sync::Mutex, sync::MutexGuard, sync::atomic, thread};
+
+pub(crate) fn now() -> Instant {
+    #[cfg(not(shuttle))]
+    return Instant::now();
+    #[cfg(shuttle)]
+    return channel::now();
+}
+
+/// shuttle has no channels like these, and no clock.
+#[cfg(shuttle)]
+#[path = "../tests/model/channel.rs"]
+pub(crate) mod channel;

@@ -1,0 +1,306 @@
+//! The engine under schedules that shuttle chooses: whatever the order in which threads take their steps, a
+//! run ends, and with the right result. A wake-up that is missed is a deadlock here, and shuttle tells.
+//!
+//! `RUSTFLAGS="--cfg shuttle" cargo test --release --test schedules`, with `SCHEDULES` for how many of each.
+//! A schedule that fails is printed, and `shuttle::replay` takes it.
+#![cfg(shuttle)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futureproof::prelude::*;
+use futureproof::{Ending, Spawn};
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use shuttle::sync::{Condvar, Mutex};
+use shuttle::{Config, Runner, thread};
+
+/// A thread for every job.
+struct Threads;
+
+impl Spawn<'static> for Threads {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        thread::spawn(job);
+    }
+}
+
+/// Runs `scenario` under many schedules: random ones, and some with few, well-placed switches.
+fn explore(scenario: impl Fn() + Send + Sync + 'static) {
+    let schedules = std::env::var("SCHEDULES").map_or(50_000, |count| count.parse().unwrap());
+    let scenario = Arc::new(scenario);
+    let config = || {
+        let mut config = Config::new();
+        config.stack_size = 1 << 17;
+        config
+    };
+    let random = Arc::clone(&scenario);
+    Runner::new(RandomScheduler::new(schedules), config()).run(move || random());
+    Runner::new(PctScheduler::new(3, schedules / 5), config()).run(move || scenario());
+}
+
+/// A run of `f` over `0..items`, in chunks of `chunk` items, with two at work and little in flight.
+macro_rules! run {
+    ($items:expr, $policy:expr, $chunk:expr, $f:expr) => {
+        run!($items, $policy, $chunk, $f, |run| run)
+    };
+    ($items:expr, $policy:expr, $chunk:expr, $f:expr, |$run:ident| $options:expr) => {{
+        let $run = (0..$items)
+            .futureproof($policy)
+            .num_threads(2)
+            .chunk_size($chunk)
+            .max_in_flight(3 * $chunk)
+            .monitor_interval(Duration::ZERO)
+            .on(Threads);
+        $options.map_tasks($f)
+    }};
+}
+
+/// How many calls of a function are under way.
+#[derive(Clone)]
+struct Running(Arc<AtomicUsize>);
+
+impl Running {
+    fn new() -> Self {
+        Self(Arc::new(AtomicUsize::new(0)))
+    }
+
+    fn during<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.0.fetch_add(1, SeqCst);
+        let result = f();
+        self.0.fetch_sub(1, SeqCst);
+        result
+    }
+
+    fn assert_none(&self) {
+        assert_eq!(self.0.load(SeqCst), 0, "calls go on");
+    }
+}
+
+#[test]
+fn a_failure_stops_the_others_before_it_is_seen() {
+    explore(|| {
+        let is_seen = Arc::new(AtomicBool::new(false));
+        let late = Arc::new(AtomicUsize::new(0));
+        let (seen, starts) = (Arc::clone(&is_seen), Arc::clone(&late));
+        let mut run = run!(12u32, Raise, 4, move |n: &u32| {
+            starts.fetch_add(seen.load(SeqCst).into(), SeqCst);
+            if *n == 0 { Err("none") } else { Ok(*n) }
+        });
+        let mut failures = 0;
+        for task in run.by_ref() {
+            assert_eq!(failures, 0, "a task after the failure");
+            if let Err(error) = task {
+                is_seen.store(true, SeqCst);
+                assert_eq!(error.index(), 0);
+                failures += 1;
+            }
+        }
+        assert_eq!(failures, 1);
+        assert_eq!(run.ending(), Some(Ending::Failed));
+        drop(run);
+        // A call in each of the two other chunks may have been allowed just before.
+        assert!(late.load(SeqCst) <= 2, "{late:?} calls started later");
+    });
+}
+
+#[test]
+fn of_two_failures_one_is_raised() {
+    explore(|| {
+        let run = run!(4u32, Raise, 2, |n: &u32| Err::<(), _>(*n));
+        let failures: Vec<_> = run.map(|task| task.unwrap_err().index()).collect();
+        assert_eq!(failures.len(), 1);
+    });
+}
+
+#[test]
+fn a_cancel_wakes_a_blocked_consumer() {
+    explore(|| {
+        let gate = Arc::new((Mutex::new(false), Condvar::new()));
+        let token = CancellationToken::new();
+        let inner = Arc::clone(&gate);
+        let hang = move |_: &u32| {
+            let mut is_open = inner.0.lock().unwrap();
+            while !*is_open {
+                is_open = inner.1.wait(is_open).unwrap();
+            }
+        };
+        let mut run = run!(9u32, Raise, 1, infallible(hang), |run| run
+            .cancel_on(&token));
+        let canceller = thread::spawn(move || token.cancel());
+        assert!(run.next().is_none());
+        assert_eq!(run.ending(), Some(Ending::Cancelled));
+        *gate.0.lock().unwrap() = true;
+        gate.1.notify_all();
+        let remainder = run.into_remainder();
+        let unprocessed = remainder.unprocessed.len();
+        let left = remainder.finished.len() + unprocessed + remainder.source.count();
+        assert_eq!(left, 9);
+        canceller.join().unwrap();
+    });
+}
+
+#[test]
+fn one_cancel_ends_two_runs() {
+    explore(|| {
+        let token = CancellationToken::new();
+        let other = token.clone();
+        let consumer = thread::spawn(move || {
+            let mut run = run!(2u32, Raise, 1, infallible(|n: &u32| *n), |run| run
+                .cancel_on(&other));
+            run.by_ref().for_each(drop);
+            run.ending()
+        });
+        let mut run = run!(3u32, Raise, 1, infallible(|n: &u32| *n), |run| run
+            .cancel_on(&token));
+        assert!(run.next().is_some());
+        token.cancel();
+        assert!(run.next().is_none());
+        let ending = consumer.join().unwrap();
+        assert!(matches!(
+            ending,
+            Some(Ending::Exhausted | Ending::Cancelled)
+        ));
+    });
+}
+
+#[test]
+fn a_drop_waits_for_what_runs() {
+    explore(|| {
+        let items: Vec<Arc<()>> = (0..6).map(|_| Arc::default()).collect();
+        let weak: Vec<_> = items.iter().map(Arc::downgrade).collect();
+        let running = Running::new();
+        let inner = running.clone();
+        let mut run = items
+            .into_iter()
+            .futureproof(Raise)
+            .num_threads(2)
+            .chunk_size(2)
+            .max_in_flight(6)
+            .monitor_interval(Duration::ZERO)
+            .on(Threads)
+            .map_tasks(infallible(move |item: &Arc<()>| {
+                inner.during(|| Arc::clone(item))
+            }));
+        assert!(run.next().is_some());
+        drop(run);
+        running.assert_none();
+        assert!(weak.iter().all(|item| item.upgrade().is_none()));
+    });
+}
+
+#[test]
+fn the_last_chunk_and_the_end_of_the_source() {
+    for (items, chunk) in [(1u32, 1), (3, 1), (4, 2), (5, 2)] {
+        explore(move || {
+            let mut run = run!(items, Raise, chunk, infallible(|n: &u32| *n));
+            let mut outputs: Vec<u32> = run.by_ref().map(|task| task.unwrap().output).collect();
+            outputs.sort_unstable();
+            assert!(outputs.into_iter().eq(0..items));
+            assert_eq!(run.ending(), Some(Ending::Exhausted));
+        });
+    }
+}
+
+#[test]
+fn input_order_holds() {
+    explore(|| {
+        let run = run!(5u32, Raise, 1, infallible(|n: &u32| *n), |run| run
+            .ordered());
+        let outputs: Vec<u32> = run.map(|task| task.unwrap().output).collect();
+        assert_eq!(outputs, [0, 1, 2, 3, 4]);
+    });
+}
+
+#[test]
+fn what_is_tried_again_comes_once() {
+    explore(|| {
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let flaky = move |n: &u32| match *n {
+            1 if attempts.fetch_add(1, SeqCst) < 2 => Err("busy"),
+            n => Ok(n),
+        };
+        let run = run!(3u32, Raise, 1, flaky).retry(|| [Duration::ZERO; 2]);
+        let mut outputs: Vec<u32> = run.map(|task| task.unwrap().output).collect();
+        outputs.sort_unstable();
+        assert_eq!(outputs, [0, 1, 2]);
+    });
+}
+
+#[test]
+fn the_monitor_ends_with_the_run() {
+    explore(|| {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let last = Arc::new(AtomicUsize::new(0));
+        let (over, seen) = (Arc::clone(&is_over), Arc::clone(&last));
+        let mut run = (0..3u32)
+            .futureproof(Raise)
+            .num_threads(2)
+            .chunk_size(1)
+            .max_in_flight(3)
+            .monitor_interval(Duration::from_secs(1))
+            .on_progress(move |now| {
+                assert!(!over.load(SeqCst));
+                seen.store(now.completed() as usize, SeqCst);
+            })
+            .on(Threads)
+            .map_tasks(infallible(|n: &u32| *n));
+        assert_eq!(run.by_ref().count(), 3);
+        drop(run);
+        assert_eq!(last.load(SeqCst), 3);
+        is_over.store(true, SeqCst);
+    });
+}
+
+#[test]
+fn figures_are_in_order_at_every_moment() {
+    explore(|| {
+        let run = run!(4u32, Ignore, 1, |n: &u32| if n % 2 == 0 {
+            Err(*n)
+        } else {
+            Ok(*n)
+        });
+        let progress = run.progress();
+        let reader = thread::spawn(move || {
+            for _ in 0..4 {
+                let now = progress.snapshot();
+                assert!(now.failed() <= now.completed() && now.completed() <= now.pulled());
+            }
+            progress
+        });
+        assert_eq!(run.count(), 4);
+        let end = reader.join().unwrap().snapshot();
+        assert_eq!((end.completed(), end.failed(), end.pulled()), (4, 2, 4));
+    });
+}
+
+#[test]
+fn a_job_that_is_dropped_ends_the_run() {
+    /// Drops one job of all.
+    struct Dropper(AtomicUsize);
+
+    impl Spawn<'static> for Dropper {
+        fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+            match self.0.fetch_add(1, SeqCst) {
+                1 => drop(thread::spawn(move || drop(job))),
+                _ => drop(thread::spawn(job)),
+            }
+        }
+    }
+
+    explore(|| {
+        let mut run = (0..4u32)
+            .futureproof(Raise)
+            .num_threads(2)
+            .chunk_size(1)
+            .max_in_flight(2)
+            .monitor_interval(Duration::ZERO)
+            .on(Dropper(AtomicUsize::new(0)))
+            .map_tasks(infallible(|n: &u32| *n));
+        let delivered = run.by_ref().count();
+        assert_eq!(run.ending(), Some(Ending::Cancelled));
+        let remainder = run.into_remainder();
+        let left = remainder.finished.len() + remainder.unprocessed.len();
+        assert_eq!(delivered + left + remainder.source.count(), 4);
+        assert!(remainder.unprocessed.iter().any(|(index, _)| *index == 1));
+    });
+}
