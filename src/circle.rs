@@ -124,9 +124,8 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
 
     /// Whether an item came back unrun although nothing forbade it: its home drops its jobs.
     pub(crate) fn is_deserted(&self) -> bool {
-        self.unrun
-            .last()
-            .is_some_and(|(index, _)| self.crew.signals().allows(*index))
+        let signals = self.crew.signals();
+        self.unrun.iter().any(|(index, _)| signals.allows(*index))
     }
 
     /// Sets apart what is to be tried again. Rare, so it may take an answer to pieces.

@@ -37,7 +37,7 @@ use crate::monitor::TARGET;
 /// ```
 pub trait Spawn<'s>: Send {
     /// Runs `job` once, on another thread, now or later; or drops it, and the run ends as if it were
-    /// [cancelled](crate::Ending::Cancelled).
+    /// [cancelled](crate::Ending::Cancelled), earlier than its `size_hint` may have said.
     ///
     /// Jobs do not panic. They do not wait for each other.
     fn spawn(&self, job: impl FnOnce() + Send + 's);

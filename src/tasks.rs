@@ -227,8 +227,8 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             } else if !self.circle.is_idle() {
                 self.circle.wait(None);
             } else {
-                // Unless it is a stop of this very moment that keeps the source from being pulled.
-                if self.is_exhausted || !self.has_ended() {
+                // Unless there is nothing to do because of a stop of this very moment.
+                if !self.has_ended() {
                     self.end(Ending::Exhausted);
                     self.wind_up();
                 }

@@ -227,6 +227,23 @@ fn what_is_tried_again_comes_once() {
 }
 
 #[test]
+fn a_cancel_among_attempts_is_no_exhaustion() {
+    explore(|| {
+        let token = CancellationToken::new();
+        let run = run!(2u32, Ignore, 1, |n: &u32| Err::<(), _>(*n), |run| run
+            .cancel_on(&token));
+        let mut run = run.retry(|| [Duration::ZERO; 2]);
+        let canceller = thread::spawn(move || token.cancel());
+        let delivered = run.by_ref().count();
+        match run.ending() {
+            Some(Ending::Exhausted) => assert_eq!(delivered, 2),
+            ending => assert_eq!(ending, Some(Ending::Cancelled)),
+        }
+        canceller.join().unwrap();
+    });
+}
+
+#[test]
 fn the_monitor_ends_with_the_run() {
     explore(|| {
         let is_over = Arc::new(AtomicBool::new(false));

@@ -1,0 +1,853 @@
+//! Random plans, each checked against an oracle: every pulled item ends in exactly one place, every value is
+//! dropped once, the figures are right at every moment, and nobody is left behind.
+//!
+//! A plan follows from its seed. `SEED=17 PLANS=1 cargo test --test plans` runs that one alone.
+
+mod common;
+
+use std::env;
+use std::panic::{self, AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use futureproof::prelude::*;
+use futureproof::{Ending, MapTasks, OwnPool, Progress, Spawn};
+use rayon::ThreadPool;
+
+/// A plan that makes no headway for so long hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn whatever_the_plan_nothing_is_lost() {
+    let number = |name, default| env::var(name).map_or(default, |text| text.parse().unwrap());
+    let plans = number("PLANS", 100_000);
+    let first = number("SEED", 0);
+    // Of the panics that are looked for, nobody wants to read.
+    panic::set_hook(Box::new(|_| ()));
+    let shards = thread::available_parallelism().map_or(2, |cores| cores.get() as u64);
+    let seeds: Arc<Vec<AtomicU64>> = Arc::new((0..shards).map(|_| AtomicU64::new(0)).collect());
+    let (sender, outcomes) = mpsc::channel();
+    for shard in 0..shards {
+        let (sender, seeds) = (sender.clone(), Arc::clone(&seeds));
+        thread::spawn(move || {
+            let workplace = Workplace::new(shard);
+            for seed in (first..first + plans)
+                .skip(shard as usize)
+                .step_by(shards as usize)
+            {
+                seeds[shard as usize].store(seed, SeqCst);
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(|| check(seed, &workplace))) {
+                    let text = payload.downcast_ref::<String>().cloned();
+                    let text = text.or(payload.downcast_ref::<&str>().map(|text| text.to_string()));
+                    sender.send(Err((seed, text.unwrap_or_default()))).unwrap();
+                    return;
+                }
+            }
+            drop(workplace);
+            sender.send(Ok(())).unwrap();
+        });
+    }
+    let mut before = Vec::new();
+    let mut running = shards;
+    while running > 0 {
+        match outcomes.recv_timeout(PATIENCE) {
+            Ok(Ok(())) => running -= 1,
+            Ok(Err((seed, text))) => fail(seed, &text),
+            Err(_) => {
+                let now: Vec<u64> = seeds.iter().map(|seed| seed.load(SeqCst)).collect();
+                let stuck = now.iter().zip(&before).find(|(now, before)| now == before);
+                if let Some((seed, _)) = stuck {
+                    fail(*seed, "hangs");
+                }
+                before = now;
+            }
+        }
+    }
+    #[cfg(target_os = "linux")]
+    assert!(
+        common::soon(|| common::threads_named("plan-").is_empty()),
+        "threads are left"
+    );
+}
+
+fn fail(seed: u64, text: &str) -> ! {
+    let _ = panic::take_hook();
+    panic!("{text}\nwith SEED={seed}: {:?}", Plan::new(seed));
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    /// True once in `n` times.
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    Succeeds,
+    /// Fails so many times first.
+    Fails(u32),
+    Panics,
+}
+
+impl Fate {
+    fn fails_for_good(self, retries: u32) -> bool {
+        match self {
+            Self::Succeeds => false,
+            Self::Fails(times) => times > retries,
+            Self::Panics => true,
+        }
+    }
+
+    fn attempts(self, retries: u32) -> u32 {
+        match self {
+            Self::Succeeds | Self::Panics => 1,
+            Self::Fails(times) => times.min(retries) + 1,
+        }
+    }
+}
+
+/// Where jobs run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    /// At once, on the caller's thread.
+    Inline,
+    /// In a random order, on the caller's thread, while it waits.
+    Settled,
+    /// In a random order, some later than others, on threads of the test's.
+    Threads,
+    Shared,
+    Own,
+}
+
+/// How a consumer leaves, `step` tasks on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Leave {
+    AtTheEnd,
+    ByFold,
+    Cancelled,
+    /// By the function, at the item of index `step`.
+    CancelledInside,
+    Dropped,
+    Remainder,
+    /// A deadline of `step` times 10 µs.
+    Late,
+}
+
+#[derive(Debug)]
+struct Plan {
+    fates: Vec<Fate>,
+    place: Place,
+    threads: usize,
+    window: usize,
+    chunk: usize,
+    policy: ErrorPolicy,
+    is_ordered: bool,
+    retries: u32,
+    leave: Leave,
+    step: usize,
+    source_panics_at: Option<u64>,
+    /// The job of this number is dropped instead of run.
+    drops_job: Option<u64>,
+    has_monitor: bool,
+    seed: u64,
+}
+
+impl Plan {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let len = if random.one_in(4) { 80 } else { 12 };
+        let bad = 1 + random.below(24);
+        let fates = (0..random.below(len)).map(|_| match random.below(bad) {
+            0 if random.one_in(3) => Fate::Panics,
+            0 => Fate::Fails(1 + random.below(4) as u32),
+            _ => Fate::Succeeds,
+        });
+        let fates: Vec<Fate> = fates.collect();
+        let steps = fates.len() as u64 + 2;
+        Self {
+            fates,
+            place: match random.below(64) {
+                0 => Place::Own,
+                1..4 => Place::Shared,
+                4..20 => Place::Inline,
+                20..44 => Place::Settled,
+                _ => Place::Threads,
+            },
+            threads: 1 + random.below(4) as usize,
+            window: if random.one_in(3) {
+                0
+            } else {
+                1 + random.below(20) as usize
+            },
+            chunk: random.below(9) as usize,
+            policy: match random.below(5) {
+                0 | 1 => Raise,
+                2 => Ignore,
+                3 => Log,
+                _ => Tolerate(random.below(4)),
+            },
+            is_ordered: random.one_in(2),
+            retries: random.below(4).saturating_sub(1) as u32,
+            leave: match random.below(10) {
+                0..3 => Leave::AtTheEnd,
+                3 => Leave::ByFold,
+                4 => Leave::Cancelled,
+                5 => Leave::CancelledInside,
+                6 => Leave::Dropped,
+                7 | 8 => Leave::Remainder,
+                _ => Leave::Late,
+            },
+            step: random.below(steps) as usize,
+            source_panics_at: random.one_in(6).then(|| random.below(steps)),
+            drops_job: random.one_in(20).then(|| random.below(8)),
+            has_monitor: random.one_in(64),
+            seed: random.next(),
+        }
+    }
+
+    fn tolerated(&self) -> Option<u64> {
+        match self.policy {
+            Raise => Some(0),
+            Tolerate(n) => Some(n),
+            _ => None,
+        }
+    }
+
+    /// The items that fail, however often they are tried.
+    fn failing(&self) -> impl Iterator<Item = u64> {
+        let fates = (0..).zip(&self.fates);
+        fates
+            .filter(|(_, fate)| fate.fails_for_good(self.retries))
+            .map(|(index, _)| index)
+    }
+
+    /// The failure that is one too many, in the order of the source.
+    fn last_straw(&self) -> Option<u64> {
+        self.failing().nth(self.tolerated()? as usize)
+    }
+
+    /// Whether all jobs run on the thread of the consumer, one after the other.
+    fn is_sequential(&self) -> bool {
+        matches!(self.place, Place::Inline | Place::Settled)
+    }
+
+    /// Whether nothing but its items decides how the run ends.
+    fn is_undisturbed(&self) -> bool {
+        let cancels_inside = self.leave == Leave::CancelledInside && self.step < self.fates.len();
+        let is_dropped = matches!(self.place, Place::Inline | Place::Settled | Place::Threads)
+            && self.drops_job.is_some();
+        matches!(
+            self.leave,
+            Leave::AtTheEnd | Leave::ByFold | Leave::CancelledInside
+        ) && !cancels_inside
+            && !is_dropped
+            && self
+                .source_panics_at
+                .is_none_or(|at| at > self.fates.len() as u64)
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Jobs that wait to be run in a random order.
+struct Queue {
+    jobs: Mutex<Vec<Job>>,
+    random: Mutex<Random>,
+}
+
+impl Queue {
+    fn push(&self, job: Job) {
+        self.jobs.lock().unwrap().push(job);
+    }
+
+    fn below(&self, limit: u64) -> u64 {
+        self.random.lock().unwrap().below(limit)
+    }
+
+    fn take(&self) -> Option<Job> {
+        let mut jobs = self.jobs.lock().unwrap();
+        let len = jobs.len() as u64;
+        (len > 0).then(|| jobs.swap_remove(self.below(len) as usize))
+    }
+
+    fn run_all(&self) {
+        while let Some(job) = self.take() {
+            job();
+        }
+    }
+}
+
+/// What the plans of one thread share: threads that take jobs, and a pool.
+struct Workplace {
+    name: String,
+    /// A queue to take a job from, after so many others had their turn.
+    turns: crossbeam_channel::Sender<(Arc<Queue>, u64)>,
+    pool: Arc<ThreadPool>,
+}
+
+impl Workplace {
+    fn new(shard: u64) -> Self {
+        let name = format!("plan-{shard}");
+        let (turns, to_take) = crossbeam_channel::unbounded::<(Arc<Queue>, u64)>();
+        for _ in 0..2 {
+            let (to_take, again) = (to_take.clone(), turns.clone());
+            // Ends with the process: it may be asked for a turn by another of its kind.
+            let builder = thread::Builder::new().name(format!("taker-{shard}"));
+            let take = move || {
+                for (queue, later) in to_take {
+                    if later > 0 {
+                        again.send((queue, later - 1)).unwrap();
+                    } else if let Some(job) = queue.take() {
+                        job();
+                    }
+                }
+            };
+            builder.spawn(take).unwrap();
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(2)
+            .build()
+            .unwrap();
+        Self {
+            name,
+            turns,
+            pool: Arc::new(pool),
+        }
+    }
+}
+
+struct Home {
+    place: Place,
+    queue: Arc<Queue>,
+    turns: crossbeam_channel::Sender<(Arc<Queue>, u64)>,
+    pool: Arc<ThreadPool>,
+    own: OwnPool,
+    drops_job: Option<u64>,
+    spawned: AtomicU64,
+}
+
+impl Spawn<'static> for Home {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        match self.place {
+            Place::Shared => return Spawn::spawn(&self.pool, job),
+            Place::Own => return self.own.spawn(job),
+            _ => {}
+        }
+        if Some(self.spawned.fetch_add(1, SeqCst)) == self.drops_job {
+            return;
+        }
+        match self.place {
+            Place::Inline => job(),
+            Place::Settled => self.queue.push(Box::new(job)),
+            _ => {
+                self.queue.push(Box::new(job));
+                let later = self.queue.below(4) * self.queue.below(8);
+                self.turns.send((Arc::clone(&self.queue), later)).unwrap();
+            }
+        }
+    }
+
+    fn open(&mut self, num_threads: usize, name: &str) -> usize {
+        match self.place {
+            Place::Shared => self.pool.open(num_threads, name),
+            Place::Own => self.own.open(num_threads, name),
+            _ => num_threads,
+        }
+    }
+
+    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+        match self.place {
+            Place::Own => return self.own.settle(is_over),
+            Place::Settled => {}
+            _ => return false,
+        }
+        while let Some(job) = self.queue.take() {
+            job();
+            if is_over() && self.queue.below(2) == 0 {
+                return true;
+            }
+        }
+        is_over()
+    }
+
+    fn is_current(&self) -> bool {
+        match self.place {
+            Place::Own => self.own.is_current(),
+            _ => false,
+        }
+    }
+}
+
+/// How many values of a kind there are.
+#[derive(Debug, Default)]
+struct Ledger {
+    alive: AtomicI64,
+}
+
+#[derive(Debug)]
+struct Token {
+    value: u64,
+    ledger: Arc<Ledger>,
+}
+
+impl Token {
+    fn new(value: u64, ledger: &Arc<Ledger>) -> Self {
+        ledger.alive.fetch_add(1, SeqCst);
+        Self {
+            value,
+            ledger: Arc::clone(ledger),
+        }
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.ledger.alive.fetch_sub(1, SeqCst);
+    }
+}
+
+struct Source {
+    next: u64,
+    len: u64,
+    panics_at: Option<u64>,
+    pulled: Arc<AtomicU64>,
+    ledger: Arc<Ledger>,
+    has_ended: bool,
+}
+
+impl Iterator for Source {
+    type Item = Token;
+
+    fn next(&mut self) -> Option<Token> {
+        assert!(!self.has_ended, "the source was asked again");
+        if self.panics_at == Some(self.next) {
+            self.has_ended = true;
+            resume_unwind(Box::new("expected"));
+        }
+        if self.next == self.len {
+            self.has_ended = true;
+            return None;
+        }
+        self.next += 1;
+        self.pulled.fetch_add(1, SeqCst);
+        Some(Token::new(self.next - 1, &self.ledger))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = (self.len - self.next) as usize;
+        (0, Some(left))
+    }
+}
+
+/// What the function sees and tells.
+struct Work {
+    calls: Vec<AtomicU32>,
+    running: AtomicI64,
+    /// Final failures so far, and the first of them.
+    failed: AtomicU64,
+    first_failed: AtomicU64,
+    progress: OnceLock<Progress>,
+    is_over: AtomicBool,
+    /// What went wrong in a call, where a panic would be taken for a failure of the task.
+    complaint: Mutex<Option<String>>,
+}
+
+impl Work {
+    fn complain(&self, text: String) {
+        *self.complaint.lock().unwrap() = Some(text);
+    }
+
+    fn call(&self, plan: &Plan, item: &Token, outputs: &Arc<Ledger>) -> Result<Token, Token> {
+        let n = item.value;
+        if self.is_over.load(SeqCst) {
+            self.complain(format!("item {n} starts after the end"));
+        }
+        if let Err(text) = self.progress.get().map_or(Ok(()), check_figures) {
+            self.complain(text);
+        }
+        // One after the other, and without retries, it is known which failures stop the run.
+        if let Some(tolerated) = plan
+            .tolerated()
+            .filter(|_| plan.is_sequential() && plan.retries == 0)
+        {
+            let has_failed = self.failed.load(SeqCst) > tolerated;
+            if has_failed
+                && (!plan.is_ordered || tolerated == 0 && n > self.first_failed.load(SeqCst))
+            {
+                self.complain(format!(
+                    "item {n} starts after the failure that stops the run"
+                ));
+            }
+        }
+        let earlier = self.calls[n as usize].fetch_add(1, SeqCst);
+        let fate = plan.fates[n as usize];
+        if earlier >= fate.attempts(plan.retries) {
+            self.complain(format!("item {n} is tried once too often"));
+        }
+        let fails = match fate {
+            Fate::Succeeds => false,
+            Fate::Fails(times) => earlier < times,
+            Fate::Panics => true,
+        };
+        if !fails {
+            return Ok(Token::new(n, outputs));
+        }
+        if plan.retries == 0 {
+            self.failed.fetch_add(1, SeqCst);
+            self.first_failed.fetch_min(n, SeqCst);
+        }
+        if fate == Fate::Panics {
+            self.running.fetch_sub(1, SeqCst);
+            resume_unwind(Box::new("expected"));
+        }
+        Err(Token::new(n, outputs))
+    }
+}
+
+fn check_figures(progress: &Progress) -> Result<(), String> {
+    let now = progress.snapshot();
+    let is_right = now.failed() <= now.completed()
+        && now.completed() <= now.pulled()
+        && now.in_flight() <= now.pulled();
+    if is_right {
+        Ok(())
+    } else {
+        Err(format!("the figures are wrong: {now:?}"))
+    }
+}
+
+type Run = MapTasks<'static, Source, Token, Token>;
+type Delivery = Result<Task<Token, Token>, TaskError<Token, Token>>;
+
+/// The index of a task that was delivered, when all of its parts agree.
+fn index_of(delivery: &Delivery, plan: &Plan) -> u64 {
+    let (index, is_right, fails) = match delivery {
+        Ok(task) => (
+            task.index,
+            task.input.value == task.index && task.output.value == task.index,
+            false,
+        ),
+        Err(error) => {
+            let index = error.index();
+            let own = error.error().is_none_or(|own| own.value == index);
+            let fate = plan.fates[index as usize];
+            let attempts = error.attempts() == fate.attempts(plan.retries);
+            let is_right = error.input().value == index
+                && own
+                && attempts
+                && error.is_panic() == (fate == Fate::Panics);
+            (index, is_right, true)
+        }
+    };
+    assert!(is_right, "the parts of task {index} do not agree");
+    assert_eq!(
+        fails,
+        plan.fates[index as usize].fails_for_good(plan.retries),
+        "fate of {index}"
+    );
+    index
+}
+
+/// Lets the jobs that wait for their consumer go on without it, as it is about to leave.
+struct Release {
+    place: Place,
+    queue: Arc<Queue>,
+    turns: crossbeam_channel::Sender<(Arc<Queue>, u64)>,
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        if self.place == Place::Settled {
+            match self.queue.below(3) {
+                0 => self.queue.run_all(),
+                1 => self.queue.jobs.lock().unwrap().clear(),
+                _ => {
+                    let waiting = self.queue.jobs.lock().unwrap().len();
+                    (0..waiting)
+                        .for_each(|_| self.turns.send((Arc::clone(&self.queue), 0)).unwrap());
+                }
+            }
+        }
+    }
+}
+
+fn check(seed: u64, workplace: &Workplace) {
+    let plan = Arc::new(Plan::new(seed));
+    let [inputs, outputs] = [(); 2].map(|()| Arc::new(Ledger::default()));
+    let pulled = Arc::new(AtomicU64::new(0));
+    let source = Source {
+        next: 0,
+        len: plan.fates.len() as u64,
+        panics_at: plan.source_panics_at,
+        pulled: Arc::clone(&pulled),
+        ledger: Arc::clone(&inputs),
+        has_ended: false,
+    };
+    let work = Arc::new(Work {
+        calls: plan.fates.iter().map(|_| AtomicU32::new(0)).collect(),
+        running: AtomicI64::new(0),
+        failed: AtomicU64::new(0),
+        first_failed: AtomicU64::new(u64::MAX),
+        progress: OnceLock::new(),
+        is_over: AtomicBool::new(false),
+        complaint: Mutex::new(None),
+    });
+    let queue = Arc::new(Queue {
+        jobs: Mutex::default(),
+        random: Mutex::new(Random(plan.seed)),
+    });
+    let home = Home {
+        place: plan.place,
+        queue: Arc::clone(&queue),
+        turns: workplace.turns.clone(),
+        pool: Arc::clone(&workplace.pool),
+        own: OwnPool::default(),
+        drops_job: plan.drops_job,
+        spawned: AtomicU64::new(0),
+    };
+    let token = CancellationToken::new();
+    let function = {
+        let (plan, work, outputs, token) = (
+            Arc::clone(&plan),
+            Arc::clone(&work),
+            Arc::clone(&outputs),
+            token.clone(),
+        );
+        move |item: &Token| {
+            work.running.fetch_add(1, SeqCst);
+            if plan.leave == Leave::CancelledInside && item.value == plan.step as u64 {
+                token.cancel();
+            }
+            let result = work.call(&plan, item, &outputs);
+            work.running.fetch_sub(1, SeqCst);
+            result
+        }
+    };
+    let mut options = source
+        .futureproof(plan.policy)
+        .num_threads(plan.threads)
+        .max_in_flight(plan.window)
+        .chunk_size(plan.chunk)
+        .name(&workplace.name)
+        .monitor_interval(Duration::ZERO);
+    if plan.is_ordered {
+        options = options.ordered();
+    }
+    if matches!(plan.leave, Leave::Cancelled | Leave::CancelledInside) {
+        options = options.cancel_on(&token);
+    }
+    if plan.leave == Leave::Late {
+        options = options.deadline(Duration::from_micros(plan.step as u64 * 10));
+    }
+    let last_seen = Arc::new(AtomicU64::new(u64::MAX));
+    if plan.has_monitor {
+        let last_seen = Arc::clone(&last_seen);
+        let look = move |now: &futureproof::Snapshot| last_seen.store(now.completed(), SeqCst);
+        options = options
+            .monitor_interval(Duration::from_secs(3_600))
+            .on_progress(look);
+    }
+    let mut run: Run = options.on(home).map_tasks(function);
+    if plan.retries > 0 {
+        let retries = plan.retries as usize;
+        run = run.retry(move || vec![Duration::ZERO; retries]);
+    }
+    let progress = run.progress();
+    work.progress.set(progress.clone()).unwrap();
+    let release = Release {
+        place: plan.place,
+        queue,
+        turns: workplace.turns.clone(),
+    };
+
+    let mut delivered: Vec<Delivery> = Vec::new();
+    let mut hints = Vec::new();
+    if plan.leave == Leave::ByFold {
+        let all = catch_unwind(AssertUnwindSafe(|| {
+            run.by_ref().for_each(|delivery| delivered.push(delivery))
+        }));
+        assert!(
+            all.is_ok() || run.ending() == Some(Ending::SourcePanicked),
+            "{:?}",
+            run.ending()
+        );
+    }
+    let mut has_panicked = false;
+    loop {
+        if delivered.len() >= plan.step {
+            match plan.leave {
+                Leave::Cancelled => token.cancel(),
+                Leave::Dropped | Leave::Remainder => break,
+                _ => {}
+            }
+        }
+        hints.push((delivered.len(), run.size_hint()));
+        match catch_unwind(AssertUnwindSafe(|| run.next())) {
+            Ok(Some(delivery)) => {
+                delivered.push(delivery);
+                let in_flight = pulled.load(SeqCst) - delivered.len() as u64;
+                assert!(
+                    plan.window == 0 || in_flight < plan.window as u64,
+                    "{in_flight} in flight after a delivery"
+                );
+            }
+            Ok(None) => break,
+            Err(payload) => {
+                assert_eq!(
+                    payload.downcast_ref(),
+                    Some(&"expected"),
+                    "another panic than the source's"
+                );
+                assert!(!has_panicked && run.ending() == Some(Ending::SourcePanicked));
+                has_panicked = true;
+                if plan.step % 2 == 0 {
+                    break;
+                }
+            }
+        }
+        check_figures(&progress).unwrap();
+    }
+    let ending = run.ending();
+    if ending.is_some() && !has_panicked {
+        assert!(run.next().is_none() && run.next().is_none() && run.ending() == ending);
+        let len = delivered.len();
+        for (before, (lower, upper)) in hints {
+            let to_come = len - before;
+            // A home that drops a job is not foreseen.
+            let is_foreseen = lower <= to_come || plan.drops_job.is_some();
+            assert!(
+                is_foreseen && upper.is_none_or(|upper| to_come <= upper),
+                "size_hint {lower}, {upper:?}: {to_come} came"
+            );
+        }
+    }
+
+    drop(release);
+    let mut indices: Vec<u64> = delivered
+        .iter()
+        .map(|delivery| index_of(delivery, &plan))
+        .collect();
+    let failures =
+        |deliveries: &[Delivery]| deliveries.iter().filter(|it| it.is_err()).count() as u64;
+    let pulled = || pulled.load(SeqCst);
+    if plan.is_ordered {
+        assert!(
+            indices.iter().copied().eq(0..indices.len() as u64),
+            "not in order: {indices:?}"
+        );
+    }
+    if plan.is_undisturbed() {
+        let straw = plan.last_straw();
+        assert_eq!(
+            ending,
+            Some(if straw.is_some() {
+                Ending::Failed
+            } else {
+                Ending::Exhausted
+            })
+        );
+        match straw {
+            None => assert_eq!(indices.len(), plan.fates.len()),
+            Some(straw) if plan.is_ordered => assert_eq!(indices.len() as u64, straw + 1),
+            Some(_) => assert_eq!(failures(&delivered), plan.tolerated().unwrap() + 1),
+        }
+        if straw.is_some() {
+            assert!(delivered.last().unwrap().is_err());
+        }
+    }
+    if let Some(tolerated) = plan.tolerated() {
+        assert!(failures(&delivered) <= tolerated + 1);
+    }
+    if plan.leave == Leave::Dropped {
+        drop(run);
+        assert_eq!(
+            inputs.alive.load(SeqCst),
+            delivered.len() as i64,
+            "inputs are left"
+        );
+    } else {
+        let remainder = run.into_remainder();
+        indices.extend(
+            remainder
+                .finished
+                .iter()
+                .map(|delivery| index_of(delivery, &plan)),
+        );
+        let (unprocessed, values): (Vec<u64>, Vec<u64>) = remainder
+            .unprocessed
+            .iter()
+            .map(|(index, item)| (*index, item.value))
+            .unzip();
+        assert!(
+            unprocessed == values && unprocessed.is_sorted(),
+            "{unprocessed:?}, {values:?}"
+        );
+        let again = work
+            .calls
+            .iter()
+            .map(|calls| calls.load(SeqCst).saturating_sub(1) as u64)
+            .sum::<u64>();
+        indices.extend(&unprocessed);
+        indices.sort_unstable();
+        assert!(
+            indices.iter().copied().eq(0..remainder.source.next),
+            "{} pulled, but there are {indices:?}",
+            pulled()
+        );
+        if ending == Some(Ending::Exhausted) {
+            assert!(remainder.finished.is_empty() && unprocessed.is_empty());
+        }
+        let end = progress.snapshot();
+        let completed = (delivered.len() + remainder.finished.len()) as u64;
+        let failed = failures(&delivered) + failures(&remainder.finished);
+        assert_eq!(
+            (end.pulled(), end.completed(), end.failed()),
+            (pulled(), completed, failed)
+        );
+        assert!(
+            (again..=again + unprocessed.len() as u64).contains(&end.retried()),
+            "{end:?}"
+        );
+        if plan.has_monitor && last_seen.load(SeqCst) != u64::MAX {
+            assert_eq!(
+                last_seen.load(SeqCst),
+                completed,
+                "the last word of the monitor"
+            );
+        }
+    }
+    work.is_over.store(true, SeqCst);
+    assert_eq!(work.running.load(SeqCst), 0, "calls go on");
+    drop(delivered);
+    assert_eq!(inputs.alive.load(SeqCst), 0, "inputs");
+    assert_eq!(outputs.alive.load(SeqCst), 0, "outputs and errors");
+    assert_eq!(work.complaint.lock().unwrap().take(), None);
+    #[cfg(target_os = "linux")]
+    if plan.place == Place::Own || plan.has_monitor {
+        let name = format!("{}-", workplace.name);
+        // A joined thread may still be listed for a moment.
+        assert!(
+            common::soon(|| common::threads_named(&name).is_empty()),
+            "threads"
+        );
+    }
+}
