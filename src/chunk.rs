@@ -6,6 +6,7 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
+use crate::bugs;
 use crate::cancel::Signals;
 use crate::contain::bury_all;
 use crate::retry::Delays;
@@ -92,7 +93,9 @@ impl<I, T, E> Chunk<I, T, E> {
             self.inputs.is_empty() && self.outputs.is_empty() && self.failures.is_empty()
         );
         self.first = first;
-        self.delivered = 0;
+        if !bugs::has("buffer not cleared") {
+            self.delivered = 0;
+        }
         self.attempts = 1;
         self.delays = None;
         self.is_final = is_final;
@@ -151,7 +154,7 @@ impl<I, T, E> Chunk<I, T, E> {
                     // Recorded first, then the others are stopped: else the run could end otherwise
                     // before its failure is there to be seen.
                     failures.push((outputs.len() + failures.len(), Cause::Failed(error)));
-                    if *is_final {
+                    if *is_final && !bugs::has("late stop") {
                         signals.failed(index);
                     }
                 }
@@ -218,7 +221,7 @@ impl<I, T, E> Chunk<I, T, E> {
     pub(crate) fn pop(&mut self) -> Option<Outcome<I, T, E>> {
         let input = self.inputs.pop()?;
         let offset = self.delivered;
-        self.delivered += 1;
+        self.delivered += usize::from(!bugs::has("double delivery"));
         let result = match self.failures.last() {
             Some((failed, _)) if *failed == offset => {
                 let failure = self.failures.pop();

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::bugs;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::now;
 
@@ -46,7 +47,12 @@ impl Counters {
 
     /// So many tasks came to their end, so many of them by a final failure.
     pub(crate) fn complete(&self, tasks: u64, failed: u64) {
-        self.completed.fetch_add(tasks, Ordering::Release);
+        if bugs::has("lost counter update") {
+            let completed = self.completed.load(Ordering::Acquire);
+            self.completed.store(completed + tasks, Ordering::Release);
+        } else {
+            self.completed.fetch_add(tasks, Ordering::Release);
+        }
         if failed > 0 {
             self.failed.fetch_add(failed, Ordering::Release);
         }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod arrivals;
+mod bugs;
 mod builder;
 mod cancel;
 mod chunk;

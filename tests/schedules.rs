@@ -80,10 +80,11 @@ impl Running {
 fn a_failure_stops_the_others_before_it_is_seen() {
     explore(|| {
         let is_seen = Arc::new(AtomicBool::new(false));
-        let late = Arc::new(AtomicUsize::new(0));
-        let (seen, starts) = (Arc::clone(&is_seen), Arc::clone(&late));
+        let [mates, late] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let (seen, started) = (Arc::clone(&is_seen), [&mates, &late].map(Arc::clone));
         let mut run = run!(12u32, Raise, 4, move |n: &u32| {
-            starts.fetch_add(seen.load(SeqCst).into(), SeqCst);
+            started[0].fetch_add((1..4).contains(n).into(), SeqCst);
+            started[1].fetch_add(seen.load(SeqCst).into(), SeqCst);
             if *n == 0 { Err("none") } else { Ok(*n) }
         });
         let mut failures = 0;
@@ -98,6 +99,11 @@ fn a_failure_stops_the_others_before_it_is_seen() {
         assert_eq!(failures, 1);
         assert_eq!(run.ending(), Some(Ending::Failed));
         drop(run);
+        assert_eq!(
+            mates.load(SeqCst),
+            0,
+            "calls started after the one that failed"
+        );
         // A call in each of the two other chunks may have been allowed just before.
         assert!(late.load(SeqCst) <= 2, "{late:?} calls started later");
     });
