@@ -2,6 +2,8 @@
 //!
 //! With the feature `seeded-bugs`, the environment variable `FUTUREPROOF_BUG` names the one that is there.
 
+use crate::sync::atomic::AtomicU64;
+
 #[cfg(feature = "seeded-bugs")]
 pub(crate) fn has(bug: &str) -> bool {
     static BUG: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
@@ -13,4 +15,19 @@ pub(crate) fn has(bug: &str) -> bool {
 #[inline(always)]
 pub(crate) const fn has(_: &str) -> bool {
     false
+}
+
+/// Whether the chunk of this first item is lost on its way home.
+pub(crate) fn loses(first: u64) -> bool {
+    has("lost chunk") && first % 8 == 7
+}
+
+/// Adds so that what another adds at the same time is lost; `false` if nothing was added.
+pub(crate) fn adds_in_two_steps(sum: &AtomicU64, more: u64) -> bool {
+    use crate::sync::atomic::Ordering::SeqCst;
+    let is_there = has("lost counter update");
+    if is_there {
+        sum.store(sum.load(SeqCst) + more, SeqCst);
+    }
+    is_there
 }

@@ -154,7 +154,10 @@ impl<I, T, E> Chunk<I, T, E> {
                     // Recorded first, then the others are stopped: else the run could end otherwise
                     // before its failure is there to be seen.
                     failures.push((outputs.len() + failures.len(), Cause::Failed(error)));
-                    if *is_final && !bugs::has("late stop") {
+                    if bugs::has("late stop") {
+                        continue;
+                    }
+                    if *is_final {
                         signals.failed(index);
                     }
                 }
@@ -221,7 +224,9 @@ impl<I, T, E> Chunk<I, T, E> {
     pub(crate) fn pop(&mut self) -> Option<Outcome<I, T, E>> {
         let input = self.inputs.pop()?;
         let offset = self.delivered;
-        self.delivered += usize::from(!bugs::has("double delivery"));
+        if !bugs::has("double delivery") {
+            self.delivered += 1;
+        }
         let result = match self.failures.last() {
             Some((failed, _)) if *failed == offset => {
                 let failure = self.failures.pop();

@@ -110,6 +110,9 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
 
     /// Takes in what a worker has finished.
     fn accept(&mut self, mut answer: Parcel<I, T, E>) {
+        if bugs::loses(answer.first) {
+            return;
+        }
         let ran = answer.len();
         if ran > 0 {
             self.sizing.record_run(ran, answer.busy);
@@ -118,7 +121,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         self.unrun.extend((after..).zip(answer.unrun.drain(..)));
         if answer.failed() > 0 && !answer.is_final {
             self.sort_failures(&mut answer);
-        } else if ran > 0 && !(bugs::has("lost chunk") && answer.first % 8 == 7) {
+        } else if ran > 0 {
             self.arrivals.push(answer.first, ran, answer);
         }
     }

@@ -80,24 +80,35 @@ pub(crate) fn contain<R>(f: impl FnOnce() -> R) -> Option<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
     use std::panic::panic_any;
 
-    /// Panics when dropped, with a payload that does so as well, `self.0` times.
-    struct Bomb(usize);
+    thread_local!(static CHARGES: Cell<usize> = const { Cell::new(0) });
+
+    /// Panics when dropped, with a payload that does so as well, as long as there are charges. It has no size,
+    /// so that one that is leaked costs nothing.
+    struct Bomb;
+
+    fn bomb(charges: usize) -> Bomb {
+        CHARGES.set(charges);
+        Bomb
+    }
 
     impl Drop for Bomb {
         fn drop(&mut self) {
-            if self.0 > 0 {
-                panic_any(Bomb(self.0 - 1));
+            if CHARGES.get() > 0 {
+                CHARGES.set(CHARGES.get() - 1);
+                panic_any(Bomb);
             }
         }
     }
 
     #[test]
     fn bury_survives_payloads_of_payloads() {
-        bury(Bomb(1));
-        bury(Bomb(DEPTH));
-        bury(Bomb(1_000));
+        for charges in [1, DEPTH, 1_000] {
+            bury(bomb(charges));
+            assert_eq!(CHARGES.get(), charges.saturating_sub(DEPTH + 1));
+        }
     }
 
     #[test]
@@ -105,7 +116,7 @@ mod tests {
         let witness = std::rc::Rc::new(());
         let mut values: Vec<Box<dyn std::any::Any>> = vec![
             Box::new(witness.clone()),
-            Box::new(Bomb(1)),
+            Box::new(bomb(1)),
             Box::new(witness.clone()),
         ];
         bury_all(&mut values);
@@ -115,6 +126,6 @@ mod tests {
     #[test]
     fn contain_gives_the_result_or_nothing() {
         assert_eq!(contain(|| 7), Some(7));
-        assert_eq!(contain(|| -> i32 { panic_any(Bomb(3)) }), None);
+        assert_eq!(contain(|| -> i32 { panic_any(bomb(3)) }), None);
     }
 }

@@ -47,10 +47,7 @@ impl Counters {
 
     /// So many tasks came to their end, so many of them by a final failure.
     pub(crate) fn complete(&self, tasks: u64, failed: u64) {
-        if bugs::has("lost counter update") {
-            let completed = self.completed.load(Ordering::Acquire);
-            self.completed.store(completed + tasks, Ordering::Release);
-        } else {
+        if !bugs::adds_in_two_steps(&self.completed, tasks) {
             self.completed.fetch_add(tasks, Ordering::Release);
         }
         if failed > 0 {

@@ -402,7 +402,9 @@ fn a_forgotten_run_leaves_a_shared_pool_usable() {
             .on(Arc::clone(&pool))
             .map_tasks(infallible(|n: &u32| *n));
         run.next().unwrap().unwrap();
-        std::mem::forget(run);
+        // As `forget` does, but it can still be found, so that it is no leak.
+        static FORGOTTEN: Mutex<Vec<Box<dyn std::any::Any + Send>>> = Mutex::new(Vec::new());
+        FORGOTTEN.lock().unwrap().push(Box::new(run));
         assert_eq!(
             (0..100u32)
                 .futureproof(Raise)

@@ -39,10 +39,11 @@ impl fmt::Debug for Bomb {
     }
 }
 
-/// Drops what may panic, here.
+/// Drops what may panic, here, and what it panics with.
 fn defuse<T>(value: T) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        std::mem::forget(payload);
+    let mut outcome = catch_unwind(AssertUnwindSafe(|| drop(value)));
+    while let Err(payload) = outcome {
+        outcome = catch_unwind(AssertUnwindSafe(|| drop(payload)));
     }
 }
 
@@ -251,17 +252,22 @@ fn bombs_in_flight_do_not_abort_an_unwinding_consumer() {
                 .max_in_flight(64)
                 .chunk_size(chunk)
                 .map_tasks(infallible(move |_: &Bomb| Bomb(Some(outputs.token()))));
-            let outcome = catch_unwind(AssertUnwindSafe(move || {
+            let mut kept = None;
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
                 let mut run = run;
-                std::mem::forget(run.next());
+                kept = run.next();
                 panic!("the consumer's");
             }));
-            std::mem::forget(outcome.unwrap_err());
+            defuse(outcome.unwrap_err());
             assert_eq!(
                 tally.made() - tally.dropped(),
                 2,
-                "the forgotten task's own"
+                "the delivered task's own"
             );
+            if let Some(Ok(task)) = kept {
+                defuse(task.input);
+                defuse(task.output);
+            }
         }
     });
 }
@@ -496,7 +502,7 @@ fn errors_that_panic_when_dropped_are_contained_when_retried() {
                     defuse(task);
                 }
             }));
-            let is_contained = outcome.map_err(std::mem::forget).is_ok();
+            let is_contained = outcome.map_err(defuse).is_ok();
             assert!(
                 is_contained,
                 "the error's drop got out after {delivered} tasks"

@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Weak};
 use std::thread;
 
 use common::watchdog;
@@ -170,19 +170,20 @@ fn call_inside_a_call_gets_a_fresh_state() {
 #[test]
 fn recursion_gets_a_state_of_its_own() {
     type Work = dyn Fn(&u32) -> Result<u32, ()> + Send + Sync;
-    let itself: Arc<std::sync::OnceLock<Arc<Work>>> = Arc::default();
+    let itself: Arc<std::sync::OnceLock<Weak<Work>>> = Arc::default();
     let inner = Arc::clone(&itself);
     let work: Arc<Work> = Arc::new(with_state(
         || 0,
         move |calls: &mut u32, n: &u32| {
             *calls += 1;
             if *n > 0 {
-                assert_eq!(inner.get().unwrap()(&(n - 1)), Ok(1));
+                let work = inner.get().unwrap().upgrade().unwrap();
+                assert_eq!(work(&(n - 1)), Ok(1));
             }
             Ok(*calls)
         },
     ));
-    assert!(itself.set(Arc::clone(&work)).is_ok());
+    assert!(itself.set(Arc::downgrade(&work)).is_ok());
     assert_eq!(work(&3), Ok(1));
     // The state of the outermost call was put back last.
     assert_eq!(work(&0), Ok(2));
