@@ -276,10 +276,13 @@ impl Signals {
         let submitted = self.submitted();
         // Spinning, for so short a time: on a busy machine, a thread that yields is away for milliseconds.
         let start = now();
-        // A consumer that waits has been woken, and is to know at once when it goes on.
-        while now() - start < LINGER && !self.is_awaited() {
+        loop {
             if self.submitted() != submitted || self.limit.load(Ordering::Relaxed) == 0 {
                 return;
+            }
+            // A consumer that waits has been woken, and is to know at once when it goes on.
+            if self.is_awaited() || now() - start >= LINGER {
+                break;
             }
             hint::spin_loop();
         }
@@ -363,6 +366,70 @@ mod tests {
         assert!(signals.allows(0));
         signals.halt();
         assert!(!signals.allows(0));
+    }
+
+    #[test]
+    fn a_consumer_is_woken_at_half_of_what_is_outstanding() {
+        let signals = Signals::new(None, false, None);
+        (0..10).for_each(|_| signals.submit());
+        signals.await_answers(10);
+        let wakes: Vec<bool> = (0..6).map(|_| signals.answer(1)).collect();
+        assert_eq!(wakes, [false, false, false, false, true, true]);
+        signals.await_nothing();
+        assert!(!signals.answer(1));
+    }
+
+    #[test]
+    fn a_consumer_is_woken_when_work_runs_short() {
+        let signals = Signals::new(None, false, None);
+        (0..4).for_each(|_| signals.submit());
+        let wakes: Vec<bool> = (0..4).map(|_| signals.answer(2)).collect();
+        assert_eq!(wakes, [false, false, true, true]);
+    }
+
+    #[test]
+    fn a_worker_that_waits_in_vain_says_so() {
+        let signals = Signals::new(None, false, None);
+        signals.submit();
+        assert!(!signals.is_starved(1));
+        signals.linger();
+        assert!(signals.is_starved(1));
+        signals.submit();
+        assert!(!signals.is_starved(2));
+    }
+
+    #[test]
+    fn a_worker_says_nothing_when_it_is_over() {
+        let signals = Signals::new(None, false, None);
+        signals.halt();
+        signals.linger();
+        assert!(!signals.is_starved(0));
+    }
+
+    #[test]
+    fn a_consumer_that_waits_is_told_as_well() {
+        let signals = Signals::new(None, false, None);
+        signals.await_answers(0);
+        assert!(signals.is_awaited());
+        signals.linger();
+        assert!(signals.is_starved(0));
+        signals.await_nothing();
+        assert!(!signals.is_awaited());
+    }
+
+    #[test]
+    fn a_cancel_and_a_deadline_each_interrupt() {
+        let token = CancellationToken::new();
+        let signals = Signals::new(None, false, Some(token.clone()));
+        assert!(!signals.is_interrupted());
+        token.cancel();
+        assert!(signals.is_interrupted() && !signals.is_late());
+        let signals = Signals::new(None, false, None);
+        signals.start(Some(Duration::from_secs(3_600)));
+        assert!(!signals.is_interrupted() && signals.allows(0));
+        let signals = Signals::new(None, false, None);
+        signals.start(Some(Duration::ZERO));
+        assert!(signals.is_late() && signals.is_interrupted() && !signals.allows(0));
     }
 
     #[test]

@@ -3,13 +3,16 @@
 //! In an answer, inputs and outputs stand last to first, so that delivering one is a `pop` and the emptied
 //! buffers can be filled again.
 
+use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
+use crate::attend::Attend;
 use crate::bugs;
 use crate::cancel::Signals;
 use crate::contain::bury_all;
 use crate::retry::Delays;
+use crate::sync::thread::ThreadId;
 use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
 
 /// Items on their way to a worker and, with what became of them, on their way back.
@@ -34,8 +37,9 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) delays: Option<Delays>,
     /// Whether an `Err` is final, as no retry can follow. A panic always is.
     pub(crate) is_final: bool,
-    /// How long the tasks in this answer ran.
+    /// How long the tasks in this answer ran, and on whom.
     pub(crate) busy: Duration,
+    pub(crate) worker: Option<ThreadId>,
     /// Whether this answers the last of the submitted items.
     pub(crate) is_last: bool,
 }
@@ -83,6 +87,7 @@ impl<I, T, E> Chunk<I, T, E> {
             delays: None,
             is_final: true,
             busy: Duration::ZERO,
+            worker: None,
             is_last: true,
         }
     }
@@ -112,24 +117,41 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Runs items, from the first that has not run yet.
-    pub(crate) fn run(&mut self, f: &impl Fn(&I) -> Result<T, E>, signals: &Signals) -> Pause {
+    pub(crate) fn run(
+        &mut self,
+        f: &impl Fn(&I) -> Result<T, E>,
+        signals: &Signals,
+        attendant: &impl Attend,
+    ) -> Pause
+    where
+        E: fmt::Debug,
+    {
         self.outputs.reserve(self.inputs.len() - self.done());
         loop {
             // The function is treated as unwind safe, as rayon and `thread::spawn` treat theirs.
             // A `catch_unwind` per run of items rather than per item is what makes tiny tasks cheap.
-            match panic::catch_unwind(AssertUnwindSafe(|| self.run_on(f, signals))) {
+            match panic::catch_unwind(AssertUnwindSafe(|| self.run_on(f, signals, attendant))) {
                 Ok(pause) => return pause,
                 Err(payload) => {
                     let offset = self.done();
-                    self.failures
-                        .push((offset, Cause::Panicked(Panic::new(payload))));
+                    let panic = Panic::new(payload);
+                    attendant.panicked(self.first + offset as u64, panic.message());
+                    self.failures.push((offset, Cause::Panicked(panic)));
                     signals.failed(self.first + offset as u64);
                 }
             }
         }
     }
 
-    fn run_on(&mut self, f: &impl Fn(&I) -> Result<T, E>, signals: &Signals) -> Pause {
+    fn run_on(
+        &mut self,
+        f: &impl Fn(&I) -> Result<T, E>,
+        signals: &Signals,
+        attendant: &impl Attend,
+    ) -> Pause
+    where
+        E: fmt::Debug,
+    {
         let start = self.done();
         let Self {
             first,
@@ -148,7 +170,7 @@ impl<I, T, E> Chunk<I, T, E> {
             if guard.is_hungry() && index > *first {
                 return Pause::Flush;
             }
-            match f(input) {
+            match attendant.call(index, || f(input)) {
                 Ok(output) => outputs.push(output),
                 Err(error) => {
                     // Recorded first, then the others are stopped: else the run could end otherwise

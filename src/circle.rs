@@ -6,10 +6,11 @@ use std::time::Duration;
 use crate::arrivals::Arrivals;
 use crate::bugs;
 use crate::chunk::{Chunk, Parcel};
-use crate::contain::bury;
+use crate::contain::{bury, bury_all};
 use crate::crew::Crew;
 use crate::plan::Plan;
 use crate::read_ahead::Items;
+use crate::report::{Ledger, Report};
 use crate::retry::{Delays, RetryRule, Waiting};
 use crate::sizing::Sizing;
 use crate::sync::now;
@@ -32,6 +33,7 @@ pub(crate) struct Circle<'a, I, T, E> {
     /// Emptied chunks, to be filled again.
     spare: Vec<Parcel<I, T, E>>,
     pub(crate) sizing: Sizing,
+    pub(crate) ledger: Ledger,
 }
 
 impl<'a, I, T, E> Circle<'a, I, T, E> {
@@ -45,6 +47,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
             unrun: Vec::new(),
             spare: Vec::new(),
             sizing: Sizing::new(plan.fixed_chunk(), item_bytes),
+            ledger: Ledger::default(),
         }
     }
 
@@ -118,6 +121,9 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
             self.sizing.record_run(ran, answer.busy);
         }
         let after = answer.first + ran as u64;
+        if let Some(worker) = answer.worker.filter(|_| ran > 0) {
+            self.ledger.ran(answer.first..after, answer.busy, worker);
+        }
         self.unrun.extend((after..).zip(answer.unrun.drain(..)));
         if answer.failed() > 0 && !answer.is_final {
             self.sort_failures(&mut answer);
@@ -217,6 +223,8 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
 
     /// Waits for what runs, unless the run is cut short from outside.
     pub(crate) fn wind_up(&mut self) {
+        // Looked for first: a source that panicked may have come between the ring and the look.
+        self.receive();
         while self.crew.outstanding() > 0 && !self.crew.signals().is_interrupted() {
             self.crew.wait::<()>(None, self.crew.signals().deadline());
             self.receive();
@@ -230,6 +238,12 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         answers.into_iter().for_each(|answer| self.accept(answer));
     }
 
+    /// Where the time went so far.
+    pub(crate) fn report(&self) -> Report {
+        let elapsed = self.crew.counters().snapshot().elapsed();
+        self.ledger.report(elapsed, self.crew.width())
+    }
+
     /// The items that were not run to an end, by index.
     pub(crate) fn take_unprocessed(&mut self) -> Vec<(u64, I)> {
         let mut unprocessed = mem::take(&mut self.unrun);
@@ -238,5 +252,13 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         }
         unprocessed.sort_unstable_by_key(|(index, _)| *index);
         unprocessed
+    }
+}
+
+impl<I, T, E> Drop for Circle<'_, I, T, E> {
+    fn drop(&mut self) {
+        // The monitor's last line, which says this, is written when the crew goes.
+        self.crew.counters().set_load(self.report().load());
+        bury_all(&mut self.unrun);
     }
 }

@@ -5,6 +5,8 @@ use std::convert::Infallible;
 
 use thread_local::ThreadLocal;
 
+use crate::contain::Buried;
+
 /// Makes a function that cannot fail one that can be given to
 /// [`map_tasks`](crate::Futureproof::map_tasks). It may still panic.
 ///
@@ -55,11 +57,12 @@ where
     S: Send,
     I: ?Sized,
 {
-    // Boxed, so that taking a state out for a call and putting it back moves one word.
-    let states = ThreadLocal::<Cell<Option<Box<S>>>>::new();
+    // Boxed, so that taking a state out for a call and putting it back moves one word. Each is buried by itself,
+    // as a call that panics drops it during the unwind.
+    let states = ThreadLocal::<Cell<Option<Buried<Box<S>>>>>::new();
     move |input| {
         let slot = states.get_or_default();
-        let mut state = slot.take().unwrap_or_else(|| Box::new(init()));
+        let mut state = slot.take().unwrap_or_else(|| Buried::new(Box::new(init())));
         let result = f(&mut state, input);
         slot.set(Some(state));
         result

@@ -35,14 +35,21 @@ pub(crate) fn bury_all<V>(values: &mut Vec<V>) {
 }
 
 /// A value that is buried when its owner goes.
+#[derive(Debug)]
 pub(crate) struct Buried<V> {
     /// `Some` up to the drop.
     value: Option<V>,
 }
 
+const THERE: &str = "it is there up to the drop";
+
 impl<V> Buried<V> {
     pub(crate) fn new(value: V) -> Self {
         Self { value: Some(value) }
+    }
+
+    pub(crate) fn into_inner(mut self) -> V {
+        self.value.take().expect(THERE)
     }
 }
 
@@ -50,13 +57,13 @@ impl<V> Deref for Buried<V> {
     type Target = V;
 
     fn deref(&self) -> &V {
-        self.value.as_ref().expect("it is there up to the drop")
+        self.value.as_ref().expect(THERE)
     }
 }
 
 impl<V> DerefMut for Buried<V> {
     fn deref_mut(&mut self) -> &mut V {
-        self.value.as_mut().expect("it is there up to the drop")
+        self.value.as_mut().expect(THERE)
     }
 }
 

@@ -4,8 +4,50 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::bugs;
+use crate::report::Load;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::now;
+
+/// The call that runs on a worker. Written by that worker only.
+#[derive(Debug, Default)]
+pub(crate) struct Running {
+    /// The call, by its number; 0 is none.
+    call: AtomicU64,
+    /// The index of its task.
+    index: AtomicU64,
+    /// The number of the last call that began.
+    last: AtomicU64,
+}
+
+impl Running {
+    /// The task at `index` begins. Returns what ran so far.
+    #[inline]
+    pub(crate) fn begin(&self, index: u64) -> (u64, u64) {
+        let call = self.last.load(Ordering::Relaxed) + 1;
+        self.last.store(call, Ordering::Relaxed);
+        let outer = (
+            self.call.load(Ordering::Relaxed),
+            self.index.load(Ordering::Relaxed),
+        );
+        self.go_on((call, index));
+        outer
+    }
+
+    /// A reader never takes an index for that of another call: in between there is none.
+    #[inline]
+    pub(crate) fn go_on(&self, (call, index): (u64, u64)) {
+        self.call.store(0, Ordering::Release);
+        self.index.store(index, Ordering::Release);
+        self.call.store(call, Ordering::Release);
+    }
+
+    /// The call that runs and the index of its task.
+    pub(crate) fn look(&self) -> Option<(u64, u64)> {
+        let call = self.call.load(Ordering::Acquire);
+        let index = self.index.load(Ordering::Acquire);
+        (call != 0 && self.call.load(Ordering::Acquire) == call).then_some((call, index))
+    }
+}
 
 /// Counts of one run. Written once a chunk, never once an item.
 #[derive(Debug, Default)]
@@ -17,6 +59,8 @@ pub(crate) struct Counters {
     failed: AtomicU64,
     retried: AtomicU64,
     total: OnceLock<u64>,
+    /// Known at the end.
+    load: OnceLock<Load>,
     started: OnceLock<Instant>,
     ended: OnceLock<Instant>,
 }
@@ -59,6 +103,11 @@ impl Counters {
         self.retried.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Who was how busy.
+    pub(crate) fn set_load(&self, load: Load) {
+        let _ = self.load.set(load);
+    }
+
     pub(crate) fn snapshot(&self) -> Snapshot {
         let failed = self.failed.load(Ordering::Acquire);
         let delivered = self.delivered.load(Ordering::Acquire);
@@ -81,6 +130,7 @@ impl Counters {
             delivered,
             total,
             elapsed,
+            load: self.load.get().copied(),
         }
     }
 }
@@ -126,6 +176,7 @@ pub struct Snapshot {
     delivered: u64,
     total: Option<u64>,
     elapsed: Duration,
+    load: Option<Load>,
 }
 
 impl Snapshot {
@@ -169,6 +220,16 @@ impl Snapshot {
         per_second(self.completed, self.elapsed)
     }
 
+    /// Who was how busy; known at the end.
+    pub(crate) fn load(&self) -> Option<Load> {
+        self.load
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_elapsed(&mut self, elapsed: Duration) {
+        self.elapsed = elapsed;
+    }
+
     /// Time left at the rate so far; `None` while that cannot be told.
     pub fn eta(&self) -> Option<Duration> {
         let left = self.total?.saturating_sub(self.completed);
@@ -200,6 +261,7 @@ mod tests {
             delivered: completed,
             total,
             elapsed,
+            load: None,
         }
     }
 

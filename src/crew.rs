@@ -2,12 +2,14 @@
 //! end everybody goes home.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use log::warn;
 
+use crate::attend::Watch;
 use crate::cancel::Signals;
 use crate::chunk::Parcel;
 use crate::contain::{bury, contain};
@@ -42,7 +44,7 @@ where
     F: Fn(&I) -> Result<T, E> + Send + Sync + 's,
     I: Send + 's,
     T: Send + 's,
-    E: Send + 's,
+    E: fmt::Debug + Send + 's,
 {
     fn open(&mut self, num_threads: usize, name: &str) -> usize {
         self.width = self.home.open(num_threads, name).max(1);
@@ -91,19 +93,20 @@ pub(crate) struct Crew<'a, I, T, E> {
 }
 
 impl<'a, I, T, E> Crew<'a, I, T, E> {
-    pub(crate) fn new<'s, P, F>(home: P, function: F, signals: Signals) -> Self
+    pub(crate) fn new<'s, P, F>(home: P, function: F, signals: Signals, watch: Watch) -> Self
     where
         's: 'a,
         P: Spawn<'s> + 'a,
         F: Fn(&I) -> Result<T, E> + Send + Sync + 's,
         I: Send + 's,
         T: Send + 's,
-        E: Send + 's,
+        E: fmt::Debug + Send + 's,
     {
         let shared = Arc::new(Shared {
             tray: Tray::new(),
             signals,
             counters: Arc::default(),
+            watch,
         });
         let workers = Workers {
             home,
@@ -126,6 +129,14 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         &self.shared.signals
     }
 
+    /// To stop the run from another thread.
+    #[cfg(feature = "stream")]
+    pub(crate) fn remote(&self) -> Remote<I, T, E> {
+        Remote {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
     pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.shared.counters
     }
@@ -140,9 +151,10 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         let hands = self.hands.as_mut();
         self.width = hands.map_or(1, |hands| hands.open(plan.num_threads, &plan.name));
         self.counters().start(total);
-        let counters = Arc::clone(self.counters());
-        let on_progress = plan.on_progress.take();
-        match Monitor::start(plan.title(), plan.interval, counters, on_progress) {
+        #[cfg(feature = "tracing")]
+        self.shared.watch.trace.start(plan.title());
+        let readers = plan.take_readers(self.shared.watch.desks.as_ref());
+        match Monitor::start(plan.title(), Arc::clone(self.counters()), readers) {
             Ok(monitor) => self.monitor = monitor,
             Err(error) => {
                 contain(
@@ -263,6 +275,25 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     pub(crate) fn dismiss(&mut self) {
         self.counters().end();
         self.monitor = None;
+    }
+}
+
+/// What can be done about a run from another thread.
+#[cfg(feature = "stream")]
+pub(crate) struct Remote<I, T, E> {
+    shared: Arc<Shared<I, T, E>>,
+}
+
+#[cfg(feature = "stream")]
+impl<I, T, E> Remote<I, T, E> {
+    /// Nothing starts any more, and the caller's half takes note of it at once.
+    pub(crate) fn halt(&self) {
+        self.shared.signals.halt();
+        self.shared.tray.ring();
+    }
+
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.shared.signals.is_interrupted()
     }
 }
 

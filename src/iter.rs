@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::counters::Progress;
+use crate::report::Report;
 use crate::retry::RetryRule;
 use crate::task::{Ending, Remainder, Task, TaskError};
 use crate::tasks::MapTasks;
@@ -87,6 +88,19 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// ```
     pub fn progress(&self) -> Progress {
         Progress::new(Arc::clone(self.circle.crew.counters()))
+    }
+
+    /// Where the time of the run went, so far or up to its end: whether the source, the workers or the consumer
+    /// limit it, and which tasks took longest. See [`Report`]; the monitor's last line says the same.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let mut run = (0..1_000).futureproof(Raise).num_threads(2).map_tasks(infallible(|n: &i32| n + 1));
+    /// run.by_ref().for_each(drop);
+    /// assert_eq!(run.report().workers().len(), 2);
+    /// ```
+    pub fn report(&self) -> Report {
+        self.circle.report()
     }
 
     /// How the run ended; `None` while it runs.

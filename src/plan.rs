@@ -1,10 +1,21 @@
 //! What the builder has decided, and how much that allows to be in flight.
 
+use std::mem;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cancel::CancellationToken;
-use crate::monitor::OnProgress;
+use crate::contain::Buried;
+use crate::counters::Snapshot;
+use crate::monitor::{Moment, Reader};
 use crate::policy::ErrorPolicy;
+use crate::stuck::Desks;
+#[cfg(feature = "metrics")]
+use crate::{contain::contain, meters};
+use crate::{lines, stuck};
+
+/// Is given the figures at every interval and at the end.
+type OnProgress = Buried<Box<dyn FnMut(&Snapshot) + Send>>;
 
 /// The largest chunk.
 const MAX_CHUNK: usize = 1 << 16;
@@ -18,6 +29,10 @@ pub(crate) struct Plan {
     pub(crate) ordered: bool,
     pub(crate) interval: Duration,
     pub(crate) on_progress: Option<OnProgress>,
+    /// Others whom the monitor is to serve.
+    pub(crate) readers: Vec<Reader>,
+    /// Tasks that run longer are warned of.
+    pub(crate) warn_after: Option<Duration>,
     /// Empty if none was given.
     pub(crate) name: String,
     pub(crate) token: Option<CancellationToken>,
@@ -34,6 +49,8 @@ impl Plan {
             ordered: false,
             interval: Duration::from_secs(2),
             on_progress: None,
+            readers: Vec::new(),
+            warn_after: None,
             name: String::new(),
             token: None,
             deadline: None,
@@ -47,6 +64,27 @@ impl Plan {
         } else {
             &self.name
         }
+    }
+
+    /// Everybody whom the monitor is to serve.
+    pub(crate) fn take_readers(&mut self, desks: Option<&Arc<Desks>>) -> Vec<Reader> {
+        let mut readers = mem::take(&mut self.readers);
+        readers.extend(lines::reader(self.title(), self.interval));
+        // It is dropped here if there is to be no monitor.
+        let on_progress = self.on_progress.take();
+        if let Some(mut f) = on_progress.filter(|_| !self.interval.is_zero()) {
+            readers.push(Reader::new(self.interval, move |figures, moment| {
+                if moment != Moment::Start {
+                    f(figures);
+                }
+            }));
+        }
+        if let Some((after, desks)) = self.warn_after.zip(desks) {
+            readers.push(stuck::reader(self.title(), after, Arc::clone(desks)));
+        }
+        #[cfg(feature = "metrics")]
+        readers.extend(contain(|| meters::reader(self.title())));
+        readers
     }
 
     /// The chunk size that was asked for, 0 if none was.

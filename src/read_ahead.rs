@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::contain::bury;
+use crate::contain::{Buried, bury};
 
 /// The buffer that is chosen for those who ask for 0 items, and the largest there is: a channel's
 /// slots are made in advance.
@@ -24,8 +24,8 @@ pub(crate) enum Read<I> {
     Panicked(Box<dyn Any + Send>),
 }
 
-/// Where what was read arrives.
-pub(crate) type Items<I> = Receiver<Read<I>>;
+/// Where what was read arrives. What nobody takes is buried, one by one.
+pub(crate) type Items<I> = Receiver<Buried<Read<I>>>;
 
 /// How to deal with a source that reads ahead, without a bound that says so.
 pub(crate) struct Bell<I: Iterator> {
@@ -107,7 +107,7 @@ where
     /// started.
     fn next(&mut self) -> Option<I::Item> {
         self.start();
-        let read = self.items()?.recv();
+        let read = self.items()?.recv().map(Buried::into_inner);
         match read {
             Ok(Read::Item(item)) => Some(item),
             Ok(Read::Panicked(payload)) => {
@@ -152,7 +152,7 @@ impl<T: Send + 'static> Reader<T> {
     }
 }
 
-fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<Read<T>>) {
+fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<Buried<Read<T>>>) {
     loop {
         // Caught here to go on where the consumer is: on this thread nobody would see it.
         let read = match panic::catch_unwind(AssertUnwindSafe(|| source.next())) {
@@ -161,11 +161,7 @@ fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<Read<T>>) {
             Err(payload) => Read::Panicked(payload),
         };
         let is_item = matches!(read, Read::Item(_));
-        if let Err(unsent) = sender.send(read) {
-            bury(unsent);
-            break;
-        }
-        if !is_item {
+        if sender.send(Buried::new(read)).is_err() || !is_item {
             break;
         }
     }
@@ -174,9 +170,7 @@ fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<Read<T>>) {
 
 impl<T> Drop for Reader<T> {
     fn drop(&mut self) {
-        if let Some(items) = self.items.take() {
-            items.try_iter().for_each(bury);
-        }
+        self.items = None;
         if let Some(thread) = self.thread.take() {
             // The panics of the source were caught.
             let _ = thread.join();

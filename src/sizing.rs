@@ -177,6 +177,41 @@ mod tests {
     }
 
     #[test]
+    fn two_milliseconds_of_work_are_queued_in_8_to_64_chunks() {
+        for (chunk, each, depth) in [(1, 10, 64), (1, 100, 20), (2, 100, 10), (1, 1_000, 8)] {
+            let mut sizing = Sizing::new(chunk, 16);
+            sizing.record_run(10, 10 * each * US);
+            assert_eq!(sizing.depth(), depth, "{chunk} items of {each} µs");
+        }
+    }
+
+    #[test]
+    fn large_chunks_are_few() {
+        let mut sizing = quick_source();
+        (0..20).for_each(|_| sizing.record_run(sizing.next(), Duration::from_nanos(1)));
+        assert_eq!((sizing.window(), sizing.depth()), (8 * 8192, 8));
+    }
+
+    #[test]
+    fn an_interruption_shrinks_little_an_overrun_at_once() {
+        let grown = || {
+            let mut sizing = quick_source();
+            (0..20).for_each(|_| sizing.record_run(1_000, 100 * US));
+            sizing
+        };
+        for (micros, next) in [
+            (100, 1_000),
+            (160, 1_000 - 375 / 8),
+            (200, 1_000 - 500 / 8),
+            (250, 400),
+        ] {
+            let mut sizing = grown();
+            sizing.record_run(1_000, micros * US);
+            assert_eq!(sizing.next(), next, "{micros} µs");
+        }
+    }
+
+    #[test]
     fn huge_and_empty_items_are_no_trouble() {
         assert_eq!(Sizing::new(0, usize::MAX).max(), 1);
         assert_eq!(Sizing::new(0, 0).max(), 8192);

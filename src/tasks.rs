@@ -127,6 +127,8 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         // A panic of the source leaves what was pulled before it.
         let pulled = self.pulled + self.filling.inputs.len() as u64;
         self.circle.crew.counters().set_pulled(pulled);
+        let load = self.circle.report().load();
+        self.circle.crew.counters().set_load(load);
         self.circle.crew.dismiss();
     }
 
@@ -177,11 +179,14 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             (bell.start)(&mut self.source);
         }
         self.is_pulling = false;
+        #[cfg(feature = "metrics")]
+        self.circle.ledger.open(self.plan.title());
         self.circle.crew.open(&mut self.plan, total);
     }
 
     /// Finds the next task to deliver, if it can be had: `false` is the end.
     fn refill(&mut self) -> bool {
+        self.circle.ledger.take_back();
         if self.is_pulling {
             // The last pull never returned: it panicked, and the caller knows.
             self.is_pulling = false;
@@ -223,7 +228,12 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             } else if self.may_pull() {
                 // Else it could be fed: so the source reads ahead, and has nothing yet.
                 let items = items_of(&self.bell, &self.source);
+                let start = now();
+                let is_dry = self.circle.crew.outstanding() < self.circle.crew.width();
                 self.circle.wait(items);
+                if is_dry {
+                    self.circle.ledger.pulled(now() - start);
+                }
             } else if !self.circle.is_idle() {
                 self.circle.wait(None);
             } else {
@@ -250,6 +260,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         let emptied = mem::replace(&mut self.current, chunk);
         self.count_delivered(&emptied);
         self.circle.recycle(emptied);
+        self.circle.ledger.hand_over();
         self.has_fed = false;
     }
 
@@ -294,9 +305,11 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         }
         self.is_pulling = false;
         self.has_fed = true;
+        let time = now() - start;
+        self.circle.ledger.pulled(time);
         let len = self.filling.inputs.len();
         if len > 0 {
-            self.circle.sizing.record_pull(len, now() - start);
+            self.circle.sizing.record_pull(len, time);
             self.pulled += len as u64;
             self.circle.crew.counters().set_pulled(self.pulled);
             let next = self.circle.empty_chunk();
@@ -322,14 +335,28 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             if self.is_guarded && self.has_ended() {
                 return None;
             }
-            if let Some(outcome) = self.current.pop() {
-                let result = outcome.into_result(self.current.attempts);
-                return Some(result.inspect_err(|error| self.apply_policy(error)));
+            if let Some(result) = self.pop() {
+                return Some(result);
             }
             if !self.refill() {
                 return None;
             }
         }
+    }
+
+    /// The next task of the answer that is being delivered; nothing is pulled.
+    #[cfg(feature = "stream")]
+    pub(crate) fn next_at_hand(&mut self) -> Option<TaskResult<I::Item, T, E>> {
+        if self.is_guarded && self.has_ended() {
+            return None;
+        }
+        self.pop()
+    }
+
+    fn pop(&mut self) -> Option<TaskResult<I::Item, T, E>> {
+        let outcome = self.current.pop()?;
+        let result = outcome.into_result(self.current.attempts);
+        Some(result.inspect_err(|error| self.apply_policy(error)))
     }
 
     fn apply_policy(&mut self, error: &TaskError<I::Item, E>) {

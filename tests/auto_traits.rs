@@ -132,6 +132,11 @@ fn all_can_be_shown_whatever_they_hold() {
     assert!(!format!("{:?}", run.ending()).is_empty());
     assert!(format!("{:?}", run.into_remainder()).contains("Remainder"));
     assert!(!format!("{:?}", CancellationToken::new()).is_empty());
+    let run = [()].into_iter().futureproof(Ignore).num_threads(1);
+    let mut run = run.map_tasks(infallible(move |_: &()| -> () {
+        std::panic::resume_unwind(Box::new("boom"))
+    }));
+    assert!(format!("{:?}", run.next().unwrap().err().unwrap()).contains("boom"));
     futureproof::scope(1, |scope| assert!(format!("{scope:?}").contains("Scope")));
     assert!(!format!("{:?}", OwnPool::default()).is_empty());
 }

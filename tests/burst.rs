@@ -77,3 +77,27 @@ fn a_burst_is_delivered_after_two_slow_pulls() {
         }
     });
 }
+
+/// Counts the jobs of a pool.
+struct Counting(Arc<rayon::ThreadPool>, Arc<AtomicUsize>);
+
+impl futureproof::Spawn<'static> for Counting {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        self.1.fetch_add(1, SeqCst);
+        self.0.spawn(job);
+    }
+}
+
+/// They would be a job each if nobody looked how long they take.
+#[test]
+fn tiny_tasks_travel_together() {
+    watchdog(|| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2);
+        let jobs = Arc::new(AtomicUsize::new(0));
+        let home = Counting(Arc::new(pool.build().unwrap()), Arc::clone(&jobs));
+        let run = (0..1_000_000u32).futureproof(Raise).on(home);
+        assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 1_000_000);
+        let jobs = jobs.load(SeqCst);
+        assert!(jobs < 200_000, "{jobs} jobs");
+    });
+}

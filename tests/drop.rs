@@ -21,6 +21,7 @@ fn drop_waits_for_running_tasks() {
             let running = Arc::new(AtomicUsize::new(0));
             let (blocked, inside) = (gate.clone(), Arc::clone(&running));
             let (entered, entries) = mpsc::channel();
+            let begun = Gate::default();
             let run = (0..1000u32)
                 .futureproof(Raise)
                 .num_threads(3)
@@ -28,8 +29,12 @@ fn drop_waits_for_running_tasks() {
                 .chunk_size(chunk);
             let mut run = run.map_tasks(infallible(move |n: &u32| {
                 inside.fetch_add(1, SeqCst);
-                // Not in the first chunk, whose first task is waited for.
+                // Task 0 is not delivered before one of another chunk has begun.
+                if *n == 0 {
+                    begun.pass();
+                }
                 if *n >= 8 {
+                    begun.open();
                     entered.send(()).unwrap();
                     blocked.pass();
                 }
@@ -258,7 +263,12 @@ fn results_that_come_in_during_a_drop_are_dropped() {
         let (outputs, gate) = (tally.clone(), Gate::default());
         let (blocked, (entered, entries)) = (gate.clone(), mpsc::channel());
         let run = (0..100u32).futureproof(Raise).num_threads(2).chunk_size(1);
+        // Task 0 is not delivered before another one runs.
+        let meeting = Barrier::new(2);
         let mut run = run.map_tasks(infallible(move |n: &u32| {
+            if *n < 2 {
+                meeting.wait();
+            }
             if *n > 0 {
                 entered.send(()).unwrap();
                 blocked.pass();
@@ -347,13 +357,24 @@ fn a_run_dropped_on_its_own_worker_does_not_wait_for_itself() {
             let (receiver, tally) = (Mutex::new(receiver), Tally::default());
             let (done, dropped) = mpsc::channel();
             let tokens = tally.clone();
-            let source = (0..10u32).map(move |n| (n, tokens.token()));
+            let pulled = Gate::default();
+            let opener = pulled.clone();
+            let source = (0..10u32).map(move |n| {
+                if n == 5 {
+                    opener.open();
+                }
+                (n, tokens.token())
+            });
             let mut run = source
                 .futureproof(Raise)
                 .num_threads(1)
                 .chunk_size(chunk)
                 .max_in_flight(8)
                 .map_tasks(infallible(move |item: &(u32, Token)| {
+                    // Task 0 is not delivered before task 5 is on its way.
+                    if item.0 == 0 {
+                        pulled.pass();
+                    }
                     if item.0 == 5 {
                         drop(receiver.lock().unwrap().recv().unwrap());
                         done.send(()).unwrap();

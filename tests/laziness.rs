@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Tally, watchdog};
+use futureproof::Spawn;
 use futureproof::prelude::*;
 
 fn untouchable() -> impl Iterator<Item = u32> {
@@ -243,4 +244,28 @@ fn worker_threads_carry_the_name() {
         run.map(|task| task.unwrap().output.unwrap())
             .all(|name| name == "lazy-names-0" || name == "lazy-names-1")
     );
+}
+
+/// Runs jobs where they are handed over, and counts them.
+struct Counting(Arc<AtomicUsize>);
+
+impl Spawn<'static> for Counting {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        self.0.fetch_add(1, SeqCst);
+        job();
+    }
+}
+
+#[test]
+fn nobody_is_sent_for_nothing() {
+    for items in [0, 1, 4] {
+        let jobs = Arc::new(AtomicUsize::new(0));
+        let run = (0..items).futureproof(Raise).chunk_size(1);
+        let run = run.on(Counting(Arc::clone(&jobs)));
+        assert_eq!(
+            run.map_tasks(infallible(|n: &u32| *n)).count(),
+            items as usize
+        );
+        assert_eq!(jobs.load(SeqCst), items as usize);
+    }
 }

@@ -341,3 +341,21 @@ fn no_lock_is_held_while_user_code_runs() {
         assert_eq!(run.ending(), Some(Ending::Cancelled));
     });
 }
+
+/// Whether the tasks of `run` are on other threads than this one.
+fn is_elsewhere<'s>(home: impl futureproof::Spawn<'s>) -> bool {
+    let here = thread::current().id();
+    let run = (0..10u32).futureproof(Raise).on(home);
+    let run = run.map_tasks(infallible(move |_: &u32| thread::current().id() != here));
+    run.flatten().all(|task| task.output)
+}
+
+#[test]
+fn tasks_run_on_the_threads_that_are_given() {
+    watchdog(|| {
+        assert!(is_elsewhere(pool(2)));
+        // On this thread, and so on none of rayon's.
+        assert!(rayon::in_place_scope(|s| is_elsewhere(s)));
+        assert!(futureproof::scope(2, |s| is_elsewhere(s)));
+    });
+}

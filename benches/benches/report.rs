@@ -90,7 +90,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     page += &sections;
     let table = format!(
-        "{setting}\n\nNanoseconds an item:\n\n{}\n{}",
+        "{setting}\n\nNanoseconds an item:\n\n{}\n<details><summary>Each bar, and whether it is met</summary>\n\n{}\n</details>\n",
         overhead.markdown(&SHOWN),
         bars
     );

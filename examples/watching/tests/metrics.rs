@@ -1,0 +1,62 @@
+//! The figures as Prometheus scrapes them.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+
+#[test]
+fn a_scrape_finds_counters_a_gauge_and_a_histogram() {
+    let free = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_metrics"));
+    command.args(["--listen", &free.to_string()]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(line.starts_with("done"), "{line}");
+
+    let mut server = TcpStream::connect(free).unwrap();
+    server
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut page = String::new();
+    server.read_to_string(&mut page).unwrap();
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+
+    let value = |name: &str| -> f64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in {page}"))
+            .trim()
+            .parse()
+            .unwrap()
+    };
+    let labels = |outcome: &str| {
+        let lines = page
+            .lines()
+            .filter(|line| line.starts_with("futureproof_tasks_total{"));
+        let line = lines
+            .filter(|line| line.contains("run=\"resize\""))
+            .find(|line| line.contains(outcome));
+        line.and_then(|line| line.rsplit(' ').next())
+            .map(str::to_owned)
+    };
+    assert_eq!(labels("outcome=\"ok\"").as_deref(), Some("180"));
+    assert_eq!(labels("outcome=\"failed\"").as_deref(), Some("20"));
+    assert_eq!(value("futureproof_retries_total{run=\"resize\"}"), 0.0);
+    assert_eq!(value("futureproof_tasks_in_flight{run=\"resize\"}"), 0.0);
+    let count = value("futureproof_task_duration_seconds_count{run=\"resize\"}");
+    let sum = value("futureproof_task_duration_seconds_sum{run=\"resize\"}");
+    assert!(
+        (1.0..=200.0).contains(&count) && sum >= 0.001 * count,
+        "{count} {sum}"
+    );
+}

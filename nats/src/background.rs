@@ -1,0 +1,55 @@
+//! The one thread with the async runtime: everything that speaks to the server happens there.
+
+use std::io;
+use std::sync::mpsc::sync_channel;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+pub(crate) struct Background {
+    // Only `drop` takes it.
+    runtime: Option<Runtime>,
+    handle: Handle,
+}
+
+impl Background {
+    pub(crate) fn start() -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("futureproof-nats")
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        Ok(Self {
+            runtime: Some(runtime),
+            handle,
+        })
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Blocks until the background thread has finished `future`; `None` if it panicked.
+    ///
+    /// A channel rather than `block_on`, which refuses to work on a thread of somebody's async runtime.
+    pub(crate) fn wait<T, F>(&self, future: F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let (sender, receiver) = sync_channel(1);
+        self.handle.spawn(async move {
+            let _ = sender.send(future.await);
+        });
+        receiver.recv().ok()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Dropping it would panic on a thread of somebody's async runtime.
+            runtime.shutdown_background();
+        }
+    }
+}

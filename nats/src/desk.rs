@@ -1,0 +1,274 @@
+//! The caller's half: sends tasks, hands answers to the calls that wait, and drops what comes twice.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::header::NATS_MESSAGE_ID;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::{self, Context, ErrorCode};
+use async_nats::{Client, Message, Subscriber, connection::State};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::counters::CallerCounts;
+use crate::frame::{AnswerHead, Kind, NO, TaskHead, YES};
+use crate::names::Names;
+use crate::queue;
+
+/// Between two looks at whether the connection or the stream is back.
+const RETRY: Duration = Duration::from_millis(50);
+
+pub(crate) struct Reply {
+    pub(crate) head: AnswerHead,
+    pub(crate) payload: Bytes,
+}
+
+/// Why there is no reply.
+pub(crate) enum NoReply {
+    Deadline,
+    QueueFull,
+    Transport(String),
+    Stopped,
+}
+
+/// The tasks of one run that wait for an answer.
+pub(crate) struct Desk {
+    pub(crate) client: Client,
+    pub(crate) context: Context,
+    pub(crate) names: Names,
+    /// Unique, so that the runs of all callers of this function are told apart.
+    pub(crate) run: String,
+    pub(crate) max_queued: i64,
+    pub(crate) counts: CallerCounts,
+    pub(crate) stopped: watch::Sender<bool>,
+    /// Whether something may lie in the queue that nobody waits for.
+    leftovers: AtomicBool,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
+}
+
+impl Desk {
+    pub(crate) fn new(client: Client, context: Context, names: Names, max_queued: i64) -> Self {
+        let inbox = client.new_inbox();
+        let unique = inbox.rsplit('.').next().unwrap_or_default();
+        Self {
+            run: unique.to_owned(),
+            client,
+            context,
+            names,
+            max_queued,
+            counts: CallerCounts::default(),
+            stopped: watch::Sender::new(false),
+            leftovers: AtomicBool::new(false),
+            waiting: Mutex::default(),
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Reply>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Receives answers and questions for as long as the subscription lives.
+    pub(crate) async fn receive(self: Arc<Self>, mut answers: Subscriber) {
+        while let Some(message) = answers.next().await {
+            let word = self.take(&message);
+            if let Some(reply) = message.reply {
+                let _ = self.client.publish(reply, word).await;
+            }
+        }
+    }
+
+    /// Takes one message, and says what the worker is to hear.
+    fn take(&self, message: &Message) -> Bytes {
+        let Some(head) = AnswerHead::read(message.headers.as_ref()) else {
+            log::warn!(target: "futureproof", "{}: an answer that cannot be read", self.names.name());
+            return NO;
+        };
+        if head.kind == Kind::Wanted {
+            return if self.waiting().contains_key(&head.id) {
+                YES
+            } else {
+                NO
+            };
+        }
+        let Some(call) = self.waiting().remove(&head.id) else {
+            self.counts.late.add();
+            // Known already, so the worker need not send it again.
+            return YES;
+        };
+        let payload = message.payload.clone();
+        let _ = call.send(Reply { head, payload });
+        YES
+    }
+
+    /// Sends a task and waits for its answer.
+    pub(crate) async fn call(
+        self: Arc<Self>,
+        head: TaskHead,
+        payload: Bytes,
+    ) -> Result<Reply, NoReply> {
+        let deadline = Instant::now() + head.deadline;
+        let (sender, mut answer) = oneshot::channel();
+        self.waiting().insert(head.id, sender);
+        let mut stopped = self.stopped.subscribe();
+        let sequence = AtomicU64::new(0);
+        let result = tokio::select! {
+            biased;
+            // The desk holds the other end until this call ends.
+            Ok(reply) = &mut answer => Ok(reply),
+            _ = stopped.wait_for(|stopped| *stopped) => Err(NoReply::Stopped),
+            () = sleep_until(deadline) => Err(NoReply::Deadline),
+            failure = self.send(head, payload, &sequence) => Err(failure),
+        };
+        self.waiting().remove(&head.id);
+        if matches!(result, Err(NoReply::Deadline | NoReply::Stopped)) {
+            self.take_back(head.id, sequence.into_inner());
+        }
+        result
+    }
+
+    /// What the server knows a task by.
+    fn message_id(&self, id: u64) -> String {
+        format!("{}-{id}", self.run)
+    }
+
+    /// Has the stream store the task, and then never ends; ends with the reason why it cannot.
+    ///
+    /// A task whose storing was not confirmed is sent again under the same id, and stored once.
+    async fn send(&self, head: TaskHead, payload: Bytes, sequence: &AtomicU64) -> NoReply {
+        let subject = self.names.tasks(&self.run);
+        let mut headers = head.write();
+        headers.insert(NATS_MESSAGE_ID, self.message_id(head.id));
+        loop {
+            let sent = self.context.publish_with_headers(
+                subject.clone(),
+                headers.clone(),
+                payload.clone(),
+            );
+            let stored = match sent.await {
+                Ok(stored) => stored.await,
+                Err(error) => Err(error),
+            };
+            match stored {
+                Ok(stored) => {
+                    sequence.store(stored.sequence, Ordering::Relaxed);
+                    return std::future::pending().await;
+                }
+                Err(error) => {
+                    log::debug!(target: "futureproof", "{}: not stored: {error}", self.names.name());
+                    match refusal(&error) {
+                        Refusal::Full => return NoReply::QueueFull,
+                        Refusal::Final(reason) => return NoReply::Transport(reason),
+                        Refusal::NoStream => {
+                            sleep(RETRY).await;
+                            // The server lost it, with its disk for example.
+                            let _ =
+                                queue::stream(&self.context, &self.names, self.max_queued).await;
+                        }
+                        Refusal::Away => sleep(RETRY).await,
+                    }
+                }
+            }
+            // One copy waits for the connection to come back, not one for each second.
+            while self.client.connection_state() != State::Connected {
+                sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Takes a task out of the queue that nobody waits for. If it runs already, its answer is dropped.
+    fn take_back(&self, id: u64, sequence: u64) {
+        // Should it fail, or the program end before it is done.
+        self.leftovers.store(true, Ordering::Relaxed);
+        // A stop takes all of them back at once.
+        if sequence == 0 || *self.stopped.borrow() {
+            return;
+        }
+        let (context, stream) = (self.context.clone(), self.names.stream());
+        let message_id = self.message_id(id);
+        // On its own, as the call has met its deadline.
+        tokio::spawn(async move {
+            if let Ok(stream) = context.get_stream_no_info(&stream).await {
+                // A server that has lost its disk counts anew: the place may be another task's by now.
+                let Ok(message) = stream.get_raw_message(sequence).await else {
+                    return;
+                };
+                let found = message.headers.get(NATS_MESSAGE_ID);
+                if found.is_some_and(|found| found.as_str() == message_id) {
+                    let _ = stream.delete_message(sequence).await;
+                }
+            }
+        });
+    }
+
+    /// Stops all calls, and purges what is queued for this run.
+    pub(crate) fn stop(self: &Arc<Self>, background: &tokio::runtime::Handle) {
+        if self.stopped.send_replace(true) {
+            return;
+        }
+        self.leftovers.store(true, Ordering::Relaxed);
+        let desk = Arc::clone(self);
+        background.spawn(async move { desk.purge().await });
+    }
+
+    /// Whether a purge would find something.
+    pub(crate) fn has_leftovers(&self) -> bool {
+        self.leftovers.load(Ordering::Relaxed)
+    }
+
+    pub(crate) async fn purge(&self) {
+        let filter = self.names.tasks(&self.run);
+        let purged = match self.context.get_stream_no_info(self.names.stream()).await {
+            Ok(stream) => stream
+                .purge()
+                .filter(filter)
+                .await
+                .map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = purged {
+            log::warn!(
+                target: "futureproof",
+                "{}: what is queued for this run could not be purged: {error}",
+                self.names.name()
+            );
+        }
+    }
+}
+
+/// What a publish that failed means for the task.
+#[derive(Debug, PartialEq)]
+enum Refusal {
+    Full,
+    Final(String),
+    NoStream,
+    Away,
+}
+
+fn refusal(error: &PublishError) -> Refusal {
+    match error.kind() {
+        PublishErrorKind::StreamNotFound => return Refusal::NoStream,
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => return Refusal::Away,
+        _ => {}
+    }
+    let server = error
+        .source()
+        .and_then(|source| source.downcast_ref::<jetstream::Error>());
+    let Some(server) = server else {
+        return Refusal::Final(error.to_string());
+    };
+    let text = server.to_string();
+    let full = text.contains("maximum messages") || text.contains("maximum bytes");
+    if full && server.error_code() == ErrorCode::STREAM_STORE_FAILED {
+        Refusal::Full
+    } else if server.code() == 503 && server.error_code() != ErrorCode::STREAM_STORE_FAILED {
+        // Not ready yet, as after a start.
+        Refusal::Away
+    } else {
+        Refusal::Final(text)
+    }
+}

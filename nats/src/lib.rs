@@ -1,0 +1,27 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+#![warn(missing_docs, missing_debug_implementations, unnameable_types)]
+
+mod background;
+mod counters;
+mod delivery;
+mod desk;
+mod error;
+mod frame;
+mod function;
+mod monitor;
+mod names;
+mod outcome;
+mod queue;
+mod remote;
+mod server;
+mod shape;
+mod station;
+mod worker;
+
+pub use counters::Counters;
+pub use error::{RemoteError, SetupError};
+pub use function::Function;
+pub use remote::{Answer, Remote, Stop};
+pub use server::{Connection, Server, connect};
+pub use worker::{Worker, WorkerStop, serve};

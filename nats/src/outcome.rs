@@ -1,0 +1,66 @@
+//! What a worker makes of an item: the only place where the user's code runs.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::frame::{self, Kind};
+
+/// Reads the item, calls the function, writes the answer. All that is the user's happens in here, and may panic.
+pub(crate) fn answer<I, T, E>(f: &impl Fn(&I) -> Result<T, E>, payload: &[u8]) -> (Kind, Bytes)
+where
+    I: DeserializeOwned,
+    T: Serialize,
+    E: Serialize,
+{
+    let call = || {
+        let item: I = match frame::decode(payload) {
+            Ok(item) => item,
+            Err(reason) => return (Kind::Decode, format!("the item: {reason}").into()),
+        };
+        let (kind, encoded) = match f(&item) {
+            Ok(output) => (Kind::Ok, frame::encode(&output)),
+            Err(error) => (Kind::Err, frame::encode(&error)),
+        };
+        match encoded {
+            Ok(bytes) => (kind, bytes),
+            Err(reason) => (Kind::Encode, reason.into()),
+        }
+    };
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|payload| {
+        let message = message(&*payload);
+        // A payload's destructor may panic as well.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+        (Kind::Panicked, message.into())
+    })
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    let known = payload.downcast_ref::<&str>().copied();
+    let known = known.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    frame::text(known.unwrap_or("a value that is no text"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_outcome_is_an_answer() {
+        let f = |n: &u64| match n {
+            0 => Err("zero"),
+            1 => panic!("one is {}", "bad"),
+            2 => std::panic::panic_any(3),
+            n => Ok(n + 1),
+        };
+        let run = |n: u64| answer(&f, &frame::encode(&n).unwrap());
+        assert_eq!(run(7), (Kind::Ok, frame::encode(&8u64).unwrap()));
+        assert_eq!(run(0), (Kind::Err, frame::encode(&"zero").unwrap()));
+        assert_eq!(run(1), (Kind::Panicked, "one is bad".into()));
+        assert_eq!(run(2), (Kind::Panicked, "a value that is no text".into()));
+        assert_eq!(answer(&f, b"\xc1").0, Kind::Decode);
+    }
+}

@@ -1,0 +1,288 @@
+//! A function that runs elsewhere, called as if it ran here.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futureproof::CancellationToken;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::task::JoinHandle;
+
+use crate::counters::Counters;
+use crate::desk::{Desk, NoReply, Reply};
+use crate::error::{RemoteError, SetupError};
+use crate::frame::{self, Kind, TaskHead};
+use crate::function::{Function, Signature};
+use crate::names::Names;
+use crate::queue;
+use crate::server::Link;
+
+/// How often a token is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long a drop waits for the purge of what it leaves behind.
+const PURGE: Duration = Duration::from_secs(2);
+
+/// An output, with where it came from. It can be used as the output itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Answer<T> {
+    /// What the function returned.
+    pub output: T,
+    /// Who ran it: host and process, or the name that the [`Worker`](crate::Worker) was given.
+    pub worker: String,
+    /// How many workers took the task, this one included: 1 unless others died over it.
+    pub deliveries: u64,
+}
+
+impl<T> Deref for Answer<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.output
+    }
+}
+
+/// A function that workers run, ready to be called. Made by [`Function::start`].
+///
+/// Each call blocks its thread until the answer is there, so as many tasks are under way as threads call it:
+/// that is the run's `num_threads`.
+///
+/// Dropping it purges what it has queued and nobody waits for.
+pub struct Remote<I, T, E> {
+    inner: Arc<Inner>,
+    types: Signature<I, T, E>,
+}
+
+struct Inner {
+    desk: Arc<Desk>,
+    deadline: Duration,
+    max_deliver: u64,
+    tasks: Vec<JoinHandle<()>>,
+    // Last, so that the background thread is there until the end.
+    link: Arc<Link>,
+}
+
+impl<I, T, E> Remote<I, T, E> {
+    pub(crate) fn start(options: Function<I, T, E>, names: Names) -> Result<Self, SetupError> {
+        let link = options.link;
+        let desk = Arc::new(Desk::new(
+            link.client.clone(),
+            link.context.clone(),
+            names.clone(),
+            options.max_queued.into(),
+        ));
+        let starting = Arc::clone(&desk);
+        let answers = link.background.wait(async move {
+            let Desk { context, names, .. } = &*starting;
+            queue::stream(context, names, starting.max_queued).await?;
+            let answers = starting
+                .client
+                .subscribe(names.answers(&starting.run))
+                .await?;
+            // The server has seen the subscription before the first task is sent.
+            starting.client.flush().await?;
+            Ok(answers)
+        });
+        let answers = answers.ok_or_else(SetupError::ended)?;
+        let answers = answers.map_err(|source| SetupError::Queue {
+            address: link.address.clone(),
+            name: names.name().to_owned(),
+            source,
+        })?;
+        let background = link.background.handle();
+        let mut tasks = vec![background.spawn(Arc::clone(&desk).receive(answers))];
+        if let Some(token) = options.token {
+            tasks.push(background.spawn(watch(token, Arc::clone(&desk))));
+        }
+        let inner = Inner {
+            desk,
+            deadline: options.deadline,
+            max_deliver: options.max_deliver,
+            tasks,
+            link,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+            types: PhantomData,
+        })
+    }
+
+    /// What happened so far, to all calls of this function from here.
+    pub fn counters(&self) -> Counters {
+        self.inner.desk.counts.read()
+    }
+
+    /// A handle that stops the function, and reads its counters, when `into_fn` has taken the function itself.
+    pub fn stop_handle(&self) -> Stop {
+        Stop {
+            desk: Arc::clone(&self.inner.desk),
+            link: Arc::clone(&self.inner.link),
+        }
+    }
+}
+
+impl<I, T, E> Remote<I, T, E>
+where
+    I: Serialize,
+    T: DeserializeOwned,
+    E: DeserializeOwned,
+{
+    /// Has a worker run the function on `item`, and waits for its answer.
+    ///
+    /// **At least once.** If a worker dies, or loses its network, another one runs the function on the same
+    /// item, so it must be harmless to run it twice. The caller gets one answer.
+    ///
+    /// # Errors
+    ///
+    /// The function's own error, and what keeps an answer from coming: see [`RemoteError`].
+    pub fn call(&self, item: &I) -> Result<Answer<T>, RemoteError<E>> {
+        let result = self.exchange(item);
+        self.count(&result);
+        result
+    }
+
+    /// The function to give to `map_tasks`.
+    pub fn into_fn(self) -> impl Fn(&I) -> Result<Answer<T>, RemoteError<E>> + Send + Sync {
+        move |item| self.call(item)
+    }
+
+    fn exchange(&self, item: &I) -> Result<Answer<T>, RemoteError<E>> {
+        let Inner { desk, link, .. } = &*self.inner;
+        let head = TaskHead {
+            id: desk.counts.calls.next(),
+            deadline: self.inner.deadline,
+            max_deliver: self.inner.max_deliver,
+        };
+        let payload = frame::encode(item).map_err(RemoteError::Encode)?;
+        frame::check_length("item", &payload, &desk.client).map_err(RemoteError::Encode)?;
+        // It holds the desk only: were the link dropped on its own background thread, that would wait for
+        // itself.
+        match link.background.wait(Arc::clone(desk).call(head, payload)) {
+            Some(Ok(reply)) => read(reply),
+            Some(Err(NoReply::Deadline)) => Err(RemoteError::Deadline),
+            Some(Err(NoReply::QueueFull)) => Err(RemoteError::QueueFull),
+            Some(Err(NoReply::Transport(reason))) => Err(RemoteError::Transport(reason)),
+            Some(Err(NoReply::Stopped)) => Err(RemoteError::Stopped),
+            None => Err(RemoteError::Transport(
+                "the background thread ended".to_owned(),
+            )),
+        }
+    }
+
+    fn count(&self, result: &Result<Answer<T>, RemoteError<E>>) {
+        let counts = &self.inner.desk.counts;
+        match result {
+            Ok(answer) if answer.deliveries > 1 => counts.redelivered.add(),
+            Ok(_) => {}
+            Err(RemoteError::Task(_)) => counts.failed.add(),
+            Err(RemoteError::Panicked { .. }) => counts.panicked.add(),
+            Err(RemoteError::Lost { .. }) => counts.lost.add(),
+            Err(RemoteError::Decode(_)) => {}
+            Err(RemoteError::Deadline) => return counts.deadlines.add(),
+            Err(RemoteError::QueueFull) => return counts.refused.add(),
+            Err(RemoteError::Stopped) => return counts.stopped.add(),
+            Err(RemoteError::Transport(_) | RemoteError::Encode(_)) => {
+                return counts.undelivered.add();
+            }
+        }
+        counts.answered.add();
+    }
+}
+
+/// Makes of a reply what the function returned, or why it did not.
+fn read<T, E>(reply: Reply) -> Result<Answer<T>, RemoteError<E>>
+where
+    T: DeserializeOwned,
+    E: DeserializeOwned,
+{
+    let Reply { head, payload } = reply;
+    let text = || String::from_utf8_lossy(&payload).into_owned();
+    match head.kind {
+        Kind::Ok => match frame::decode(&payload) {
+            Ok(output) => Ok(Answer {
+                output,
+                worker: head.worker,
+                deliveries: head.deliveries,
+            }),
+            Err(reason) => Err(RemoteError::Decode(format!("the output: {reason}"))),
+        },
+        Kind::Err => match frame::decode(&payload) {
+            Ok(error) => Err(RemoteError::Task(error)),
+            Err(reason) => Err(RemoteError::Decode(format!(
+                "the function's error: {reason}"
+            ))),
+        },
+        Kind::Panicked => Err(RemoteError::Panicked { message: text() }),
+        Kind::Lost => Err(RemoteError::Lost {
+            deliveries: head.deliveries,
+        }),
+        Kind::Encode => Err(RemoteError::Encode(text())),
+        Kind::Decode => Err(RemoteError::Decode(text())),
+        // The desk answers questions itself.
+        Kind::Wanted => Err(RemoteError::Decode(
+            "a question in place of an answer".to_owned(),
+        )),
+    }
+}
+
+/// Waits for a cancel. A token has no way to wake an async task, so it is looked at.
+async fn watch(token: CancellationToken, desk: Arc<Desk>) {
+    while !token.is_cancelled() {
+        tokio::time::sleep(LOOK).await;
+    }
+    desk.stop(&tokio::runtime::Handle::current());
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        if self.desk.has_leftovers() {
+            let desk = Arc::clone(&self.desk);
+            self.link.background.wait(async move {
+                let _ = tokio::time::timeout(PURGE, desk.purge()).await;
+            });
+        }
+    }
+}
+
+impl<I, T, E> fmt::Debug for Remote<I, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remote")
+            .field("name", &self.inner.desk.names.name())
+            .field("counters", &self.counters())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Stops a [`Remote`] from any thread, and reads its counters. Made by [`Remote::stop_handle`].
+#[derive(Clone)]
+pub struct Stop {
+    desk: Arc<Desk>,
+    link: Arc<Link>,
+}
+
+impl Stop {
+    /// Has all calls that wait return [`RemoteError::Stopped`], and every later one; purges what is queued.
+    pub fn stop(&self) {
+        self.desk.stop(self.link.background.handle());
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.desk.counts.read()
+    }
+}
+
+impl fmt::Debug for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stop")
+            .field("name", &self.desk.names.name())
+            .finish_non_exhaustive()
+    }
+}

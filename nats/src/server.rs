@@ -1,0 +1,306 @@
+//! Where the server is, and how to get in.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, Context};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use percent_encoding::percent_decode_str;
+use tokio::sync::watch;
+
+use crate::background::Background;
+use crate::error::SetupError;
+use crate::function::Function;
+
+/// Within this time the server must have said that it stored a task; then it is asked again.
+const ACK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A NATS server, or several of one cluster, and the credentials for it.
+///
+/// A text is one, so most programs never name this type:
+///
+/// - `nats://host:4222`, or `nats://a:4222,nats://b:4222` for the servers of one cluster;
+/// - `nats://user:password@host:4222`, with `%40` for an `@` in the password, and so on;
+/// - `tls://host:4222`, which insists on TLS with a certificate that the system trusts, for all addresses that are
+///   named; those that a server tells of are not used then.
+///
+/// ```
+/// use futureproof_nats::Server;
+///
+/// let server = Server::new("tls://queue.example:4222").credentials_file("worker.creds");
+/// let secret = Server::new("nats://me:hush@queue:4222");
+/// assert!(!format!("{secret:?}").contains("hush"));
+/// ```
+#[derive(Clone)]
+pub struct Server {
+    url: String,
+    credentials: Option<PathBuf>,
+    roots: Option<PathBuf>,
+    client: Option<(PathBuf, PathBuf)>,
+}
+
+impl Server {
+    /// The server with this address.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            credentials: None,
+            roots: None,
+            client: None,
+        }
+    }
+
+    /// A file with a JWT and a seed, as `nsc` makes it.
+    pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.credentials = Some(path.into());
+        self
+    }
+
+    /// A PEM file with certificates of authorities to trust, besides the system's.
+    pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
+        self.roots = Some(path.into());
+        self
+    }
+
+    /// PEM files with a certificate and its key, for servers that ask for one.
+    pub fn client_certificate(
+        mut self,
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Self {
+        self.client = Some((certificate.into(), key.into()));
+        self
+    }
+
+    fn addresses(&self) -> Result<Addresses, SetupError> {
+        let mut addresses = Addresses::default();
+        for part in self.url.split(',') {
+            // The parser's message may quote what it was given, so it is not passed on.
+            let parsed: ServerAddr = part.trim().parse().map_err(|_| SetupError::Address {
+                reason: "it has the form [nats|tls]://[user:password@]host[:port]".to_owned(),
+            })?;
+            if !matches!(parsed.scheme(), "nats" | "tls") {
+                return Err(SetupError::Address {
+                    reason: format!("`{}` is not supported, only nats and tls", parsed.scheme()),
+                });
+            }
+            if let Some(user) = parsed.username() {
+                let plain = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
+                addresses.login = Some((plain(user), plain(parsed.password().unwrap_or(""))));
+            }
+            let host = match parsed.host() {
+                v6 if v6.contains(':') => format!("[{v6}]"),
+                host => host.to_owned(),
+            };
+            let bare = format!("{}://{host}:{}", parsed.scheme(), parsed.port());
+            addresses.list.push(bare);
+        }
+        Ok(addresses)
+    }
+}
+
+/// Addresses without user and password, which travel apart.
+#[derive(Default)]
+struct Addresses {
+    list: Vec<String>,
+    login: Option<(String, String)>,
+}
+
+impl From<&str> for Server {
+    fn from(url: &str) -> Self {
+        Self::new(url)
+    }
+}
+
+impl From<String> for Server {
+    fn from(url: String) -> Self {
+        Self::new(url)
+    }
+}
+
+impl From<&Server> for Server {
+    fn from(server: &Server) -> Self {
+        server.clone()
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses = self.addresses().map(|addresses| addresses.list);
+        f.debug_struct("Server")
+            .field("addresses", &addresses.unwrap_or_default())
+            .field("credentials_file", &self.credentials)
+            .field("root_certificates", &self.roots)
+            .field("client_certificate", &self.client)
+            .finish()
+    }
+}
+
+/// An open connection, and the thread that works for it.
+pub(crate) struct Link {
+    pub(crate) background: Background,
+    pub(crate) client: Client,
+    pub(crate) context: Context,
+    /// Counts how often the connection was made.
+    pub(crate) connects: watch::Receiver<u64>,
+    pub(crate) address: String,
+}
+
+impl Link {
+    pub(crate) fn open(server: &Server) -> Result<Self, SetupError> {
+        let addresses = server.addresses()?;
+        let address = addresses.list.join(",");
+        let background = Background::start().map_err(SetupError::Background)?;
+        let (sender, connects) = watch::channel(0);
+        let mut options = ConnectOptions::new()
+            .name("futureproof")
+            // A server that restarts is found again soon, and one that stays away is not stormed.
+            .reconnect_delay_callback(|tries| {
+                Duration::from_millis(100 * tries.clamp(1, 10) as u64)
+            })
+            .event_callback(move |event| {
+                match &event {
+                    Event::Connected => sender.send_modify(|count| *count += 1),
+                    // A permission that is missing, for example: all that the server says about it.
+                    Event::ServerError(_) | Event::ClientError(_) | Event::SlowConsumer(_) => {
+                        log::warn!(target: "futureproof", "nats: {event}");
+                    }
+                    Event::Disconnected => {
+                        log::info!(target: "futureproof", "nats: the connection is lost, connecting again");
+                    }
+                    event => log::debug!(target: "futureproof", "nats: {event}"),
+                }
+                async {}
+            });
+        if addresses
+            .list
+            .iter()
+            .any(|address| address.starts_with("tls://"))
+        {
+            // Servers that are told of on the way need not have TLS, and whoever tells of them may be anybody.
+            options = options.require_tls(true).ignore_discovered_servers();
+        }
+        if let Some((user, password)) = addresses.login {
+            options = options.user_and_password(user, password);
+        }
+        if let Some(path) = &server.roots {
+            options = options.add_root_certificates(path.clone());
+        }
+        if let Some((certificate, key)) = &server.client {
+            options = options.add_client_certificate(certificate.clone(), key.clone());
+        }
+        let credentials = server.credentials.clone();
+        let list = addresses.list;
+        let client = background.wait(async move {
+            if let Some(path) = credentials {
+                let read = options.credentials_file(path).await;
+                options = read.map_err(SetupError::Credentials)?;
+            }
+            let client = options.connect(list.clone()).await;
+            let client = client.map_err(|error| SetupError::Connect {
+                address: list.join(","),
+                source: Box::new(error),
+            })?;
+            // It starts a task, so it is made here.
+            let context = jetstream::ContextBuilder::new().ack_timeout(ACK_TIMEOUT);
+            Ok((client.clone(), context.build(client)))
+        });
+        let (client, context) = client.ok_or_else(SetupError::ended)??;
+        Ok(Self {
+            background,
+            client,
+            context,
+            connects,
+            address,
+        })
+    }
+}
+
+/// Connects to a server, for callers.
+///
+/// The connection has one background thread. It is made again by itself whenever it is lost.
+///
+/// # Errors
+///
+/// If the address cannot be read, or the server cannot be reached now or refuses us.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// let thumbs = futureproof_nats::connect("nats://queue:4222")?
+///     .function::<String, Vec<u8>, String>("thumbs")
+///     .deadline(Duration::from_secs(60))
+///     .start()?;
+/// # Ok::<(), futureproof_nats::SetupError>(())
+/// ```
+pub fn connect(server: impl Into<Server>) -> Result<Connection, SetupError> {
+    let link = Arc::new(Link::open(&server.into())?);
+    Ok(Connection { link })
+}
+
+/// A connection of a caller, made by [`connect`]. Clones share it; it is closed with the last function.
+#[derive(Clone)]
+pub struct Connection {
+    link: Arc<Link>,
+}
+
+impl Connection {
+    /// Describes a function that workers [serve](crate::serve) under this name: it takes an `I`, and
+    /// returns a `T` or an `E`. The name is checked by [`start`](Function::start).
+    pub fn function<I, T, E>(&self, name: &str) -> Function<I, T, E> {
+        Function::new(Arc::clone(&self.link), name)
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("address", &self.link.address)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_login_is_taken_out_of_the_address() {
+        let addresses = Server::new("nats://me:a%40b@host,tls://[::1]:4333")
+            .addresses()
+            .unwrap();
+        assert_eq!(addresses.list, ["nats://host:4222", "tls://[::1]:4333"]);
+        assert_eq!(addresses.login, Some(("me".to_owned(), "a@b".to_owned())));
+    }
+
+    #[test]
+    fn no_password_is_shown() {
+        for url in [
+            "nats://me:hush@host",
+            "nats://me:hush@host:x",
+            "ftp://me:hush@host",
+            "nats://me:hush@",
+        ] {
+            let server = Server::new(url);
+            assert!(!format!("{server:?}").contains("hush"), "{url}");
+            if let Err(error) = server.addresses() {
+                assert!(!format!("{error:?} {error}").contains("hush"), "{url}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_at_the_address_is_a_clear_error() {
+        let Err(error) = connect("nats://me:hush@127.0.0.1:1") else {
+            panic!("nothing listens on port 1");
+        };
+        let text = error.to_string();
+        assert!(
+            text.contains("nats://127.0.0.1:1") && text.contains("nats-server"),
+            "{text}"
+        );
+        assert!(!format!("{error:?}").contains("hush"));
+    }
+}

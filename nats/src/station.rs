@@ -1,0 +1,256 @@
+//! A worker's place at the queue: takes tasks, one for each thread that is free, and keeps what is needed to
+//! find the queue again when the server was away.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::{self, AckKind, Context};
+use futures_util::StreamExt;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::time::{Instant, sleep};
+
+use crate::counters::WorkerCounts;
+use crate::delivery::{Delivery, Letter, Wanted};
+use crate::frame::Kind;
+use crate::names::Names;
+use crate::queue::{self, Failure};
+
+/// How long a request for a task waits at the server before it is made again.
+const PULL: Duration = Duration::from_secs(5);
+
+/// A request that ends sooner than this without a task was refused.
+const TOO_SOON: Duration = Duration::from_millis(100);
+
+/// Between two attempts to find the queue again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// How long a task whose caller does not answer is put aside.
+const ASIDE: Duration = Duration::from_secs(5);
+
+/// Of so many callers it is remembered that they did not answer.
+const SUSPECTS: usize = 1024;
+
+pub(crate) struct Limits {
+    pub(crate) lease: Duration,
+    pub(crate) max_queued: i64,
+    pub(crate) max_item_bytes: usize,
+    /// How long a task may run and keep its lease; `None`: as long as its caller waits.
+    pub(crate) time_limit: Option<Duration>,
+}
+
+pub(crate) struct Station {
+    pub(crate) client: Client,
+    context: Context,
+    connects: watch::Receiver<u64>,
+    pub(crate) names: Names,
+    /// Who we are, in answers.
+    pub(crate) worker: String,
+    pub(crate) limits: Limits,
+    pub(crate) counts: WorkerCounts,
+    stopped: watch::Receiver<bool>,
+    /// The lease that the server grants: the queue may be older than this worker's settings.
+    consumer: Mutex<PullConsumer>,
+    restored: AsyncMutex<Instant>,
+    /// Callers that did not answer, by run, and since when.
+    suspects: Mutex<HashMap<String, Instant>>,
+}
+
+impl Station {
+    pub(crate) async fn open(
+        link: (Client, Context, watch::Receiver<u64>),
+        names: Names,
+        worker: String,
+        limits: Limits,
+        stopped: watch::Receiver<bool>,
+    ) -> Result<Self, Failure> {
+        let (client, context, connects) = link;
+        let consumer = find(&context, &names, &limits).await?;
+        let granted = consumer.cached_info().config.ack_wait;
+        if granted != limits.lease {
+            log::warn!(
+                target: "futureproof",
+                "{}: the queue has a lease of {granted:?}, not {:?}; to change it, stop all workers and remove \
+                 the consumer: nats consumer rm {} {}",
+                names.name(), limits.lease, names.stream(), crate::names::CONSUMER
+            );
+        }
+        Ok(Self {
+            client,
+            context,
+            connects,
+            names,
+            worker,
+            limits,
+            counts: WorkerCounts::default(),
+            stopped,
+            consumer: Mutex::new(consumer),
+            restored: AsyncMutex::new(Instant::now()),
+            suspects: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        self.consumer().cached_info().config.ack_wait
+    }
+
+    fn consumer(&self) -> PullConsumer {
+        self.consumer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The next task to run; `None` when the worker is stopped.
+    pub(crate) async fn next(self: Arc<Self>) -> Option<Delivery> {
+        let mut connects = self.connects.clone();
+        let mut stopped = self.stopped.clone();
+        loop {
+            connects.mark_unchanged();
+            let asked = Instant::now();
+            let taken = tokio::select! {
+                biased;
+                _ = stopped.wait_for(|stopped| *stopped) => return None,
+                taken = self.pull() => taken,
+                // The server may have forgotten the request.
+                Ok(()) = connects.changed() => continue,
+            };
+            match taken {
+                Ok(Some(message)) => {
+                    if let Some(delivery) = self.admit(message).await {
+                        return Some(delivery);
+                    }
+                }
+                Ok(None) if asked.elapsed() > TOO_SOON => {}
+                refused => {
+                    if let Err(error) = refused {
+                        log::debug!(target: "futureproof", "{}: {error}", self.names.name());
+                    }
+                    self.restore().await;
+                }
+            }
+        }
+    }
+
+    async fn pull(&self) -> Result<Option<jetstream::Message>, Failure> {
+        let consumer = self.consumer();
+        let mut batch = consumer
+            .fetch()
+            .max_messages(1)
+            .expires(PULL)
+            .messages()
+            .await?;
+        batch.next().await.transpose()
+    }
+
+    /// Finds the queue again, after the server was away or has lost it. One thread does, and the others wait.
+    async fn restore(&self) {
+        let asked = Instant::now();
+        let mut restored = self.restored.lock().await;
+        if *restored > asked {
+            return;
+        }
+        sleep(RETRY).await;
+        match find(&self.context, &self.names, &self.limits).await {
+            Ok(consumer) => {
+                *self.consumer.lock().unwrap_or_else(PoisonError::into_inner) = consumer;
+            }
+            Err(error) => {
+                log::warn!(target: "futureproof", "{}: no queue at the server, trying again: {error}", self.names.name());
+            }
+        }
+        *restored = Instant::now();
+    }
+
+    /// Whether a task is to be run. What cannot be read, is not wanted or has killed too many is dealt with.
+    async fn admit(self: &Arc<Self>, message: jetstream::Message) -> Option<Delivery> {
+        let letter = match Letter::open(&self.names, message) {
+            Ok(letter) => letter,
+            Err(acker) => {
+                // There is nobody to tell.
+                self.counts.unreadable.add();
+                log::warn!(target: "futureproof", "{}: dropped a message that is no task", self.names.name());
+                let _ = acker.ack_with(AckKind::Term).await;
+                return None;
+            }
+        };
+        let suspect = self.is_suspect(&letter.run);
+        if letter.deliveries > 1 {
+            self.counts.redelivered.add();
+        }
+        if letter.deliveries > 1 || letter.is_overdue() || suspect {
+            match self.ask(&letter).await {
+                Wanted::Yes => self.clear(&letter.run),
+                Wanted::No => {
+                    self.counts.unwanted.add();
+                    letter.terminate().await;
+                    return None;
+                }
+                Wanted::Unknown if suspect && letter.is_overdue() => {
+                    // Its caller is gone. By two signs, as clocks of machines differ.
+                    self.counts.unwanted.add();
+                    letter.terminate().await;
+                    return None;
+                }
+                Wanted::Unknown if suspect || letter.is_overdue() => {
+                    self.suspect(&letter.run);
+                    letter.put_aside(ASIDE).await;
+                    return None;
+                }
+                // Its caller may be connecting again, as we have.
+                Wanted::Unknown => {}
+            }
+        }
+        let max_deliver = letter.head.max_deliver;
+        let too_large = letter.payload.len() > self.limits.max_item_bytes;
+        let delivery = Delivery::start(Arc::clone(self), letter);
+        if delivery.letter.deliveries > max_deliver {
+            delivery.settle(Kind::Lost, Vec::new().into()).await;
+            return None;
+        }
+        if too_large {
+            self.counts.unreadable.add();
+            let reason = format!(
+                "the item has more than the {} bytes that this worker reads",
+                self.limits.max_item_bytes
+            );
+            delivery.settle(Kind::Decode, reason.into()).await;
+            return None;
+        }
+        Some(delivery)
+    }
+
+    fn is_suspect(&self, run: &str) -> bool {
+        self.suspects
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(run)
+    }
+
+    fn clear(&self, run: &str) {
+        self.suspects
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(run);
+    }
+
+    /// Remembers that the caller of this run did not answer.
+    pub(crate) fn suspect(&self, run: &str) {
+        let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        if suspects.len() >= SUSPECTS {
+            let oldest = suspects
+                .iter()
+                .min_by_key(|(_, since)| **since)
+                .map(|(run, _)| run.clone());
+            suspects.remove(&oldest.unwrap_or_default());
+        }
+        suspects.entry(run.to_owned()).or_insert_with(Instant::now);
+    }
+}
+
+async fn find(context: &Context, names: &Names, limits: &Limits) -> Result<PullConsumer, Failure> {
+    let stream = queue::stream(context, names, limits.max_queued).await?;
+    queue::consumer(&stream, limits.lease).await
+}

@@ -1,0 +1,67 @@
+//! The figures of a run for the `metrics` facade.
+
+use std::time::Duration;
+
+use metrics::{
+    Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
+
+use crate::monitor::{Moment, Reader};
+
+const EVERY: Duration = Duration::from_secs(1);
+
+const TASKS: &str = "futureproof_tasks_total";
+const RETRIES: &str = "futureproof_retries_total";
+const IN_FLIGHT: &str = "futureproof_tasks_in_flight";
+const DURATION: &str = "futureproof_task_duration_seconds";
+
+/// Hands over what was added since the last time. Runs of the same name add up.
+pub(crate) fn reader(name: &str) -> Reader {
+    describe_counter!(
+        TASKS,
+        Unit::Count,
+        "Tasks that came to their end, by outcome."
+    );
+    describe_counter!(RETRIES, Unit::Count, "Attempts beyond the first.");
+    describe_gauge!(
+        IN_FLIGHT,
+        Unit::Count,
+        "Items pulled and not yet delivered."
+    );
+    let run = || name.to_owned();
+    let succeeded = counter!(TASKS, "run" => run(), "outcome" => "ok");
+    let failed = counter!(TASKS, "run" => run(), "outcome" => "failed");
+    let retries = counter!(RETRIES, "run" => run());
+    let in_flight = gauge!(IN_FLIGHT, "run" => run());
+    let mut last = (0, 0, 0, 0);
+    Reader::new(EVERY, move |figures, moment| {
+        // After the end nothing is in flight, delivered or not.
+        let flying = if moment == Moment::End {
+            0
+        } else {
+            figures.in_flight()
+        };
+        let now = (
+            figures.completed() - figures.failed(),
+            figures.failed(),
+            figures.retried(),
+            flying,
+        );
+        succeeded.increment(now.0 - last.0);
+        failed.increment(now.1 - last.1);
+        retries.increment(now.2 - last.2);
+        in_flight.increment(now.3 as f64 - last.3 as f64);
+        last = now;
+    })
+}
+
+/// Takes the durations of tasks: one sample a chunk, the mean of its tasks.
+pub(crate) fn durations(name: &str) -> Histogram {
+    describe_histogram!(
+        DURATION,
+        Unit::Seconds,
+        "How long a task ran; quick ones are timed together."
+    );
+    histogram!(DURATION, "run" => name.to_owned())
+}

@@ -1,0 +1,71 @@
+//! Why a task in a child process failed.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What [`isolate`](super::isolate)d functions fail with: the function's own error, or what became of its child.
+///
+/// To a run it is an ordinary failure: the policy counts it, and
+/// [`retry_if`](crate::MapTasks::retry_if) may look at it. It can travel itself, so an isolated function may in turn be
+/// what a worker on another machine serves.
+///
+/// ```
+/// use futureproof::process::Error;
+///
+/// // A crash may be bad luck; an error of the function's own is not.
+/// let is_worth_it = |error: &Error<String>| matches!(error, Error::Crashed { .. } | Error::TimedOut { .. });
+/// assert!(is_worth_it(&Error::Crashed { pid: 7, signal: Some(9), code: None }));
+/// assert!(!is_worth_it(&Error::Task("no such file".to_owned())));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error<E> {
+    /// The function returned this.
+    #[error("the function failed")]
+    Task(#[source] E),
+    /// The task took longer than its limit, and its child was killed.
+    #[error("killed, as it took longer than {after:?}")]
+    TimedOut {
+        /// The limit.
+        after: Duration,
+    },
+    /// The child ended in the middle of the task.
+    #[error("its process {pid} ended: {}", ending(*signal, *code))]
+    Crashed {
+        /// The child's process id.
+        pid: u32,
+        /// The signal that ended it. Always `None` on Windows.
+        signal: Option<i32>,
+        /// The code that it exited with.
+        code: Option<i32>,
+    },
+    /// The function panicked. Its child lives on.
+    #[error("the function panicked: {message}")]
+    Panicked {
+        /// What it panicked with.
+        message: String,
+    },
+    /// The token was cancelled or the deadline has passed: the child was killed, or the task never started.
+    #[error("cancelled")]
+    Cancelled,
+    /// The item, the output or the error could not be made into bytes, or is larger than a message may be.
+    #[error("could not be sent: {0}")]
+    Encode(String),
+    /// What came over was not what was expected: what is read from bytes must be what was written to them.
+    #[error("could not be read: {0}")]
+    Decode(String),
+    /// No child could be started that serves the function. After a few such failures in a row no more
+    /// are tried.
+    #[error("no worker process could be started: {0}")]
+    Start(String),
+}
+
+/// How a process ended, in words.
+pub(super) fn ending(signal: Option<i32>, code: Option<i32>) -> String {
+    match (signal, code) {
+        (Some(signal), _) => format!("signal {signal}"),
+        (None, Some(code)) => format!("exit code {code}"),
+        (None, None) => "nobody knows how".to_owned(),
+    }
+}

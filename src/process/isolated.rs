@@ -1,0 +1,257 @@
+//! The calls of a function that runs in child processes: each takes a child that is idle, or starts one.
+
+use std::marker::PhantomData;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+use std::{fmt, io, thread};
+
+use crossbeam_channel::Sender;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::Error;
+use super::frames::Broken;
+use super::options::{Options, Types};
+use super::serve::{DEPTH, PANICKED, UNREADABLE, depth, role};
+use super::worker::{Recipe, Refusal, Registry, Worker, lock};
+use crate::cancel::CancellationToken;
+
+/// A function that runs in child processes. Made by [`Isolate::start`](super::Isolate::start).
+///
+/// When it is dropped, and with it the function that [`into_fn`](Self::into_fn) makes of it, its children are killed and
+/// reaped. A run drops its function when it ends or is dropped.
+pub struct Isolated<I, T, E> {
+    recipe: Recipe,
+    options: Options,
+    registry: Registry,
+    state: Mutex<State>,
+    /// When the deadline is.
+    end: OnceLock<Option<Instant>>,
+    /// Dropping it ends the thread that waits for a cancel.
+    watcher: Mutex<Option<Sender<()>>>,
+    types: Types<I, T, E>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Children without a task. The one that was busy last is taken first.
+    idle: Vec<Worker>,
+    /// How many starts have failed in a row, and how the last one did.
+    failed_starts: u32,
+    last_failure: String,
+    /// Whether one ever came to serve. If so, one that is slow to start is no proof that none will.
+    has_started: bool,
+}
+
+/// After so many failed starts in a row there are no more.
+const TRIES: u32 = 3;
+/// How long after a failed start the next one is tried.
+const PAUSE: Duration = Duration::from_millis(20);
+/// A program that a task starts may have workers of its own, and so on so deep.
+const DEEPEST: u32 = 3;
+
+impl<I, T, E> Isolated<I, T, E> {
+    pub(super) fn new(recipe: Recipe, options: Options) -> Self {
+        Self {
+            recipe,
+            options,
+            registry: Registry::default(),
+            state: Mutex::default(),
+            end: OnceLock::new(),
+            watcher: Mutex::default(),
+            types: PhantomData,
+        }
+    }
+}
+
+impl<I, T, E> Isolated<I, T, E>
+where
+    I: Serialize,
+    T: DeserializeOwned,
+    E: DeserializeOwned,
+{
+    /// The function, to be given to [`map_tasks`](crate::Futureproof::map_tasks).
+    ///
+    /// It blocks while the child works, so a run has as many children as it has threads, at most.
+    pub fn into_fn(self) -> impl Fn(&I) -> Result<T, Error<E>> + Send + Sync + 'static
+    where
+        I: 'static,
+        T: 'static,
+        E: 'static,
+    {
+        move |input| self.call(input)
+    }
+
+    /// Runs the function on `input` in a child, and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// What the function failed with, or what became of its child.
+    pub fn call(&self, input: &I) -> Result<T, Error<E>> {
+        loop {
+            if self.is_stopped() {
+                return Err(Error::Cancelled);
+            }
+            let idle = lock(&self.state).idle.pop();
+            let is_fresh = idle.is_none();
+            let worker = match idle {
+                Some(worker) => worker,
+                None => self.start_worker()?,
+            };
+            if let Some(result) = self.ask(worker, input, is_fresh) {
+                return result;
+            }
+        }
+    }
+
+    /// `None` if the child had died while it had nothing to do, so that the task never reached it.
+    fn ask(&self, mut worker: Worker, input: &I, is_fresh: bool) -> Option<Result<T, Error<E>>> {
+        let end = [after(self.options.timeout), self.end()];
+        let end = end.into_iter().flatten().min();
+        let error = match worker.ask(input, end) {
+            Ok(answer) => {
+                self.put_back(worker);
+                return Some(match answer {
+                    Ok(result) => result.map_err(Error::Task),
+                    Err((PANICKED, message)) => Err(Error::Panicked { message }),
+                    Err((UNREADABLE, text)) => Err(Error::Decode(text)),
+                    Err((_, text)) => Err(Error::Encode(text)),
+                });
+            }
+            Err(Refusal::Sending(Broken::Garbled(text))) => {
+                self.put_back(worker);
+                Error::Encode(text)
+            }
+            Err(Refusal::Receiving(Broken::Garbled(text))) => Error::Decode(text),
+            Err(_) if self.is_stopped() => Error::Cancelled,
+            Err(Refusal::Sending(Broken::Late) | Refusal::Receiving(Broken::Late)) => {
+                // If it was not the deadline, it was the limit.
+                let after = self.options.timeout.unwrap_or_default();
+                Error::TimedOut { after }
+            }
+            Err(Refusal::Sending(Broken::Unsent)) if !is_fresh => return None,
+            Err(_) => {
+                let (pid, signal, code) = worker.end();
+                Error::Crashed { pid, signal, code }
+            }
+        };
+        Some(Err(error))
+    }
+
+    fn put_back(&self, worker: Worker) {
+        let most = self.options.max_tasks;
+        if most == 0 || worker.served < most {
+            lock(&self.state).idle.push(worker);
+        }
+    }
+
+    /// When everything is over.
+    fn end(&self) -> Option<Instant> {
+        *self.end.get_or_init(|| after(self.options.deadline))
+    }
+
+    fn is_stopped(&self) -> bool {
+        let token = self.options.token.as_ref();
+        token.is_some_and(CancellationToken::is_cancelled)
+            || self.end().is_some_and(|end| end <= Instant::now())
+    }
+
+    fn start_worker(&self) -> Result<Worker, Error<E>> {
+        // Or a program that never reaches its `isolate` would start itself without end.
+        if let Some(other) = role() {
+            return Err(Error::Start(format!(
+                "this process is itself a worker, for {other:?}, and workers start none; if it should serve \
+                 {other:?}, call `isolate` earlier"
+            )));
+        }
+        // Nor one that does not know that it is a worker, as its standard input was replaced.
+        if depth() >= DEEPEST {
+            return Err(Error::Start(format!(
+                "{DEEPEST} processes have started each other to be workers, as {DEPTH} tells; was standard input \
+                 replaced before `isolate` was called, or by the program that starts the worker?"
+            )));
+        }
+        self.watch().map_err(|error| {
+            Error::Start(format!(
+                "no thread to wait for a cancel could be had: {error}"
+            ))
+        })?;
+        loop {
+            if self.is_stopped() {
+                return Err(Error::Cancelled);
+            }
+            let state = lock(&self.state);
+            if state.failed_starts >= TRIES {
+                return Err(Error::Start(state.last_failure.clone()));
+            }
+            drop(state);
+            let started = Worker::start::<I, T, E>(&self.recipe, &self.registry, self.end());
+            // That is not a bad start.
+            if self.is_stopped() {
+                return Err(Error::Cancelled);
+            }
+            let mut state = lock(&self.state);
+            match started {
+                Ok(worker) => {
+                    state.failed_starts = 0;
+                    state.has_started = true;
+                    return Ok(worker);
+                }
+                Err(failure) => {
+                    state.failed_starts = match failure.is_final && !state.has_started {
+                        true => TRIES,
+                        false => state.failed_starts + 1,
+                    };
+                    state.last_failure = failure.text;
+                }
+            }
+            drop(state);
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Has a thread wait for the cancel, if there is a token and no such thread yet.
+    fn watch(&self) -> io::Result<()> {
+        let Some(token) = &self.options.token else {
+            return Ok(());
+        };
+        let mut watcher = lock(&self.watcher);
+        if watcher.is_some() {
+            return Ok(());
+        }
+        let (sender, gone) = crossbeam_channel::bounded(0);
+        let (token, registry) = (token.clone(), self.registry.clone());
+        let wait = move || {
+            crossbeam_channel::select! {
+                recv(token.bell()) -> _ => registry.kill_all(),
+                recv(gone) -> _ => {}
+            }
+        };
+        let thread = thread::Builder::new().name("futureproof-cancel".to_owned());
+        thread.spawn(wait)?;
+        // Only now: where no thread could be had, the next call tries again.
+        *watcher = Some(sender);
+        Ok(())
+    }
+}
+
+/// When `span` from now is; `None` if that is never.
+fn after(span: Option<Duration>) -> Option<Instant> {
+    span.and_then(|span| Instant::now().checked_add(span))
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // All at once first, as to wait for one takes a while.
+        self.idle.iter().for_each(Worker::kill);
+    }
+}
+
+impl<I, T, E> fmt::Debug for Isolated<I, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Isolated")
+            .field("name", &self.recipe.name)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

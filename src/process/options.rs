@@ -1,0 +1,158 @@
+//! The options of a function that runs in child processes.
+
+use std::ffi::OsString;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::{env, fmt, io};
+
+#[cfg(doc)]
+use super::Error;
+use super::isolated::Isolated;
+use super::worker::Recipe;
+use crate::cancel::CancellationToken;
+
+/// The function's types; no value of them is held.
+pub(super) type Types<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
+
+/// What is allowed to a task and a child.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) timeout: Option<Duration>,
+    pub(super) deadline: Option<Duration>,
+    pub(super) max_tasks: u64,
+    memory_limit: Option<u64>,
+    start_timeout: Duration,
+    pub(super) token: Option<CancellationToken>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            timeout: None,
+            deadline: None,
+            max_tasks: 0,
+            memory_limit: None,
+            start_timeout: Duration::from_secs(30),
+            token: None,
+        }
+    }
+}
+
+/// The options of a function that runs in child processes. Made by [`isolate`](super::isolate).
+#[must_use = "nothing is isolated unless `start` is called"]
+pub struct Isolate<I, T, E> {
+    name: String,
+    options: Options,
+    program: Option<PathBuf>,
+    args: Option<Vec<OsString>>,
+    types: Types<I, T, E>,
+}
+
+impl<I, T, E> Isolate<I, T, E> {
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            options: Options::default(),
+            program: None,
+            args: None,
+            types: PhantomData,
+        }
+    }
+
+    /// How long a task may take. When it takes longer its child is killed, and the task fails with
+    /// [`Error::TimedOut`]. The default is no limit.
+    ///
+    /// The clock starts when the task is sent to a child that is ready.
+    pub fn timeout(mut self, after: Duration) -> Self {
+        self.options.timeout = Some(after);
+        self
+    }
+
+    /// When this time has passed since the first call, children are killed and their tasks, and all later
+    /// ones, fail with [`Error::Cancelled`]. The default is never.
+    ///
+    /// Give it the time of the run's own [`deadline`](crate::Futureproof::deadline), which by itself does
+    /// not interrupt a task that runs.
+    pub fn deadline(mut self, after: Duration) -> Self {
+        self.options.deadline = Some(after);
+        self
+    }
+
+    /// Once `token` is cancelled, children are killed and their tasks, and all later ones, fail with
+    /// [`Error::Cancelled`].
+    ///
+    /// Give it the token of the run, so that a cancelled run need not wait for its tasks. Cancel it
+    /// before a run is dropped early, as a drop waits for what runs.
+    pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
+        self.options.token = Some(token.clone());
+        self
+    }
+
+    /// After so many tasks a child makes way for a fresh one, for functions that leak. 0, the default,
+    /// is never.
+    pub fn max_tasks(mut self, n: u64) -> Self {
+        self.options.max_tasks = n;
+        self
+    }
+
+    /// How many bytes of address space a child may have. The allocation that would exceed it fails, which
+    /// in Rust aborts the child: [`Error::Crashed`], with signal 6.
+    ///
+    /// The program itself and the stacks of its threads count, so less than some 64 MiB is too little. It
+    /// is set when the child reaches [`isolate`](super::isolate). macOS takes it but hardly heeds it; on Windows it is an
+    /// [`Error::Start`].
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.options.memory_limit = Some(bytes);
+        self
+    }
+
+    /// How long a child may take to reach [`isolate`](super::isolate), which includes what `main` does before. The
+    /// default is 30 s.
+    pub fn start_timeout(mut self, after: Duration) -> Self {
+        self.options.start_timeout = after;
+        self
+    }
+
+    /// Starts another program as the child than this one; it has to call [`isolate`](super::isolate) with the same name and
+    /// types. Meant for tests, see the [module](super#in-tests).
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.program = Some(path.into());
+        self
+    }
+
+    /// The children's arguments, instead of those that this program was given.
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args = Some(args.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The options are complete. Children start when they are first needed.
+    ///
+    /// # Errors
+    ///
+    /// If the path of this program cannot be found out.
+    pub fn start(self) -> io::Result<Isolated<I, T, E>> {
+        let program = self.program.map_or_else(env::current_exe, Ok)?;
+        let args = self
+            .args
+            .unwrap_or_else(|| env::args_os().skip(1).collect());
+        let recipe = Recipe {
+            name: self.name,
+            program,
+            args,
+            memory_limit: self.options.memory_limit,
+            start_timeout: self.options.start_timeout,
+        };
+        Ok(Isolated::new(recipe, self.options))
+    }
+}
+
+impl<I, T, E> fmt::Debug for Isolate<I, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Isolate")
+            .field("name", &self.name)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

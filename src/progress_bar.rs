@@ -1,0 +1,66 @@
+//! A progress bar that the monitor feeds.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::builder::Futureproof;
+use crate::counters::Snapshot;
+use crate::monitor::{Moment, Reader};
+
+const EVERY: Duration = Duration::from_millis(100);
+
+const KNOWN: &str =
+    "{elapsed_precise} {wide_bar} {human_pos}/{human_len}, {per_sec}, {eta} left{msg:.red}";
+const UNKNOWN: &str = "{elapsed_precise} {spinner} {human_pos} done, {per_sec}{msg:.red}";
+
+impl<I: Iterator, P> Futureproof<I, P> {
+    /// Shows on `bar` how the run is going: a bar where the source's size is known, a spinner where it is not; the
+    /// rate, the time left, and failures in red. The last state stays on the terminal. Needs the feature `indicatif`.
+    ///
+    /// The monitor's thread draws it ten times a second, so it costs the run nothing. It is independent of
+    /// [`monitor_interval`](Self::monitor_interval). Length and style are set here; for a style of your own,
+    /// move any bar from [`on_progress`](Self::on_progress).
+    ///
+    /// Where standard error is no terminal, nothing is drawn. Log lines would tear the bar:
+    /// `indicatif-log-bridge` prints them above it.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    /// use indicatif::ProgressBar;
+    ///
+    /// let bar = ProgressBar::no_length();
+    /// let run = (0..1_000u32).futureproof(Log).progress_bar(bar.clone()).map_tasks(infallible(|n: &u32| n + 1));
+    /// assert_eq!(run.count(), 1_000);
+    /// assert_eq!((bar.position(), bar.length()), (1_000, Some(1_000)));
+    /// ```
+    pub fn progress_bar(mut self, bar: ProgressBar) -> Self {
+        self.plan
+            .readers
+            .push(Reader::new(EVERY, move |figures, moment| {
+                show(&bar, figures, moment);
+            }));
+        self
+    }
+}
+
+fn show(bar: &ProgressBar, figures: &Snapshot, moment: Moment) {
+    if moment == Moment::Start {
+        let template = figures.total().map_or(UNKNOWN, |_| KNOWN);
+        let style = ProgressStyle::with_template(template);
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        if let Some(total) = figures.total() {
+            bar.set_length(total);
+        }
+        bar.reset();
+    }
+    if figures.failed() > 0 {
+        bar.set_message(format!(", {} failed", figures.failed()));
+    }
+    bar.set_position(figures.completed());
+    bar.tick();
+    if moment == Moment::End {
+        // Not `finish`: that would say that all is done, which a run that was stopped has not.
+        bar.abandon();
+    }
+}

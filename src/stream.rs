@@ -1,0 +1,284 @@
+//! A run as a stream, for async code.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+
+use futures_core::{FusedStream, Stream};
+
+use crate::contain::bury;
+use crate::crew::Remote;
+use crate::task::{Ending, Task, TaskError, TaskResult};
+use crate::tasks::MapTasks;
+
+impl<I, T, E> MapTasks<'static, I, T, E>
+where
+    I: Iterator<Item: Send> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    /// The same tasks as a [`Stream`], for async code on any runtime. Needs the feature `stream`.
+    ///
+    /// The source is pulled, and the run is driven, on a thread of its own that starts at the first poll.
+    /// Polling never blocks. The same window bounds what is in flight: nothing is pulled while a result waits
+    /// to be taken. Where the stream is given results, whoever polls it is woken once a chunk.
+    ///
+    /// Dropping the stream stops the run and waits for nothing: calls that run come to their end by
+    /// themselves, then the threads do, and what was not delivered is dropped there. When the stream has
+    /// ended with `None`, all of that is done.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    /// use futures_core::Stream;
+    ///
+    /// fn squares() -> impl Stream<Item = u64> {
+    ///     # struct Outputs<S>(S);
+    ///     # impl<S, T, E> Stream for Outputs<S> where S: Stream<Item = Result<Task<u64, T>, E>> + Unpin {
+    ///     #     type Item = T;
+    ///     #     fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<T>> {
+    ///     #         std::pin::Pin::new(&mut self.0).poll_next(cx).map(|it| it.and_then(Result::ok).map(|it| it.output))
+    ///     #     }
+    ///     # }
+    ///     let stream = (0..100u64).futureproof(Raise).map_tasks(infallible(|n: &u64| n * n)).into_stream();
+    ///     // With the `futures` crate: `stream.map(|task| …)`.
+    ///     # Outputs(stream)
+    /// }
+    /// # let mut stream = squares();
+    /// # let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    /// # let mut sum = 0;
+    /// # loop {
+    /// #     match std::pin::Pin::new(&mut stream).poll_next(&mut cx) {
+    /// #         std::task::Poll::Ready(Some(square)) => sum += square,
+    /// #         std::task::Poll::Ready(None) => break,
+    /// #         std::task::Poll::Pending => std::thread::yield_now(),
+    /// #     }
+    /// # }
+    /// # assert_eq!(sum, 328_350);
+    /// ```
+    pub fn into_stream(self) -> TaskStream<I, T, E> {
+        TaskStream {
+            remote: self.circle.crew.remote(),
+            run: Some(Box::new(self)),
+            handover: Arc::default(),
+            is_terminated: false,
+        }
+    }
+}
+
+/// The finished tasks of a run, as a stream; made by [`MapTasks::into_stream`].
+#[must_use = "streams do nothing unless polled"]
+pub struct TaskStream<I: Iterator, T, E> {
+    /// Up to the first poll.
+    run: Option<Box<MapTasks<'static, I, T, E>>>,
+    remote: Remote<I::Item, T, E>,
+    handover: Arc<Handover<TaskResult<I::Item, T, E>>>,
+    is_terminated: bool,
+}
+
+/// Where the driver lays results down, and the stream takes them up.
+struct Handover<R> {
+    state: Mutex<State<R>>,
+    /// All results were taken, or nobody wants any.
+    taken: Condvar,
+}
+
+struct State<R> {
+    results: VecDeque<R>,
+    /// Whoever waits for results.
+    waker: Option<Waker>,
+    /// How the driver has ended.
+    end: Option<thread::Result<Option<Ending>>>,
+    is_abandoned: bool,
+}
+
+impl<R> Default for Handover<R> {
+    fn default() -> Self {
+        let state = State {
+            results: VecDeque::new(),
+            waker: None,
+            end: None,
+            is_abandoned: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            taken: Condvar::new(),
+        }
+    }
+}
+
+impl<R> Handover<R> {
+    fn state(&self) -> MutexGuard<'_, State<R>> {
+        // Nothing that could panic is done under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lays `results` down and waits until they were taken. Returns whether more are wanted.
+    fn put(&self, results: VecDeque<R>) -> bool {
+        let mut state = self.state();
+        if state.is_abandoned {
+            drop(state);
+            results.into_iter().for_each(bury);
+            return false;
+        }
+        state.results = results;
+        let waker = state.waker.take();
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+        let state = self.state();
+        let is_waiting = |state: &mut State<R>| !state.results.is_empty() && !state.is_abandoned;
+        let state = self.taken.wait_while(state, is_waiting);
+        !state.unwrap_or_else(PoisonError::into_inner).is_abandoned
+    }
+
+    fn end(&self, end: thread::Result<Option<Ending>>) {
+        let mut state = self.state();
+        state.end = Some(end);
+        let waker = state.waker.take();
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// What the thread of a stream does.
+fn drive<I: Iterator, T, E>(
+    mut run: Box<MapTasks<'static, I, T, E>>,
+    handover: &Handover<TaskResult<I::Item, T, E>>,
+) {
+    // The source's panics are for whoever polls.
+    let end = panic::catch_unwind(AssertUnwindSafe(move || {
+        while let Some(first) = run.next() {
+            // The rest of its chunk is there as well. Nothing is pulled for that, so the window holds.
+            let mut results = VecDeque::from([first]);
+            results.extend(std::iter::from_fn(|| run.next_at_hand()));
+            if !handover.put(results) {
+                break;
+            }
+        }
+        let ending = run.ending();
+        drop(run);
+        ending
+    }));
+    handover.end(end);
+}
+
+impl<I, T, E> TaskStream<I, T, E>
+where
+    I: Iterator<Item: Send> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    fn start(&mut self) {
+        if let Some(run) = self.run.take() {
+            let handover = Arc::clone(&self.handover);
+            let thread = thread::Builder::new().name(format!("{}-stream", run.plan.title()));
+            if let Err(error) = thread.spawn(move || drive(run, &handover)) {
+                self.is_terminated = true;
+                panic!("cannot start the thread of a stream: {error}");
+            }
+        }
+    }
+}
+
+impl<I: Iterator, T, E> TaskStream<I, T, E> {
+    /// How the run ended; `None` while it runs.
+    pub fn ending(&self) -> Option<Ending> {
+        match &self.handover.state().end {
+            Some(Ok(ending)) => *ending,
+            Some(Err(_)) => Some(Ending::SourcePanicked),
+            None => None,
+        }
+    }
+}
+
+impl<I, T, E> Stream for TaskStream<I, T, E>
+where
+    I: Iterator<Item: Send> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    type Item = Result<Task<I::Item, T>, TaskError<I::Item, E>>;
+
+    /// The next task that has finished.
+    ///
+    /// # Panics
+    ///
+    /// With the source's panic, and, at the first poll, if a thread cannot be had.
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.is_terminated {
+            return Poll::Ready(None);
+        }
+        self.start();
+        let mut late = VecDeque::new();
+        let mut state = self.handover.state();
+        if self.remote.is_interrupted() {
+            // After a cancel nothing is delivered.
+            late = mem::take(&mut state.results);
+        }
+        let next = state.results.pop_front();
+        if state.results.is_empty() {
+            self.handover.taken.notify_one();
+        }
+        let poll = if let Some(result) = next {
+            Poll::Ready(Some(result))
+        } else if let Some(end) = &mut state.end {
+            let end = mem::replace(end, Ok(Some(Ending::SourcePanicked)));
+            let payload = match end {
+                Ok(ending) => {
+                    state.end = Some(Ok(ending));
+                    None
+                }
+                Err(payload) => Some(payload),
+            };
+            drop(state);
+            self.is_terminated = true;
+            if let Some(payload) = payload {
+                panic::resume_unwind(payload);
+            }
+            return Poll::Ready(None);
+        } else {
+            state.waker = Some(cx.waker().clone());
+            Poll::Pending
+        };
+        drop(state);
+        late.into_iter().for_each(bury);
+        poll
+    }
+}
+
+impl<I, T, E> FusedStream for TaskStream<I, T, E>
+where
+    I: Iterator<Item: Send> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    fn is_terminated(&self) -> bool {
+        self.is_terminated
+    }
+}
+
+impl<I: Iterator, T, E> Drop for TaskStream<I, T, E> {
+    fn drop(&mut self) {
+        self.remote.halt();
+        let mut state = self.handover.state();
+        state.is_abandoned = true;
+        let results = mem::take(&mut state.results);
+        let waker = state.waker.take();
+        drop(state);
+        self.handover.taken.notify_one();
+        drop(waker);
+        results.into_iter().for_each(bury);
+    }
+}
+
+impl<I: Iterator, T, E> fmt::Debug for TaskStream<I, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskStream")
+            .field("ending", &self.ending())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,787 @@
+//! Functions in child processes: whatever a child does, each task has its outcome and nothing is left behind.
+//!
+//! The children are this very program, so it has a `main` of its own instead of the test harness.
+//! `FUTUREPROOF_TASKS` is how many tasks the storm has.
+
+fn main() {
+    #[cfg(target_os = "linux")]
+    linux::main();
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::io::{BufRead, BufReader, Read};
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Stdio};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::{Duration, Instant};
+    use std::{env, fs, process, thread};
+
+    use futureproof::prelude::*;
+    use futureproof::process::{Error, Isolate, isolate};
+
+    const SCENARIO: &str = "FUTUREPROOF_SCENARIO";
+    const LOG: &str = "FUTUREPROOF_LOG";
+    /// Arguments of children that do something before they serve: start a program, or sleep if the file is there.
+    const HOLD: &str = "hold";
+    const SLOW: &str = "slow";
+    /// No test takes this long.
+    const HANGS: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_millis(100);
+
+    type Failure = Error<String>;
+
+    /// What a task does in its child: `WORD ARGUMENT`. What it gives begins with the child's id.
+    fn act(calls: &AtomicU64, order: &str) -> Result<String, String> {
+        let calls = calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let (word, argument) = order.split_once(' ').unwrap_or((order, ""));
+        let pid = process::id().to_string();
+        match word {
+            "pid" => Ok(pid),
+            "calls" => Ok(calls.to_string()),
+            "length" => Ok(argument.len().to_string()),
+            "fail" => Err(argument.to_owned()),
+            "panic" => panic!("{argument}"),
+            "abort" => process::abort(),
+            "exit" => process::exit(argument.parse().unwrap()),
+            "hang" => {
+                mark(argument);
+                loop {
+                    thread::sleep(HANGS);
+                }
+            }
+            "spin" => {
+                mark(argument);
+                loop {
+                    std::hint::spin_loop();
+                }
+            }
+            // Twice, as Rust's own handler takes the first SIGSEGV for a fault that will come again.
+            "signal" => loop {
+                let status = Command::new("kill").args([argument, &pid]).status();
+                assert!(status.unwrap().success());
+            },
+            "eat" => {
+                let bytes = argument.parse().unwrap();
+                Ok(vec![1u8; bytes]
+                    .iter()
+                    .map(|n| usize::from(*n))
+                    .sum::<usize>()
+                    .to_string())
+            }
+            "print" => {
+                println!("{argument}");
+                print!("and no newline");
+                Ok(pid)
+            }
+            "read" => {
+                let mut text = String::new();
+                std::io::stdin().read_to_string(&mut text).unwrap();
+                Ok(text)
+            }
+            // Its group, and its own id, which is the group's.
+            "group" => {
+                let stat = fs::read_to_string("/proc/self/stat").unwrap();
+                let group = stat.rsplit(") ").next().unwrap().split(' ').nth(2).unwrap();
+                Ok(format!("{group} {pid}"))
+            }
+            "nest" => {
+                let name = if argument.is_empty() {
+                    "other"
+                } else {
+                    argument
+                };
+                let inner = isolate(name, |n: &u32| Ok::<u32, String>(*n))
+                    .start()
+                    .unwrap();
+                inner
+                    .call(&1)
+                    .map(|n| n.to_string())
+                    .map_err(|error| error.to_string())
+            }
+            "list" => {
+                let output = Command::new(env::current_exe().unwrap())
+                    .arg("--list")
+                    .output()
+                    .unwrap();
+                Ok(String::from_utf8(output.stdout).unwrap())
+            }
+            // The first time it hangs, and leaves a mark.
+            "once" => {
+                if !Path::new(argument).exists() {
+                    fs::write(argument, "").unwrap();
+                    thread::sleep(HANGS);
+                }
+                Ok(pid)
+            }
+            _ => Err(format!("no such order: {order}")),
+        }
+    }
+
+    /// Tells whoever waits for it that a task has begun.
+    fn mark(path: &str) {
+        if !path.is_empty() {
+            fs::write(path, process::id().to_string()).unwrap();
+        }
+    }
+
+    fn actor() -> Isolate<String, String, String> {
+        let calls = AtomicU64::new(0);
+        isolate("act", move |order: &String| act(&calls, order))
+    }
+
+    /// Zero cannot be read.
+    #[derive(serde::Serialize)]
+    struct Fragile(u8);
+
+    impl<'de> serde::Deserialize<'de> for Fragile {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            match u8::deserialize(deserializer)? {
+                0 => panic!("zero"),
+                n => Ok(Self(n)),
+            }
+        }
+    }
+
+    fn reader() -> Isolate<Fragile, u32, String> {
+        isolate("read", |_: &Fragile| Ok(process::id()))
+    }
+
+    fn order(text: &str) -> String {
+        text.to_owned()
+    }
+
+    /// Whether a thread of the process runs: the files are open until the last one is gone.
+    fn is_alive(pid: &str) -> bool {
+        let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+            return false;
+        };
+        threads.flatten().any(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            let state = stat
+                .rsplit(") ")
+                .next()
+                .and_then(|rest| rest.chars().next());
+            state.is_some_and(|state| !"ZX".contains(state))
+        })
+    }
+
+    /// Waits for what must come.
+    fn until(what: &str, is_so: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < HANGS / 6, "{what} never came");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn children() -> Vec<String> {
+        let mut found = Vec::new();
+        for task in fs::read_dir("/proc/self/task").unwrap() {
+            let path = task.unwrap().path().join("children");
+            let text = fs::read_to_string(path).unwrap_or_default();
+            found.extend(text.split_whitespace().map(str::to_owned));
+        }
+        found
+    }
+
+    fn descriptors() -> usize {
+        fs::read_dir("/proc/self/fd").unwrap().count()
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        let path = env::temp_dir().join(format!("futureproof-{}-{name}", process::id()));
+        let _ = fs::remove_file(&path);
+        path
+    }
+
+    /// The outcome of each order, in order.
+    fn outcomes(
+        actor: Isolate<String, String, String>,
+        orders: &[&str],
+    ) -> Vec<Result<String, Failure>> {
+        let run = orders
+            .iter()
+            .map(|text| order(text))
+            .futureproof(Ignore)
+            .num_threads(2)
+            .ordered();
+        run.map_tasks(actor.start().unwrap().into_fn())
+            .map(|task| match task {
+                Ok(task) => Ok(task.output),
+                Err(error) => Err(error.error().expect("the wrapper does not panic").clone()),
+            })
+            .collect()
+    }
+
+    fn outputs_and_errors_come_back() {
+        let found = outcomes(actor(), &["length abc", "fail alas"]);
+        assert_eq!(found, [Ok(order("3")), Err(Error::Task(order("alas")))]);
+    }
+
+    fn each_end_of_a_child_is_told_by_signal_or_code() {
+        let ends = ["abort", "signal -SEGV", "signal -KILL", "exit 3", "exit 0"];
+        let expected = [
+            (Some(6), None),
+            (Some(11), None),
+            (Some(9), None),
+            (None, Some(3)),
+            (None, Some(0)),
+        ];
+        for (found, expected) in outcomes(actor(), &ends).into_iter().zip(expected) {
+            match found {
+                Err(Error::Crashed { pid, signal, code }) => {
+                    assert_eq!((signal, code), expected);
+                    assert!(!is_alive(&pid.to_string()));
+                }
+                other => panic!("{expected:?}: {other:?}"),
+            }
+        }
+    }
+
+    fn a_panic_is_told_and_its_child_lives_on() {
+        let actor = actor().start().unwrap();
+        let pid = actor.call(&order("pid")).unwrap();
+        let panicked = actor.call(&order("panic oh no")).unwrap_err();
+        let message = order("oh no");
+        assert_eq!(panicked, Error::Panicked { message });
+        assert_eq!(actor.call(&order("pid")), Ok(pid));
+    }
+
+    fn a_memory_hog_costs_one_task() {
+        let found = outcomes(
+            actor().memory_limit(256 << 20),
+            &["eat 1000000000", "eat 1000"],
+        );
+        assert!(
+            matches!(
+                found[0],
+                Err(Error::Crashed {
+                    signal: Some(6),
+                    ..
+                })
+            ),
+            "{found:?}"
+        );
+        assert_eq!(found[1], Ok(order("1000")));
+    }
+
+    fn a_late_task_is_killed_and_the_next_one_runs() {
+        let actor = actor().timeout(SHORT).start().unwrap();
+        for hang in ["hang", "spin"] {
+            let pid = actor.call(&order("pid")).unwrap();
+            let start = Instant::now();
+            let late = actor.call(&order(hang)).unwrap_err();
+            let elapsed = start.elapsed();
+            assert_eq!(late, Error::TimedOut { after: SHORT });
+            assert!(elapsed >= SHORT && elapsed < HANGS / 6, "{elapsed:?}");
+            println!("    a task with a limit of {SHORT:?} came back after {elapsed:?}");
+            assert!(!is_alive(&pid));
+            assert_ne!(actor.call(&order("pid")).unwrap(), pid);
+        }
+    }
+
+    fn twenty_tasks_of_which_half_hang_or_crash_are_twenty_outcomes() {
+        let kinds = ["hang", "signal -SEGV", "length 1", "fail 1"];
+        let orders: Vec<_> = kinds.into_iter().cycle().take(20).collect();
+        let found = outcomes(actor().timeout(SHORT), &orders);
+        assert_eq!(found.len(), 20);
+        for (found, order) in found.iter().zip(orders) {
+            let is_right = match order {
+                "hang" => matches!(found, Err(Error::TimedOut { .. })),
+                "signal -SEGV" => matches!(
+                    found,
+                    Err(Error::Crashed {
+                        signal: Some(11),
+                        ..
+                    })
+                ),
+                "fail 1" => matches!(found, Err(Error::Task(_))),
+                _ => found.is_ok(),
+            };
+            assert!(is_right, "{order}: {found:?}");
+        }
+    }
+
+    fn a_child_serves_so_many_tasks_with_the_state_it_began_with() {
+        let actor = actor().max_tasks(3).start().unwrap();
+        let calls = |_| actor.call(&order("calls")).unwrap();
+        let found: Vec<_> = (0..7).map(calls).collect();
+        assert_eq!(found, ["1", "2", "3", "1", "2", "3", "1"]);
+    }
+
+    fn the_largest_limits_are_none() {
+        let longest = Duration::MAX;
+        let actor = actor().start_timeout(longest).timeout(longest);
+        let actor = actor.deadline(longest).max_tasks(u64::MAX);
+        let found = outcomes(actor.memory_limit(u64::MAX), &["length 1"]);
+        assert_eq!(found, [Ok(order("1"))]);
+    }
+
+    fn a_function_can_be_told_from_another_in_a_log() {
+        let isolate = actor().max_tasks(7);
+        let texts = [
+            format!("{isolate:?}"),
+            format!("{:?}", isolate.start().unwrap()),
+        ];
+        for (text, name) in texts.iter().zip(["Isolate {", "Isolated {"]) {
+            assert!(text.starts_with(name), "{text}");
+            assert!(
+                text.contains("name: \"act\"") && text.contains("max_tasks: 7"),
+                "{text}"
+            );
+        }
+    }
+
+    fn a_child_that_dies_without_a_task_is_replaced() {
+        let actor = actor().start().unwrap();
+        let pid = actor.call(&order("pid")).unwrap();
+        assert!(
+            Command::new("kill")
+                .args(["-KILL", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        until("its end", || !is_alive(&pid));
+        assert_ne!(actor.call(&order("pid")).unwrap(), pid);
+    }
+
+    fn what_a_task_prints_goes_to_standard_error() {
+        let output = scenario("print").output().unwrap();
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(output.status.success(), "{stderr}");
+        assert_eq!(stdout, "done\n");
+        assert!(
+            stderr.contains("noise") && stderr.contains("and no newline"),
+            "{stderr}"
+        );
+    }
+
+    fn a_task_that_reads_standard_input_finds_it_empty() {
+        assert_eq!(outcomes(actor(), &["read"]), [Ok(String::new())]);
+    }
+
+    fn large_items_come_through() {
+        let text = format!("length {}", "x".repeat(20 << 20));
+        assert_eq!(
+            outcomes(actor(), &[&text, "length 1"]),
+            [Ok((20 << 20).to_string()), Ok(order("1"))]
+        );
+    }
+
+    fn a_late_task_is_tried_again() {
+        let mark = scratch("once");
+        let once = format!("once {}", mark.display());
+        let actor = actor().timeout(Duration::from_millis(500)).start().unwrap();
+        let run = [once]
+            .into_iter()
+            .futureproof(Raise)
+            .num_threads(1)
+            .map_tasks(actor.into_fn());
+        let mut run = run
+            .retry_if(|error: &Failure| matches!(error, Error::TimedOut { .. }))
+            .retry(|| [Duration::ZERO]);
+        let task = run.next().unwrap();
+        fs::remove_file(mark).unwrap();
+        assert!(task.is_ok(), "{task:?}");
+        assert!(run.next().is_none());
+    }
+
+    fn a_cancel_kills_what_runs() {
+        let token = CancellationToken::new();
+        let actor = actor().cancel_on(&token).start().unwrap();
+        let marks = ["hang", "spin"].map(|word| (word, scratch(word)));
+        let orders = marks
+            .clone()
+            .map(|(word, path)| format!("{word} {}", path.display()));
+        let [hang, spin] = orders;
+        // One child is gone before the cancel: that is not to keep the others from being found.
+        let orders = [order("pid"), hang, order("exit 3"), spin];
+        let run = orders.into_iter().futureproof(Ignore).chunk_size(1);
+        let run = run.num_threads(2).cancel_on(&token);
+        let mut run = run.map_tasks(actor.into_fn());
+        assert!(run.next().unwrap().is_ok());
+        for (_, path) in marks {
+            until("a task's start", || path.exists());
+            fs::remove_file(path).unwrap();
+        }
+        let start = Instant::now();
+        token.cancel();
+        assert!(run.next().is_none());
+        drop(run);
+        let elapsed = start.elapsed();
+        println!("    a cancel took {elapsed:?}");
+        assert!(elapsed < HANGS / 6, "{elapsed:?}");
+        assert_eq!(children(), [""; 0]);
+    }
+
+    fn a_cancelled_function_starts_nothing() {
+        let token = CancellationToken::new();
+        token.cancel();
+        let actor = actor().cancel_on(&token).start().unwrap();
+        assert_eq!(actor.call(&order("pid")), Err(Error::Cancelled));
+        assert_eq!(children(), [""; 0]);
+    }
+
+    fn a_deadline_kills_what_runs() {
+        let actor = actor()
+            .deadline(Duration::from_millis(300))
+            .timeout(HANGS)
+            .start()
+            .unwrap();
+        assert_eq!(actor.call(&order("hang")), Err(Error::Cancelled));
+        assert_eq!(children(), [""; 0]);
+        assert_eq!(actor.call(&order("pid")), Err(Error::Cancelled));
+    }
+
+    fn a_deadline_that_has_not_come_is_no_matter() {
+        let found = outcomes(actor().deadline(HANGS), &["length 1"]);
+        assert_eq!(found, [Ok(order("1"))]);
+    }
+
+    fn a_storm_of_crashes_and_hangs_loses_nothing_and_leaves_nothing() {
+        let count = env::var("FUTUREPROOF_TASKS").map_or(400, |count| count.parse().unwrap());
+        // The first use of some things opens descriptors that stay.
+        outcomes(actor(), &["pid", "pid"]);
+        let before = descriptors();
+        let kind = |n: u64| match n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40 {
+            hash if hash % 20 == 0 => "hang",
+            hash if hash % 20 == 1 => ["abort", "signal -SEGV", "exit 3"][hash as usize / 20 % 3],
+            _ => "pid",
+        };
+        let actor = actor()
+            .timeout(Duration::from_millis(50))
+            .max_tasks(100)
+            .start()
+            .unwrap();
+        let run = (0..count)
+            .map(|n| order(kind(n)))
+            .futureproof(Ignore)
+            .num_threads(2);
+        let mut seen = vec![false; count as usize];
+        let [mut late, mut crashed] = [0; 2];
+        for task in run.map_tasks(actor.into_fn()) {
+            let (index, error) = match &task {
+                Ok(task) => (task.index, None),
+                Err(error) => (error.index(), error.error()),
+            };
+            assert!(!std::mem::replace(&mut seen[index as usize], true));
+            match (kind(index), error) {
+                ("hang", Some(Error::TimedOut { .. })) => late += 1,
+                (
+                    "abort",
+                    Some(Error::Crashed {
+                        signal: Some(6), ..
+                    }),
+                )
+                | (
+                    "signal -SEGV",
+                    Some(Error::Crashed {
+                        signal: Some(11), ..
+                    }),
+                )
+                | ("exit 3", Some(Error::Crashed { code: Some(3), .. })) => crashed += 1,
+                // On a busy machine any task may be late.
+                ("pid", None) | (_, Some(Error::TimedOut { .. })) => {}
+                other => panic!("{index}: {other:?}"),
+            }
+        }
+        assert!(seen.iter().all(|seen| *seen));
+        println!("    {count} tasks, {late} hung, {crashed} crashed");
+        assert!(late > 0 && crashed > 0);
+        assert_eq!(children(), [""; 0]);
+        assert_eq!(descriptors(), before);
+    }
+
+    fn children_of_a_killed_parent_end_even_amid_a_task() {
+        let mut parent = scenario("busy").stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(parent.stdout.take().unwrap()).lines();
+        let pids: Vec<String> = lines.take(2).map(Result::unwrap).collect();
+        assert!(pids.iter().all(|pid| is_alive(pid)), "{pids:?}");
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        let start = Instant::now();
+        until("the children's end", || {
+            !pids.iter().any(|pid| is_alive(pid))
+        });
+        println!(
+            "    the children ended {:?} after their parent",
+            start.elapsed()
+        );
+    }
+
+    fn a_program_that_never_gets_there_is_started_three_times() {
+        let log = scratch("starts");
+        let script = format!("echo start >> {}", log.display());
+        let actor = actor().program("/bin/sh").args(["-c", &script]);
+        let found = outcomes(actor, &["pid"; 50]);
+        let starts = fs::read_to_string(&log).unwrap().lines().count();
+        fs::remove_file(&log).unwrap();
+        // Both threads may be at their third.
+        assert!((3..=4).contains(&starts), "{starts}");
+        for found in &found {
+            let Err(Error::Start(text)) = found else {
+                panic!("{found:?}");
+            };
+            assert!(
+                text.contains("exit code 0") && text.contains("call `isolate` first"),
+                "{text}"
+            );
+        }
+        assert_eq!(found.len(), 50);
+    }
+
+    fn a_program_that_does_not_say_hello_is_given_up() {
+        let actor = actor()
+            .program("/bin/sleep")
+            .args(["100"])
+            .start_timeout(SHORT)
+            .start()
+            .unwrap();
+        let error = actor.call(&order("pid")).unwrap_err();
+        assert!(error.to_string().contains("within 100ms"), "{error}");
+        assert_eq!(children(), [""; 0]);
+    }
+
+    fn a_program_that_is_not_there_is_named() {
+        let found = outcomes(actor().program("/no/such/program"), &["pid"]);
+        assert!(
+            matches!(&found[0], Err(Error::Start(text)) if text.contains("/no/such/program")),
+            "{found:?}"
+        );
+    }
+
+    fn other_types_under_the_same_name_are_refused() {
+        let wrong = isolate("act", |n: &u32| Ok::<u32, String>(*n))
+            .start()
+            .unwrap();
+        let error = wrong.call(&1).unwrap_err();
+        assert!(error.to_string().contains("a name of its own"), "{error}");
+    }
+
+    fn a_worker_starts_no_workers() {
+        // Not even those of the function that it serves.
+        for found in outcomes(actor(), &["nest", "nest act"]) {
+            assert!(
+                matches!(&found, Err(Error::Task(text)) if text.contains("workers start none")),
+                "{found:?}"
+            );
+        }
+    }
+
+    /// The launcher replaces standard input, so no child knows that it is one.
+    fn a_program_that_loses_its_standard_input_does_not_start_itself_without_end() {
+        let log = scratch("levels");
+        let output = scenario("lose").env(LOG, &log).output().unwrap();
+        let starts = fs::read_to_string(&log).unwrap().lines().count();
+        fs::remove_file(&log).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        // Each level tries three times.
+        assert_eq!(starts, 3 + 9 + 27);
+    }
+
+    fn a_crash_is_seen_though_another_program_holds_the_socket() {
+        let actor = actor().args([HOLD]).start().unwrap();
+        let error = actor.call(&order("abort")).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Crashed {
+                    signal: Some(6),
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+    }
+
+    fn ctrl_c_does_not_reach_a_child() {
+        let found = outcomes(actor(), &["group"]);
+        let (group, pid) = found[0].as_ref().unwrap().split_once(' ').unwrap();
+        assert_eq!(group, pid);
+    }
+
+    fn one_slow_start_is_no_end() {
+        let slow = scratch("slow");
+        let actor = actor().args([SLOW.as_ref(), slow.as_os_str()]);
+        let actor = actor.start_timeout(Duration::from_secs(3)).start().unwrap();
+        actor.call(&order("pid")).unwrap();
+        actor.call(&order("abort")).unwrap_err();
+        fs::write(&slow, "").unwrap();
+        actor.call(&order("pid")).unwrap();
+        assert!(!slow.exists(), "there was no slow start");
+    }
+
+    fn an_item_that_panics_when_it_is_read_costs_one_task() {
+        let reader = reader().start().unwrap();
+        let child = reader.call(&Fragile(1)).unwrap();
+        let error = reader.call(&Fragile(0)).unwrap_err();
+        assert!(
+            matches!(&error, Error::Decode(text) if text.contains("panicked")),
+            "{error:?}"
+        );
+        assert_eq!(reader.call(&Fragile(1)), Ok(child));
+    }
+
+    fn what_a_task_starts_is_no_worker() {
+        let found = outcomes(actor(), &["list"]);
+        assert!(
+            found[0]
+                .as_ref()
+                .is_ok_and(|text| text.contains("what_a_task_starts")),
+            "{found:?}"
+        );
+    }
+
+    /// This program again, to do something other than to test.
+    fn scenario(name: &str) -> Command {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.env(SCENARIO, name);
+        command
+    }
+
+    fn play(scenario: &str) {
+        match scenario {
+            "print" => {
+                assert!(outcomes(actor(), &["print noise"])[0].is_ok());
+                println!("done");
+            }
+            "busy" => {
+                let actor = actor().start().unwrap();
+                let marks = ["hang", "spin"].map(|word| (word, scratch(word)));
+                thread::scope(|scope| {
+                    for (word, path) in &marks {
+                        let busy = format!("{word} {}", path.display());
+                        let actor = &actor;
+                        scope.spawn(move || actor.call(&busy));
+                    }
+                    for (_, path) in &marks {
+                        let pid = || fs::read_to_string(path).unwrap_or_default();
+                        until("a task's start", || !pid().is_empty());
+                        println!("{}", pid());
+                        fs::remove_file(path).unwrap();
+                    }
+                });
+            }
+            "lose" => {
+                let script = format!("echo start >> ${LOG}; \"$0\" </dev/null; true");
+                let program = env::current_exe().unwrap();
+                let actor = actor().program("/bin/sh").args([
+                    "-c".as_ref(),
+                    script.as_ref(),
+                    program.as_os_str(),
+                ]);
+                let error = actor.start().unwrap().call(&order("pid")).unwrap_err();
+                assert!(matches!(error, Error::Start(_)), "{error:?}");
+            }
+            _ => panic!("no scenario {scenario}"),
+        }
+    }
+
+    macro_rules! tests {
+        ($($test:ident)*) => {
+            const TESTS: &[(&str, fn())] = &[$((stringify!($test), $test)),*];
+        };
+    }
+
+    tests! {
+        outputs_and_errors_come_back
+        each_end_of_a_child_is_told_by_signal_or_code
+        a_panic_is_told_and_its_child_lives_on
+        a_memory_hog_costs_one_task
+        a_late_task_is_killed_and_the_next_one_runs
+        twenty_tasks_of_which_half_hang_or_crash_are_twenty_outcomes
+        a_child_serves_so_many_tasks_with_the_state_it_began_with
+        the_largest_limits_are_none
+        a_function_can_be_told_from_another_in_a_log
+        a_child_that_dies_without_a_task_is_replaced
+        what_a_task_prints_goes_to_standard_error
+        a_task_that_reads_standard_input_finds_it_empty
+        large_items_come_through
+        a_late_task_is_tried_again
+        a_cancel_kills_what_runs
+        a_cancelled_function_starts_nothing
+        a_deadline_kills_what_runs
+        a_deadline_that_has_not_come_is_no_matter
+        a_storm_of_crashes_and_hangs_loses_nothing_and_leaves_nothing
+        children_of_a_killed_parent_end_even_amid_a_task
+        a_program_that_never_gets_there_is_started_three_times
+        a_program_that_does_not_say_hello_is_given_up
+        a_program_that_is_not_there_is_named
+        other_types_under_the_same_name_are_refused
+        a_worker_starts_no_workers
+        a_program_that_loses_its_standard_input_does_not_start_itself_without_end
+        a_crash_is_seen_though_another_program_holds_the_socket
+        ctrl_c_does_not_reach_a_child
+        one_slow_start_is_no_end
+        an_item_that_panics_when_it_is_read_costs_one_task
+        what_a_task_starts_is_no_worker
+    }
+
+    /// As much of the harness's command line as cargo and nextest use.
+    pub(super) fn main() {
+        let words: Vec<_> = env::args().skip(1).collect();
+        match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            [HOLD] => {
+                // A shell gives what runs in the background another standard input, unless it is told.
+                let script = "exec 3<&0; sleep 90 <&3 >/dev/null 2>&1 &";
+                let status = Command::new("/bin/sh").args(["-c", script]).status();
+                assert!(status.unwrap().success());
+            }
+            [SLOW, path] if fs::remove_file(path).is_ok() => thread::sleep(HANGS),
+            _ => {}
+        }
+        // In a child these do not return.
+        drop(actor());
+        drop(reader());
+        if let Ok(name) = env::var(SCENARIO) {
+            // So that a test that waits for it does not wait for ever.
+            thread::spawn(|| {
+                thread::sleep(HANGS);
+                process::exit(101)
+            });
+            return play(&name);
+        }
+        let args: Vec<_> = env::args().skip(1).collect();
+        let has = |flag: &str| args.iter().any(|arg| arg == flag);
+        let filters: Vec<_> = args
+            .iter()
+            .filter(|arg| !arg.starts_with('-') && *arg != "terse")
+            .collect();
+        let is_chosen = |name: &str| {
+            filters.is_empty()
+                || filters.iter().any(|filter| match has("--exact") {
+                    true => name == *filter,
+                    false => name.contains(filter.as_str()),
+                })
+        };
+        for (name, test) in TESTS.iter().filter(|(name, _)| is_chosen(name)) {
+            match (has("--list"), has("--ignored")) {
+                (_, true) => {}
+                (true, _) => println!("{name}: test"),
+                (false, _) => watched(name, *test),
+            }
+        }
+    }
+
+    /// A test that hangs fails.
+    fn watched(name: &'static str, test: fn()) {
+        println!("{name}");
+        let (done, waits) = std::sync::mpsc::channel::<()>();
+        let limit = match env::var("FUTUREPROOF_TASKS") {
+            Ok(_) => 20 * HANGS,
+            Err(_) => HANGS,
+        };
+        let watchdog = thread::spawn(move || {
+            if let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = waits.recv_timeout(limit) {
+                eprintln!("{name} hangs");
+                process::exit(101);
+            }
+        });
+        test();
+        drop(done);
+        watchdog.join().unwrap();
+    }
+}

@@ -1,0 +1,139 @@
+//! Where the time went, and which tasks run for long.
+
+mod common;
+
+use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::Duration;
+
+use common::{Gate, watchdog};
+use futureproof::prelude::*;
+use futureproof::{Bottleneck, Report};
+
+const MS: Duration = Duration::from_millis(1);
+
+fn report(source: impl Iterator<Item = u64>, work: Duration, consume: Duration) -> Report {
+    let run = source.futureproof(Raise).num_threads(2);
+    let mut run = run.map_tasks(infallible(move |_: &u64| sleep(work)));
+    run.by_ref().for_each(|_| sleep(consume));
+    run.report()
+}
+
+/// What sleeps is slower than what does nothing, on any machine.
+#[test]
+fn whoever_takes_the_time_is_named() {
+    let slow = || (0..40u64).inspect(|_| sleep(2 * MS));
+    let none = Duration::ZERO;
+    for (report, who) in [
+        (report(slow(), none, none), Bottleneck::Source),
+        (report(0..80, 2 * MS, none), Bottleneck::Workers),
+        (report(0..40, none, 2 * MS), Bottleneck::Consumer),
+    ] {
+        assert_eq!(report.bottleneck(), who, "{report}");
+        assert!(report.elapsed() >= 80 * MS);
+    }
+}
+
+#[test]
+fn a_source_that_is_read_ahead_is_named_as_well() {
+    let source = (0..40u64).inspect(|_| sleep(2 * MS)).read_ahead(4);
+    let run = source.futureproof(Raise).num_threads(2);
+    let mut run = run.map_tasks(infallible(|n: &u64| *n));
+    run.by_ref().for_each(drop);
+    let report = run.report();
+    assert_eq!(report.bottleneck(), Bottleneck::Source, "{report}");
+    assert!(report.source() >= 40 * MS, "{report}");
+}
+
+#[test]
+fn times_add_up() {
+    let report = report(0..50, MS, Duration::ZERO);
+    let busy: Duration = report.workers().iter().map(|worker| worker.busy()).sum();
+    assert!(busy >= 50 * MS && report.mean() >= MS);
+    for worker in report.workers() {
+        assert!(worker.busy() + worker.idle() >= report.elapsed());
+    }
+    assert_eq!(report.slowest().len(), 5);
+    let durations: Vec<_> = report
+        .slowest()
+        .iter()
+        .map(|slow| slow.duration())
+        .collect();
+    assert!(durations.is_sorted_by(|a, b| a >= b) && durations[4] >= MS);
+}
+
+#[test]
+fn a_task_that_was_stopped_before_it_began_is_not_reported() {
+    watchdog(|| {
+        let gate = Gate::default();
+        let (inside, opener) = (gate.clone(), gate);
+        // The others are queued behind the one that fails.
+        let source = (0..8u64).inspect(move |n| {
+            if *n == 3 {
+                opener.open();
+            }
+        });
+        let run = source.futureproof(Raise).num_threads(1).chunk_size(1);
+        let mut run = run.map_tasks(move |_: &u64| {
+            inside.pass();
+            Err::<(), _>("the first")
+        });
+        assert_eq!(run.by_ref().count(), 1);
+        let report = run.report();
+        let indices: Vec<_> = report
+            .slowest()
+            .iter()
+            .flat_map(|slow| slow.indices())
+            .collect();
+        assert_eq!(indices, [0]);
+    });
+}
+
+#[test]
+fn a_report_before_the_run_is_empty() {
+    let run = (0..10)
+        .futureproof(Raise)
+        .map_tasks(infallible(|n: &u32| *n));
+    assert_eq!(run.report().elapsed(), Duration::ZERO);
+    assert!(run.report().slowest().is_empty());
+}
+
+/// Opens a gate when a line tells what was looked for.
+struct Opener;
+
+static WANTED: Mutex<Vec<(&str, Gate)>> = Mutex::new(Vec::new());
+
+impl log::Log for Opener {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        let text = record.args().to_string();
+        for (wanted, gate) in &*WANTED.lock().unwrap() {
+            if text.starts_with(wanted) && record.level() == log::Level::Warn {
+                gate.open();
+            }
+        }
+    }
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_task_that_hangs_is_told_by_its_index() {
+    let gate = Gate::default();
+    let wanted = ("hangs: task 3 has been running for ", gate.clone());
+    WANTED.lock().unwrap().push(wanted);
+    let _ = log::set_logger(&Opener);
+    log::set_max_level(log::LevelFilter::Trace);
+    watchdog(move || {
+        let run = (0..10u32).futureproof(Raise).num_threads(2).name("hangs");
+        let run = run.warn_after(5 * MS).monitor_interval(Duration::ZERO);
+        let run = run.map_tasks(infallible(move |n: &u32| {
+            if *n == 3 {
+                // It ends because the monitor has told.
+                gate.pass();
+            }
+        }));
+        assert_eq!(run.count(), 10);
+    });
+}

@@ -1,0 +1,212 @@
+//! A run as a stream, on the smallest executor there is.
+#![cfg(feature = "stream")]
+
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use common::{Gate, Tally, watchdog};
+use futureproof::prelude::*;
+use futureproof::{Ending, MapTasks, TaskStream};
+use futures_core::{FusedStream, Stream};
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Parks until there is a next one.
+fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        match Pin::new(&mut *stream).poll_next(&mut context) {
+            Poll::Ready(next) => return next,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+fn poll<S: Stream + Unpin>(stream: &mut S) -> Poll<Option<S::Item>> {
+    Pin::new(stream).poll_next(&mut Context::from_waker(Waker::noop()))
+}
+
+fn stream<I, T, E>(run: MapTasks<'static, I, T, E>) -> TaskStream<I, T, E>
+where
+    I: Iterator<Item: Send> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    run.into_stream()
+}
+
+#[test]
+fn every_task_comes_once() {
+    watchdog(|| {
+        for count in [0, 1, 10, 100_000] {
+            let run = (0..count).futureproof(Raise).num_threads(2);
+            let mut stream = run.map_tasks(infallible(|n: &u64| n + 1)).into_stream();
+            let mut seen = Vec::new();
+            while let Some(task) = next(&mut stream) {
+                let task = task.unwrap();
+                assert_eq!(task.output, task.input + 1);
+                seen.push(task.index);
+            }
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq(0..count));
+            assert!(stream.is_terminated() && next(&mut stream).is_none());
+            assert!(format!("{stream:?}").contains("TaskStream { ending: Some(Exhausted)"));
+            assert_eq!(stream.ending(), Some(Ending::Exhausted));
+        }
+    });
+}
+
+#[test]
+fn nothing_happens_before_the_first_poll() {
+    let pulled = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&pulled);
+    let source = (0..10u32).inspect(move |_| {
+        count.fetch_add(1, SeqCst);
+    });
+    let run = source.futureproof(Raise).name("unpolled");
+    drop(stream(run.map_tasks(infallible(|n: &u32| *n))));
+    assert_eq!(pulled.load(SeqCst), 0);
+    assert!(common::threads_named("unpolled").is_empty());
+}
+
+#[test]
+fn a_failure_ends_the_stream() {
+    watchdog(|| {
+        let run = (0u32..).futureproof(Raise).num_threads(2);
+        let mut stream = stream(run.map_tasks(|n| if *n == 1000 { Err("no") } else { Ok(()) }));
+        let failures = std::iter::from_fn(|| next(&mut stream)).filter(Result::is_err);
+        assert_eq!(failures.count(), 1);
+        assert_eq!(stream.ending(), Some(Ending::Failed));
+    });
+}
+
+#[test]
+fn the_window_holds_while_nobody_polls() {
+    watchdog(|| {
+        for (window, chunk) in [(1, 1), (7, 3), (100, 100)] {
+            let pulled = Arc::new(AtomicU64::new(0));
+            let count = Arc::clone(&pulled);
+            let source = (0..2_000u64).inspect(move |_| {
+                count.fetch_add(1, SeqCst);
+            });
+            let run = source
+                .futureproof(Raise)
+                .num_threads(2)
+                .max_in_flight(window);
+            let run = run.chunk_size(chunk).map_tasks(infallible(|n: &u64| *n));
+            let mut stream = run.into_stream();
+            let mut taken = 0;
+            while next(&mut stream).is_some() {
+                taken += 1;
+                let in_flight = pulled.load(SeqCst) - taken;
+                assert!(
+                    in_flight <= window as u64,
+                    "{in_flight} in flight, not {window}"
+                );
+            }
+            assert_eq!(taken, 2_000);
+        }
+    });
+}
+
+#[test]
+fn polling_never_blocks_and_a_result_wakes() {
+    watchdog(|| {
+        let gate = Gate::default();
+        let inside = gate.clone();
+        let run = (0..1u32).futureproof(Raise).num_threads(1);
+        let mut stream = stream(run.map_tasks(infallible(move |_: &u32| inside.pass())));
+        assert!(poll(&mut stream).is_pending());
+        gate.open();
+        assert!(next(&mut stream).is_some());
+        assert!(next(&mut stream).is_none());
+    });
+}
+
+#[test]
+fn a_dropped_stream_waits_for_nothing_and_leaves_nothing() {
+    watchdog(|| {
+        let (tally, gate, entered) = (Tally::default(), Gate::default(), Gate::default());
+        let (tokens, inside, begun) = (tally.clone(), gate.clone(), entered.clone());
+        let source = std::iter::repeat_with(move || tokens.token());
+        let run = source.futureproof(Raise).num_threads(2).name("left");
+        let run = run.map_tasks(infallible(move |_: &_| {
+            begun.open();
+            inside.pass();
+        }));
+        let mut stream = run.into_stream();
+        assert!(poll(&mut stream).is_pending());
+        entered.pass();
+        // Calls are running, and go on.
+        drop(stream);
+        gate.open();
+        assert!(common::soon(|| tally.made() == tally.dropped()));
+        assert!(common::soon(|| common::threads_named("left").is_empty()));
+    });
+}
+
+#[test]
+fn a_stream_is_dropped_while_an_item_waits_for_another_attempt() {
+    watchdog(|| {
+        let (sender, called) = std::sync::mpsc::channel();
+        let run = (0..1u32).futureproof(Raise).num_threads(1).name("waiting");
+        let run = run.map_tasks(move |n: &u32| {
+            sender.send(()).unwrap();
+            Err::<(), _>(*n)
+        });
+        let mut stream = run.retry(|| [Duration::from_secs(3_600)]).into_stream();
+        assert!(poll(&mut stream).is_pending());
+        called.recv().unwrap();
+        drop(stream);
+        assert!(common::soon(|| common::threads_named("waiting").is_empty()));
+    });
+}
+
+#[test]
+fn a_panic_of_the_source_reaches_whoever_polls() {
+    watchdog(|| {
+        let source = (0..10u32).inspect(|n| {
+            if *n == 5 {
+                panic_any(7u8)
+            }
+        });
+        let run = source.futureproof(Ignore).num_threads(1);
+        let mut stream = stream(run.map_tasks(infallible(|n: &u32| *n)));
+        let payload = loop {
+            match catch_unwind(AssertUnwindSafe(|| next(&mut stream))) {
+                Ok(task) => assert!(task.is_some()),
+                Err(payload) => break payload,
+            }
+        };
+        assert_eq!(payload.downcast_ref(), Some(&7u8));
+        assert!(next(&mut stream).is_none());
+        assert_eq!(stream.ending(), Some(Ending::SourcePanicked));
+    });
+}
+
+#[test]
+fn a_cancel_wakes_whoever_waits_and_nothing_more_is_delivered() {
+    watchdog(|| {
+        let token = CancellationToken::new();
+        let run = (0u32..).futureproof(Raise).num_threads(2).cancel_on(&token);
+        let mut stream = stream(run.chunk_size(64).map_tasks(infallible(|n: &u32| *n)));
+        assert!(next(&mut stream).is_some());
+        token.cancel();
+        assert!(next(&mut stream).is_none());
+        assert_eq!(stream.ending(), Some(Ending::Cancelled));
+    });
+}
