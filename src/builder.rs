@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::attend::Watch;
-use crate::cancel::{CancellationToken, Signals};
+use crate::cancel::CancellationToken;
 use crate::contain::Buried;
 use crate::crew::Crew;
 use crate::plan::Plan;
 use crate::policy::ErrorPolicy;
 use crate::read_ahead::{Bell, ReadAhead};
+use crate::signals::Signals;
 use crate::spawn::{OwnPool, Spawn};
 use crate::tasks::MapTasks;
 

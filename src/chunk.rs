@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use crate::attend::Attend;
 use crate::bugs;
-use crate::cancel::Signals;
 use crate::contain::bury_all;
 use crate::retry::Delays;
+use crate::signals::Signals;
 use crate::sync::thread::ThreadId;
 use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
 

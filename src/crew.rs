@@ -10,13 +10,13 @@ use crossbeam_channel::Receiver;
 use log::warn;
 
 use crate::attend::Watch;
-use crate::cancel::Signals;
 use crate::chunk::Parcel;
 use crate::contain::{bury, contain};
 use crate::counters::Counters;
 use crate::job::{Job, Reply, Shared};
 use crate::monitor::{Monitor, TARGET};
 use crate::plan::Plan;
+use crate::signals::Signals;
 use crate::spawn::Spawn;
 use crate::sync::channel::Select;
 use crate::tray::Tray;
@@ -289,6 +289,7 @@ impl<I, T, E> Remote<I, T, E> {
     /// Nothing starts any more, and the caller's half takes note of it at once.
     pub(crate) fn halt(&self) {
         self.shared.signals.halt();
+        self.shared.signals.abandon();
         self.shared.tray.ring();
     }
 
@@ -299,6 +300,8 @@ impl<I, T, E> Remote<I, T, E> {
 
 impl<I, T, E> Drop for Crew<'_, I, T, E> {
     fn drop(&mut self) {
+        self.signals().halt();
+        self.signals().abandon();
         self.bring_home(drop);
         self.dismiss();
     }

@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use crate::attend::{Alone, Watch};
 use crate::bugs;
-use crate::cancel::Signals;
 use crate::chunk::{Parcel, Pause};
 use crate::contain::bury;
 use crate::counters::Counters;
+use crate::signals::Signals;
 use crate::sync::{now, thread};
 use crate::tray::Tray;
 
@@ -70,6 +70,7 @@ impl<I, T, E> Reply<I, T, E> {
             return Pause::Over;
         };
         let Shared { signals, watch, .. } = &*self.shared;
+        let _entered = signals.tasks_token().enter();
         let start = now();
         let pause = match watch.attend(chunk.attempts) {
             None => chunk.run(f, signals, &Alone),

@@ -30,6 +30,7 @@ mod progress_bar;
 mod read_ahead;
 mod report;
 mod retry;
+mod signals;
 mod sizing;
 mod spawn;
 #[cfg(feature = "stream")]
@@ -43,7 +44,7 @@ mod trace;
 mod tray;
 
 pub use builder::{Futureproof, FutureproofIterator};
-pub use cancel::CancellationToken;
+pub use cancel::{CancellationToken, OnCancel};
 pub use combine::{infallible, with_state};
 pub use counters::{Progress, Snapshot};
 pub use policy::{ErrorPolicy, ParseErrorPolicyError};

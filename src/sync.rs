@@ -5,10 +5,10 @@ use std::time::Instant;
 #[cfg(not(shuttle))]
 pub(crate) use {crossbeam_channel as channel, std::hint, std::sync::Mutex, std::thread};
 #[cfg(not(shuttle))]
-pub(crate) use {std::sync::MutexGuard, std::sync::atomic};
+pub(crate) use {std::sync::MutexGuard, std::sync::atomic, std::thread_local};
 
 #[cfg(shuttle)]
-pub(crate) use shuttle::{hint, sync::Mutex, sync::MutexGuard, sync::atomic, thread};
+pub(crate) use shuttle::{hint, sync::Mutex, sync::MutexGuard, sync::atomic, thread, thread_local};
 
 pub(crate) fn now() -> Instant {
     #[cfg(not(shuttle))]

@@ -149,7 +149,12 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     fn end(&mut self, ending: Ending) {
         if self.ending.is_none() {
             self.ending = Some(ending);
-            self.circle.crew.signals().halt();
+            let signals = self.circle.crew.signals();
+            signals.halt();
+            // Else what runs is still waited for.
+            if matches!(ending, Ending::Cancelled | Ending::DeadlineExceeded) {
+                signals.abandon();
+            }
             self.put_current_back();
         }
     }

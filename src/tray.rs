@@ -8,7 +8,7 @@ use std::mem;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use crate::cancel::Signals;
+use crate::signals::Signals;
 use crate::sync::channel::{Receiver, Sender, bounded};
 use crate::sync::{Mutex, MutexGuard};
 

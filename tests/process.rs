@@ -56,6 +56,18 @@ mod linux {
                     std::hint::spin_loop();
                 }
             }
+            // Fails once all others have begun.
+            "follow" => {
+                until("their start", || {
+                    argument.split(' ').all(|path| Path::new(path).exists())
+                });
+                Err(order.to_owned())
+            }
+            "slow" => {
+                mark(argument);
+                thread::sleep(SHORT);
+                Ok(pid)
+            }
             // Twice, as Rust's own handler takes the first SIGSEGV for a fault that will come again.
             "signal" => loop {
                 let status = Command::new("kill").args([argument, &pid]).status();
@@ -313,7 +325,7 @@ mod linux {
     fn the_largest_limits_are_none() {
         let longest = Duration::MAX;
         let actor = actor().start_timeout(longest).timeout(longest);
-        let actor = actor.deadline(longest).max_tasks(u64::MAX);
+        let actor = actor.max_tasks(u64::MAX);
         let found = outcomes(actor.memory_limit(u64::MAX), &["length 1"]);
         assert_eq!(found, [Ok(order("1"))]);
     }
@@ -389,56 +401,125 @@ mod linux {
         assert!(run.next().is_none());
     }
 
-    fn a_cancel_kills_what_runs() {
-        let token = CancellationToken::new();
-        let actor = actor().cancel_on(&token).start().unwrap();
-        let marks = ["hang", "spin"].map(|word| (word, scratch(word)));
-        let orders = marks
-            .clone()
-            .map(|(word, path)| format!("{word} {}", path.display()));
-        let [hang, spin] = orders;
-        // One child is gone before the cancel: that is not to keep the others from being found.
-        let orders = [order("pid"), hang, order("exit 3"), spin];
-        let run = orders.into_iter().futureproof(Ignore).chunk_size(1);
-        let run = run.num_threads(2).cancel_on(&token);
-        let mut run = run.map_tasks(actor.into_fn());
-        assert!(run.next().unwrap().is_ok());
-        for (_, path) in marks {
+    /// Two tasks that never end, one busy and one asleep, and paths that are there once they have begun.
+    fn endless() -> [(String, PathBuf); 2] {
+        ["hang", "spin"].map(|word| {
+            let path = scratch(word);
+            (format!("{word} {}", path.display()), path)
+        })
+    }
+
+    fn await_start(endless: &[(String, PathBuf)]) {
+        for (_, path) in endless {
             until("a task's start", || path.exists());
             fs::remove_file(path).unwrap();
         }
-        let start = Instant::now();
-        token.cancel();
-        assert!(run.next().is_none());
-        drop(run);
+    }
+
+    /// How long it took, which is not long, to end a run with all its children.
+    fn ended(start: Instant) {
         let elapsed = start.elapsed();
-        println!("    a cancel took {elapsed:?}");
+        println!("    the end took {elapsed:?}");
         assert!(elapsed < HANGS / 6, "{elapsed:?}");
         assert_eq!(children(), [""; 0]);
     }
 
-    fn a_cancelled_function_starts_nothing() {
+    fn a_cancel_kills_what_runs() {
         let token = CancellationToken::new();
+        let endless = endless();
+        let [(hang, _), (spin, _)] = endless.clone();
+        // One child is gone before the cancel: that is not to keep the others from being found.
+        let orders = [order("pid"), hang, order("exit 3"), spin];
+        let run = orders.into_iter().futureproof(Ignore).chunk_size(1);
+        let run = run.num_threads(2).cancel_on(&token);
+        let mut run = run.map_tasks(actor().start().unwrap().into_fn());
+        assert!(run.next().unwrap().is_ok());
+        await_start(&endless);
+        let start = Instant::now();
         token.cancel();
-        let actor = actor().cancel_on(&token).start().unwrap();
-        assert_eq!(actor.call(&order("pid")), Err(Error::Cancelled));
-        assert_eq!(children(), [""; 0]);
+        assert!(run.next().is_none());
+        drop(run);
+        ended(start);
+    }
+
+    /// A run of which one task fails, while two run that never end.
+    fn failing(
+        policy: ErrorPolicy,
+    ) -> impl Iterator<Item = Result<Task<String, String>, TaskError<String, Failure>>> {
+        let [(hang, path), (spin, other)] = endless();
+        let follow = format!("follow {} {}", path.display(), other.display());
+        let orders = [hang.clone(), spin.clone(), follow];
+        let run = orders.into_iter().futureproof(policy);
+        let run = run.chunk_size(1).num_threads(3);
+        let mut run = run.map_tasks(actor().start().unwrap().into_fn());
+        let failed = run.next();
+        await_start(&[(hang, path), (spin, other)]);
+        failed.into_iter().chain(run)
+    }
+
+    fn a_drop_kills_what_runs() {
+        let mut run = failing(Ignore);
+        assert!(run.next().unwrap().is_err());
+        let start = Instant::now();
+        drop(run);
+        ended(start);
+    }
+
+    fn a_run_that_is_left_at_its_first_failure_is_killed() {
+        let mut start = None;
+        let mut leave = || {
+            for task in failing(Raise) {
+                start = Some(Instant::now());
+                task?;
+            }
+            Ok::<_, TaskError<String, Failure>>(())
+        };
+        assert!(leave().is_err());
+        ended(start.unwrap());
     }
 
     fn a_deadline_kills_what_runs() {
-        let actor = actor()
-            .deadline(Duration::from_millis(300))
-            .timeout(HANGS)
-            .start()
-            .unwrap();
-        assert_eq!(actor.call(&order("hang")), Err(Error::Cancelled));
-        assert_eq!(children(), [""; 0]);
-        assert_eq!(actor.call(&order("pid")), Err(Error::Cancelled));
+        let endless = endless();
+        let orders = endless.clone().map(|(order, _)| order);
+        let run = orders.into_iter().futureproof(Ignore).chunk_size(1);
+        let run = run.num_threads(2).deadline(Duration::from_millis(300));
+        let mut run = run.map_tasks(actor().timeout(HANGS).start().unwrap().into_fn());
+        assert!(run.next().is_none());
+        let start = Instant::now();
+        drop(run);
+        ended(start);
+        for (_, path) in endless {
+            let _ = fs::remove_file(path);
+        }
     }
 
-    fn a_deadline_that_has_not_come_is_no_matter() {
-        let found = outcomes(actor().deadline(HANGS), &["length 1"]);
-        assert_eq!(found, [Ok(order("1"))]);
+    fn a_deadline_kills_though_nobody_asks_for_the_next_task() {
+        let orders = ["pid", "hang"].map(order);
+        let run = orders.into_iter().futureproof(Ignore).chunk_size(1);
+        let run = run.num_threads(2).deadline(Duration::from_millis(500));
+        let mut run = run.map_tasks(actor().start().unwrap().into_fn());
+        assert!(run.next().unwrap().is_ok());
+        // The other one's child dies, and its task fails.
+        let progress = run.progress();
+        until("its end", || progress.snapshot().failed() == 1);
+        drop(run);
+        assert_eq!(children(), [""; 0]);
+    }
+
+    fn what_runs_when_a_run_is_taken_to_pieces_is_waited_for() {
+        let mark = scratch("slow");
+        let orders = [order("pid"), format!("slow {}", mark.display())];
+        let run = orders.into_iter().futureproof(Ignore).chunk_size(1);
+        let mut run = run
+            .num_threads(2)
+            .map_tasks(actor().start().unwrap().into_fn());
+        assert!(run.next().unwrap().is_ok());
+        await_start(&[(String::new(), mark)]);
+        let rest = run.into_remainder();
+        assert!(
+            rest.finished.len() == 1 && rest.finished[0].is_ok(),
+            "{rest:?}"
+        );
     }
 
     fn a_storm_of_crashes_and_hangs_loses_nothing_and_leaves_nothing() {
@@ -702,9 +783,11 @@ mod linux {
         large_items_come_through
         a_late_task_is_tried_again
         a_cancel_kills_what_runs
-        a_cancelled_function_starts_nothing
+        a_drop_kills_what_runs
+        a_run_that_is_left_at_its_first_failure_is_killed
         a_deadline_kills_what_runs
-        a_deadline_that_has_not_come_is_no_matter
+        a_deadline_kills_though_nobody_asks_for_the_next_task
+        what_runs_when_a_run_is_taken_to_pieces_is_waited_for
         a_storm_of_crashes_and_hangs_loses_nothing_and_leaves_nothing
         children_of_a_killed_parent_end_even_amid_a_task
         a_program_that_never_gets_there_is_started_three_times

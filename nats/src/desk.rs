@@ -105,22 +105,24 @@ impl Desk {
         YES
     }
 
-    /// Sends a task and waits for its answer.
+    /// Sends a task and waits for its answer, or until there is something in `stopped`.
     pub(crate) async fn call(
         self: Arc<Self>,
         head: TaskHead,
         payload: Bytes,
+        stopped: oneshot::Receiver<()>,
     ) -> Result<Reply, NoReply> {
         let deadline = Instant::now() + head.deadline;
         let (sender, mut answer) = oneshot::channel();
         self.waiting().insert(head.id, sender);
-        let mut stopped = self.stopped.subscribe();
+        let mut all_stopped = self.stopped.subscribe();
         let sequence = AtomicU64::new(0);
         let result = tokio::select! {
             biased;
             // The desk holds the other end until this call ends.
             Ok(reply) = &mut answer => Ok(reply),
-            _ = stopped.wait_for(|stopped| *stopped) => Err(NoReply::Stopped),
+            _ = all_stopped.wait_for(|stopped| *stopped) => Err(NoReply::Stopped),
+            Ok(()) = stopped => Err(NoReply::Stopped),
             () = sleep_until(deadline) => Err(NoReply::Deadline),
             failure = self.send(head, payload, &sequence) => Err(failure),
         };

@@ -94,7 +94,7 @@ pub enum RemoteError<E> {
     Encode(String),
     /// The worker cannot read the item, or we cannot read its answer: do both ends have the same types?
     Decode(String),
-    /// The function was stopped while this call waited.
+    /// The run that the call was part of is over, or the function was stopped.
     Stopped,
 }
 

@@ -5,8 +5,6 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futureproof::CancellationToken;
-
 use crate::error::SetupError;
 use crate::frame::MAX_DEADLINE;
 use crate::names::Names;
@@ -26,7 +24,6 @@ pub struct Function<I, T, E> {
     pub(crate) deadline: Duration,
     pub(crate) max_deliver: u64,
     pub(crate) max_queued: u32,
-    pub(crate) token: Option<CancellationToken>,
     types: Signature<I, T, E>,
 }
 
@@ -38,7 +35,6 @@ impl<I, T, E> Function<I, T, E> {
             deadline: Duration::from_secs(60),
             max_deliver: 3,
             max_queued: 10_000,
-            token: None,
             types: PhantomData,
         }
     }
@@ -69,14 +65,6 @@ impl<I, T, E> Function<I, T, E> {
     /// them: `nats stream edit futureproof-NAME --max-msgs=N`.
     pub fn max_queued(mut self, n: u32) -> Self {
         self.max_queued = n.max(1);
-        self
-    }
-
-    /// Stops the calls when `token` is cancelled: those that wait return
-    /// [`RemoteError::Stopped`](crate::RemoteError::Stopped) within some 20 ms, no further item is sent, and
-    /// what is queued is purged. Give the run the same token.
-    pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
-        self.token = Some(token.clone());
         self
     }
 

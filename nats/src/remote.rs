@@ -9,6 +9,7 @@ use std::time::Duration;
 use futureproof::CancellationToken;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::counters::Counters;
@@ -19,9 +20,6 @@ use crate::function::{Function, Signature};
 use crate::names::Names;
 use crate::queue;
 use crate::server::Link;
-
-/// How often a token is looked at.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// How long a drop waits for the purge of what it leaves behind.
 const PURGE: Duration = Duration::from_secs(2);
@@ -61,7 +59,7 @@ struct Inner {
     desk: Arc<Desk>,
     deadline: Duration,
     max_deliver: u64,
-    tasks: Vec<JoinHandle<()>>,
+    receiver: JoinHandle<()>,
     // Last, so that the background thread is there until the end.
     link: Arc<Link>,
 }
@@ -94,15 +92,12 @@ impl<I, T, E> Remote<I, T, E> {
             source,
         })?;
         let background = link.background.handle();
-        let mut tasks = vec![background.spawn(Arc::clone(&desk).receive(answers))];
-        if let Some(token) = options.token {
-            tasks.push(background.spawn(watch(token, Arc::clone(&desk))));
-        }
+        let receiver = background.spawn(Arc::clone(&desk).receive(answers));
         let inner = Inner {
             desk,
             deadline: options.deadline,
             max_deliver: options.max_deliver,
-            tasks,
+            receiver,
             link,
         };
         Ok(Self {
@@ -136,6 +131,9 @@ where
     /// **At least once.** If a worker dies, or loses its network, another one runs the function on the same
     /// item, so it must be harmless to run it twice. The caller gets one answer.
     ///
+    /// As a task of a run, the call does not outlive that: when the run is cancelled, has met its deadline or is dropped,
+    /// it returns [`RemoteError::Stopped`], and the item is taken out of the queue.
+    ///
     /// # Errors
     ///
     /// The function's own error, and what keeps an answer from coming: see [`RemoteError`].
@@ -159,9 +157,17 @@ where
         };
         let payload = frame::encode(item).map_err(RemoteError::Encode)?;
         frame::check_length("item", &payload, &desk.client).map_err(RemoteError::Encode)?;
+        // The run that this is a task of may be over before the answer comes.
+        let (stop, stopped) = oneshot::channel();
+        let _listener = CancellationToken::current().on_cancel(move || {
+            let _ = stop.send(());
+        });
         // It holds the desk only: were the link dropped on its own background thread, that would wait for
         // itself.
-        match link.background.wait(Arc::clone(desk).call(head, payload)) {
+        match link
+            .background
+            .wait(Arc::clone(desk).call(head, payload, stopped))
+        {
             Some(Ok(reply)) => read(reply),
             Some(Err(NoReply::Deadline)) => Err(RemoteError::Deadline),
             Some(Err(NoReply::QueueFull)) => Err(RemoteError::QueueFull),
@@ -229,19 +235,9 @@ where
     }
 }
 
-/// Waits for a cancel. A token has no way to wake an async task, so it is looked at.
-async fn watch(token: CancellationToken, desk: Arc<Desk>) {
-    while !token.is_cancelled() {
-        tokio::time::sleep(LOOK).await;
-    }
-    desk.stop(&tokio::runtime::Handle::current());
-}
-
 impl Drop for Inner {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.receiver.abort();
         if self.desk.has_leftovers() {
             let desk = Arc::clone(&self.desk);
             self.link.background.wait(async move {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use futureproof::prelude::*;
@@ -133,10 +133,7 @@ fn a_cancel_stops_the_calls_and_purges_what_is_queued() {
     let server = NatsServer::start();
     let url = server.url();
     let token = CancellationToken::new();
-    let stuck = connect(&*url)
-        .unwrap()
-        .function::<Job, Done, String>("stuck");
-    let stuck = stuck.cancel_on(&token).start().unwrap();
+    let stuck = remote(&url, "stuck");
     // Somebody else's task in the same queue is not touched.
     let other = remote(&url, "stuck");
     let other = std::thread::spawn(move || other.call(&Job::Double(1)));
@@ -160,6 +157,45 @@ fn a_cancel_stops_the_calls_and_purges_what_is_queued() {
     assert_eq!(queued(&url, "stuck"), 1);
     let _worker = LocalWorker::start(Worker::new(&*url, "stuck").num_threads(1), work);
     assert_eq!(other.join().unwrap().unwrap().number, 2);
+}
+
+#[test]
+fn a_run_that_is_left_stops_its_calls_and_no_others() {
+    let _dog = watchdog(120);
+    let server = NatsServer::start();
+    let url = server.url();
+    let (open, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    // Fails at once, or never ends.
+    let worker = LocalWorker::start(Worker::new(&*url, "left").num_threads(4), move |job| {
+        if let Job::Double(_) = job {
+            let _ = gate.lock().unwrap().recv();
+        }
+        work(job)
+    });
+    // Two runs share one function.
+    let left = Arc::new(remote(&url, "left").into_fn());
+    let run = |jobs: Vec<Job>| {
+        let left = Arc::clone(&left);
+        let run = jobs.into_iter().futureproof(Raise).num_threads(3);
+        run.map_tasks(move |job| left(job))
+    };
+    let mut other = run(vec![Job::Double(7)]);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| other.next());
+        eventually("one runs", || queued(&url, "left") == 1);
+        let jobs = vec![Job::Double(1), Job::Double(2), Job::Fail(3)];
+        let mut first = run(jobs);
+        assert!(first.next().unwrap().is_err());
+        // Not at their deadline of a minute, although two of its tasks are with the worker.
+        let start = Instant::now();
+        drop(first);
+        assert!(start.elapsed() < Duration::from_secs(30));
+        eventually("its tasks are taken back", || queued(&url, "left") == 1);
+        drop(open);
+        assert_eq!(other.join().unwrap().unwrap().unwrap().output.number, 14);
+    });
+    worker.stop();
 }
 
 #[test]

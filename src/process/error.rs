@@ -46,7 +46,7 @@ pub enum Error<E> {
         /// What it panicked with.
         message: String,
     },
-    /// The token was cancelled or the deadline has passed: the child was killed, or the task never started.
+    /// The run was cancelled, has met its deadline or was dropped: the child was killed, or the task never started.
     #[error("cancelled")]
     Cancelled,
     /// The item, the output or the error could not be made into bytes, or is larger than a message may be.

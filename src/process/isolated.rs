@@ -1,11 +1,10 @@
 //! The calls of a function that runs in child processes: each takes a child that is idle, or starts one.
 
 use std::marker::PhantomData;
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use std::{fmt, io, thread};
+use std::{fmt, thread};
 
-use crossbeam_channel::Sender;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -13,7 +12,7 @@ use super::error::Error;
 use super::frames::Broken;
 use super::options::{Options, Types};
 use super::serve::{DEPTH, PANICKED, UNREADABLE, depth, role};
-use super::worker::{Recipe, Refusal, Registry, Worker, lock};
+use super::worker::{Recipe, Refusal, Worker, lock};
 use crate::cancel::CancellationToken;
 
 /// A function that runs in child processes. Made by [`Isolate::start`](super::Isolate::start).
@@ -23,12 +22,7 @@ use crate::cancel::CancellationToken;
 pub struct Isolated<I, T, E> {
     recipe: Recipe,
     options: Options,
-    registry: Registry,
     state: Mutex<State>,
-    /// When the deadline is.
-    end: OnceLock<Option<Instant>>,
-    /// Dropping it ends the thread that waits for a cancel.
-    watcher: Mutex<Option<Sender<()>>>,
     types: Types<I, T, E>,
 }
 
@@ -55,10 +49,7 @@ impl<I, T, E> Isolated<I, T, E> {
         Self {
             recipe,
             options,
-            registry: Registry::default(),
             state: Mutex::default(),
-            end: OnceLock::new(),
-            watcher: Mutex::default(),
             types: PhantomData,
         }
     }
@@ -82,33 +73,42 @@ where
         move |input| self.call(input)
     }
 
-    /// Runs the function on `input` in a child, and waits for it.
+    /// Runs the function on `input` in a child, and waits for it. As a task of a run, it does not outlive that: see
+    /// [`CancellationToken::current`].
     ///
     /// # Errors
     ///
     /// What the function failed with, or what became of its child.
     pub fn call(&self, input: &I) -> Result<T, Error<E>> {
+        let token = CancellationToken::current();
         loop {
-            if self.is_stopped() {
+            if token.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             let idle = lock(&self.state).idle.pop();
             let is_fresh = idle.is_none();
             let worker = match idle {
                 Some(worker) => worker,
-                None => self.start_worker()?,
+                None => self.start_worker(&token)?,
             };
-            if let Some(result) = self.ask(worker, input, is_fresh) {
+            if let Some(result) = self.ask(worker, input, &token, is_fresh) {
                 return result;
             }
         }
     }
 
     /// `None` if the child had died while it had nothing to do, so that the task never reached it.
-    fn ask(&self, mut worker: Worker, input: &I, is_fresh: bool) -> Option<Result<T, Error<E>>> {
-        let end = [after(self.options.timeout), self.end()];
-        let end = end.into_iter().flatten().min();
-        let error = match worker.ask(input, end) {
+    fn ask(
+        &self,
+        mut worker: Worker,
+        input: &I,
+        token: &CancellationToken,
+        is_fresh: bool,
+    ) -> Option<Result<T, Error<E>>> {
+        let limit = self.options.timeout;
+        let limit = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let end = [limit, token.deadline()].into_iter().flatten().min();
+        let error = match worker.ask(input, token, end) {
             Ok(answer) => {
                 self.put_back(worker);
                 return Some(match answer {
@@ -123,7 +123,7 @@ where
                 Error::Encode(text)
             }
             Err(Refusal::Receiving(Broken::Garbled(text))) => Error::Decode(text),
-            Err(_) if self.is_stopped() => Error::Cancelled,
+            Err(_) if token.is_cancelled() => Error::Cancelled,
             Err(Refusal::Sending(Broken::Late) | Refusal::Receiving(Broken::Late)) => {
                 // If it was not the deadline, it was the limit.
                 let after = self.options.timeout.unwrap_or_default();
@@ -139,24 +139,12 @@ where
     }
 
     fn put_back(&self, worker: Worker) {
-        let most = self.options.max_tasks;
-        if most == 0 || worker.served < most {
+        if worker.can_go_on(self.options.max_tasks) {
             lock(&self.state).idle.push(worker);
         }
     }
 
-    /// When everything is over.
-    fn end(&self) -> Option<Instant> {
-        *self.end.get_or_init(|| after(self.options.deadline))
-    }
-
-    fn is_stopped(&self) -> bool {
-        let token = self.options.token.as_ref();
-        token.is_some_and(CancellationToken::is_cancelled)
-            || self.end().is_some_and(|end| end <= Instant::now())
-    }
-
-    fn start_worker(&self) -> Result<Worker, Error<E>> {
+    fn start_worker(&self, token: &CancellationToken) -> Result<Worker, Error<E>> {
         // Or a program that never reaches its `isolate` would start itself without end.
         if let Some(other) = role() {
             return Err(Error::Start(format!(
@@ -171,13 +159,8 @@ where
                  replaced before `isolate` was called, or by the program that starts the worker?"
             )));
         }
-        self.watch().map_err(|error| {
-            Error::Start(format!(
-                "no thread to wait for a cancel could be had: {error}"
-            ))
-        })?;
         loop {
-            if self.is_stopped() {
+            if token.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             let state = lock(&self.state);
@@ -185,9 +168,9 @@ where
                 return Err(Error::Start(state.last_failure.clone()));
             }
             drop(state);
-            let started = Worker::start::<I, T, E>(&self.recipe, &self.registry, self.end());
+            let started = Worker::start::<I, T, E>(&self.recipe, token, token.deadline());
             // That is not a bad start.
-            if self.is_stopped() {
+            if token.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             let mut state = lock(&self.state);
@@ -209,35 +192,6 @@ where
             thread::sleep(PAUSE);
         }
     }
-
-    /// Has a thread wait for the cancel, if there is a token and no such thread yet.
-    fn watch(&self) -> io::Result<()> {
-        let Some(token) = &self.options.token else {
-            return Ok(());
-        };
-        let mut watcher = lock(&self.watcher);
-        if watcher.is_some() {
-            return Ok(());
-        }
-        let (sender, gone) = crossbeam_channel::bounded(0);
-        let (token, registry) = (token.clone(), self.registry.clone());
-        let wait = move || {
-            crossbeam_channel::select! {
-                recv(token.bell()) -> _ => registry.kill_all(),
-                recv(gone) -> _ => {}
-            }
-        };
-        let thread = thread::Builder::new().name("futureproof-cancel".to_owned());
-        thread.spawn(wait)?;
-        // Only now: where no thread could be had, the next call tries again.
-        *watcher = Some(sender);
-        Ok(())
-    }
-}
-
-/// When `span` from now is; `None` if that is never.
-fn after(span: Option<Duration>) -> Option<Instant> {
-    span.and_then(|span| Instant::now().checked_add(span))
 }
 
 impl Drop for State {

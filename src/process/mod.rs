@@ -53,8 +53,11 @@
 //! - **Panics** are caught and told; the child lives on. What they leave behind stays, as it does in threads. With
 //!   `panic = "abort"` a panic is a crash.
 //! - **The end.** A child is killed, not asked: no destructor of a static and no exit handler runs in it. It is
-//!   killed when its task is late, when it has served its number of tasks, on a cancel or a
-//!   deadline of [`Isolate`], and when the function is dropped, which a run does at its end. It is reaped at once.
+//!   killed when its task is late, when it has served its number of tasks, and when the function is dropped, which a
+//!   run does at its end. It is reaped at once.
+//! - **A cancel, a deadline or a drop of the run** kills the children that are busy, and their tasks fail with
+//!   [`Error::Cancelled`]: nothing is waited for. After a failure under `Raise`, what runs is waited for, as always,
+//!   unless the run is dropped, as `task?` does.
 //! - **The parent's end.** When the parent is killed, a thread in each child sees the closed socket and kills the child,
 //!   busy or not. What a task itself started, such as another program, is its own affair.
 //! - **A child that dies without a task** is replaced, and the next task does not notice. One that is found dead in the
@@ -63,9 +66,6 @@
 //!   none has served before; then every task fails with [`Error::Start`].
 //! - **Ctrl-C** is for the parent. On Unix each child is a process group of its own, so the terminal's signal does not
 //!   reach it: what runs can finish.
-//!
-//! A run that is dropped early waits for the tasks that run. For it not to wait, give its
-//! [`CancellationToken`](crate::CancellationToken) to [`Isolate::cancel_on`] too and cancel it first; its deadline goes to [`Isolate::deadline`] too.
 //!
 //! # In tests
 //!

@@ -10,7 +10,6 @@ use std::{env, fmt, io};
 use super::Error;
 use super::isolated::Isolated;
 use super::worker::Recipe;
-use crate::cancel::CancellationToken;
 
 /// The function's types; no value of them is held.
 pub(super) type Types<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
@@ -19,22 +18,18 @@ pub(super) type Types<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     pub(super) timeout: Option<Duration>,
-    pub(super) deadline: Option<Duration>,
     pub(super) max_tasks: u64,
     memory_limit: Option<u64>,
     start_timeout: Duration,
-    pub(super) token: Option<CancellationToken>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             timeout: None,
-            deadline: None,
             max_tasks: 0,
             memory_limit: None,
             start_timeout: Duration::from_secs(30),
-            token: None,
         }
     }
 }
@@ -66,26 +61,6 @@ impl<I, T, E> Isolate<I, T, E> {
     /// The clock starts when the task is sent to a child that is ready.
     pub fn timeout(mut self, after: Duration) -> Self {
         self.options.timeout = Some(after);
-        self
-    }
-
-    /// When this time has passed since the first call, children are killed and their tasks, and all later
-    /// ones, fail with [`Error::Cancelled`]. The default is never.
-    ///
-    /// Give it the time of the run's own [`deadline`](crate::Futureproof::deadline), which by itself does
-    /// not interrupt a task that runs.
-    pub fn deadline(mut self, after: Duration) -> Self {
-        self.options.deadline = Some(after);
-        self
-    }
-
-    /// Once `token` is cancelled, children are killed and their tasks, and all later ones, fail with
-    /// [`Error::Cancelled`].
-    ///
-    /// Give it the token of the run, so that a cancelled run need not wait for its tasks. Cancel it
-    /// before a run is dropped early, as a drop waits for what runs.
-    pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
-        self.options.token = Some(token.clone());
         self
     }
 

@@ -14,6 +14,7 @@ use super::error::ending;
 use super::frames::{Broken, Frames};
 use super::serve::{Answer, DEPTH, Hello, Setup, VARIABLE, depth, types};
 use super::transport::{signal, spawn};
+use crate::cancel::{CancellationToken, OnCancel};
 
 /// How a child is started.
 #[derive(Debug)]
@@ -23,36 +24,6 @@ pub(super) struct Recipe {
     pub(super) args: Vec<OsString>,
     pub(super) memory_limit: Option<u64>,
     pub(super) start_timeout: Duration,
-}
-
-/// The children that live, for whoever wants to kill them all.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Registry(Arc<Mutex<Living>>);
-
-#[derive(Debug, Default)]
-struct Living {
-    children: Vec<Arc<Mutex<Child>>>,
-    /// Whether all were killed, so that one that comes later is killed as well.
-    is_closed: bool,
-}
-
-impl Registry {
-    pub(super) fn kill_all(&self) {
-        let mut living = lock(&self.0);
-        living.is_closed = true;
-        for child in &living.children {
-            // Nothing can be done about a failure; a child that has ended is none.
-            let _ = lock(child).kill();
-        }
-    }
-
-    fn add(&self, child: &Arc<Mutex<Child>>) {
-        let mut living = lock(&self.0);
-        living.children.push(Arc::clone(child));
-        if living.is_closed {
-            let _ = lock(child).kill();
-        }
-    }
 }
 
 /// How often a child that is waited for is looked at.
@@ -74,18 +45,25 @@ pub(super) struct Failure {
 
 #[derive(Debug)]
 pub(super) struct Worker {
-    child: Arc<Mutex<Child>>,
-    registry: Registry,
+    life: Arc<Mutex<Life>>,
     frames: Frames,
+}
+
+#[derive(Debug)]
+struct Life {
+    child: Child,
     /// How many tasks it was given.
-    pub(super) served: u64,
+    served: u64,
+    /// Whether one of them is not answered, or it has yet to say that it is ready.
+    is_busy: bool,
+    is_killed: bool,
 }
 
 impl Worker {
-    /// Starts a child and waits until it is ready, up to `end` at most.
+    /// Starts a child and waits until it is ready, up to `end` at most. A cancel of `token` kills it.
     pub(super) fn start<I, T, E>(
         recipe: &Recipe,
-        registry: &Registry,
+        token: &CancellationToken,
         end: Option<Instant>,
     ) -> Result<Self, Failure> {
         let patience = Instant::now().checked_add(recipe.start_timeout);
@@ -100,16 +78,22 @@ impl Worker {
                 text: format!("{}: {error}", recipe.program.display()),
                 is_final: false,
             })?;
-        let child = Arc::new(Mutex::new(child));
-        registry.add(&child);
-        let mut worker = Self {
+        let life = Life {
             child,
-            registry: registry.clone(),
-            frames: Frames::new(stream),
             served: 0,
+            is_busy: true,
+            is_killed: false,
         };
+        let mut worker = Self {
+            life: Arc::new(Mutex::new(life)),
+            frames: Frames::new(stream),
+        };
+        let _listener = worker.kill_on_cancel(token);
         match worker.greet(recipe, end) {
-            Ok((found, None)) if found == types::<I, T, E>() => Ok(worker),
+            Ok((found, None)) if found == types::<I, T, E>() => {
+                lock(&worker.life).is_busy = false;
+                Ok(worker)
+            }
             Ok((_, Some(problem))) => Err(Failure {
                 text: problem,
                 is_final: true,
@@ -150,10 +134,11 @@ impl Worker {
         self.receive(end)
     }
 
-    /// Has the child run the function on `input`.
+    /// Has the child run the function on `input`. A cancel of `token` kills it.
     pub(super) fn ask<I, T, E>(
         &mut self,
         input: &I,
+        token: &CancellationToken,
         end: Option<Instant>,
     ) -> Result<Answer<T, E>, Refusal>
     where
@@ -161,9 +146,40 @@ impl Worker {
         T: DeserializeOwned,
         E: DeserializeOwned,
     {
-        self.frames.send(input, end).map_err(Refusal::Sending)?;
-        self.served += 1;
-        self.receive(end).map_err(Refusal::Receiving)
+        self.begin();
+        let _listener = self.kill_on_cancel(token);
+        let sent = self.frames.send(input, end).map_err(Refusal::Sending);
+        let answer = sent.and_then(|()| self.receive(end).map_err(Refusal::Receiving));
+        lock(&self.life).is_busy = false;
+        answer
+    }
+
+    /// The child has a task, or is about to.
+    fn begin(&self) {
+        let mut life = lock(&self.life);
+        life.served += 1;
+        life.is_busy = true;
+    }
+
+    /// Whether the child can take another task, where `most` are allowed; 0 is any number.
+    pub(super) fn can_go_on(&self, most: u64) -> bool {
+        let life = lock(&self.life);
+        !life.is_killed && (most == 0 || life.served < most)
+    }
+
+    /// Kills the child if `token` is cancelled before the task is answered that it has now.
+    fn kill_on_cancel(&self, token: &CancellationToken) -> OnCancel {
+        let life = Arc::clone(&self.life);
+        let task = lock(&life).served;
+        token.on_cancel(move || {
+            let mut life = lock(&life);
+            // A cancel that comes late must not hit the next task, which may be another run's.
+            if life.is_busy && life.served == task {
+                // Nothing can be done about a failure; a child that has ended is none.
+                let _ = life.child.kill();
+                life.is_killed = true;
+            }
+        })
     }
 
     /// Waits for a message. A child that ended is found out even if its socket is still open: a program that it
@@ -176,7 +192,7 @@ impl Worker {
                 Err(Broken::Late) if end.is_none_or(|end| Instant::now() < end) => {}
                 outcome => return outcome,
             }
-            if !matches!(lock(&self.child).try_wait(), Ok(None)) {
+            if !matches!(lock(&self.life).child.try_wait(), Ok(None)) {
                 // Its last words are there already, if there are any.
                 let last = self.frames.receive(Some(Instant::now() + LAST));
                 return last.map_err(|error| match error {
@@ -189,7 +205,7 @@ impl Worker {
 
     /// Kills the child, if it lives, and says how it ended: its id, and the signal or the code.
     pub(super) fn end(&mut self) -> (u32, Option<i32>, Option<i32>) {
-        let mut child = lock(&self.child);
+        let child = &mut lock(&self.life).child;
         // Ending is what closes a child's side. One that closed it and lives is of no use.
         let _ = child.kill();
         let status = child.wait().ok();
@@ -202,17 +218,13 @@ impl Worker {
 
     /// Kills the child without waiting for its end.
     pub(super) fn kill(&self) {
-        let _ = lock(&self.child).kill();
+        let _ = lock(&self.life).child.kill();
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         self.end();
-        let mut living = lock(&self.registry.0);
-        living
-            .children
-            .retain(|child| !Arc::ptr_eq(child, &self.child));
     }
 }
 
@@ -230,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_that_comes_after_all_were_killed_is_killed_as_well() {
+    fn a_child_that_is_started_after_a_cancel_is_killed() {
         let recipe = Recipe {
             name: "late".to_owned(),
             program: "/bin/sleep".into(),
@@ -238,9 +250,9 @@ mod tests {
             memory_limit: None,
             start_timeout: Duration::from_secs(10),
         };
-        let registry = Registry::default();
-        registry.kill_all();
-        let failure = Worker::start::<u8, u8, u8>(&recipe, &registry, None).unwrap_err();
+        let token = CancellationToken::new();
+        token.cancel();
+        let failure = Worker::start::<u8, u8, u8>(&recipe, &token, None).unwrap_err();
         assert!(failure.text.contains("signal 9"), "{}", failure.text);
     }
 }

@@ -1,0 +1,360 @@
+//! How the caller's half and the workers of a run stop and wake each other.
+//!
+//! Everything here is read by workers before each item, so it is a handful of relaxed loads. They
+//! may be relaxed since nothing is published through them: results travel through a channel, and a
+//! stop that is seen an item later is a stop all the same.
+
+use std::time::{Duration, Instant};
+
+use crate::cancel::{CancellationToken, OnCancel};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{hint, now};
+
+/// What the caller's half and the workers of one run tell each other while it runs.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    /// No item at or past this index starts.
+    limit: AtomicU64,
+    /// Whether the consumer waits, so that results should not be kept back.
+    hungry: AtomicBool,
+    /// Final failures so far, and the highest index among them.
+    failures: AtomicU64,
+    highest: AtomicU64,
+    /// How many failures the run outlives; `None`: any number.
+    tolerated: Option<u64>,
+    /// In an ordered run, what comes before the failure that stops it is still run.
+    ordered: bool,
+    token: Option<CancellationToken>,
+    /// The tasks' own: cancelled when nobody waits for them any more, with `token` at the latest.
+    tasks_token: CancellationToken,
+    _link: Option<OnCancel>,
+    /// Chunks submitted and chunks answered.
+    submitted: AtomicU64,
+    answered: AtomicU64,
+    /// The number of the answer at which a consumer that waits is to be woken.
+    awaited: AtomicU64,
+    /// How many chunks were submitted when a worker last found nothing to do.
+    starved_at: AtomicU64,
+}
+
+/// How long a worker without work waits for some before it says so.
+const LINGER: Duration = Duration::from_micros(20);
+
+impl Signals {
+    pub(crate) fn new(
+        tolerated: Option<u64>,
+        ordered: bool,
+        token: Option<CancellationToken>,
+    ) -> Self {
+        let tasks_token = CancellationToken::new();
+        let link = token.as_ref().map(|token| {
+            let tasks_token = tasks_token.clone();
+            token.on_cancel(move || tasks_token.cancel())
+        });
+        Self {
+            limit: AtomicU64::new(u64::MAX),
+            hungry: AtomicBool::new(false),
+            failures: AtomicU64::new(0),
+            highest: AtomicU64::new(0),
+            tolerated,
+            ordered,
+            token,
+            tasks_token,
+            _link: link,
+            submitted: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            awaited: AtomicU64::new(u64::MAX),
+            starved_at: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Whether the item at `index` may start.
+    pub(crate) fn allows(&self, index: u64) -> bool {
+        self.guard().allows(index)
+    }
+
+    /// The same question, for a loop that asks it before every item.
+    pub(crate) fn guard(&self) -> Guard<'_> {
+        Guard {
+            limit: &self.limit,
+            hungry: &self.hungry,
+            token: self.token.as_ref(),
+            deadline: self.deadline(),
+        }
+    }
+
+    /// A failure that no retry can mend has happened at `index`: stops the run if that is one too many.
+    pub(crate) fn failed(&self, index: u64) {
+        let Some(tolerated) = self.tolerated else {
+            return;
+        };
+        // Each read-modify-write is atomic by itself, and that is enough: whoever finds the count
+        // too high reads a `highest` that covers more failures than are tolerated.
+        self.highest.fetch_max(index, Ordering::AcqRel);
+        if self.failures.fetch_add(1, Ordering::AcqRel) < tolerated {
+            return;
+        }
+        let limit = match (self.ordered, tolerated) {
+            (false, _) => 0,
+            (true, 0) => index,
+            // The failure that is one too many, in the order of the source, is not past this one.
+            (true, _) => self.highest.load(Ordering::Acquire),
+        };
+        self.limit.fetch_min(limit, Ordering::Relaxed);
+    }
+
+    /// Nothing starts from now on.
+    pub(crate) fn halt(&self) {
+        self.limit.store(0, Ordering::Relaxed);
+    }
+
+    /// Nobody waits any more for what runs.
+    pub(crate) fn abandon(&self) {
+        self.tasks_token.cancel();
+    }
+
+    /// Whether results are to be handed over as soon as they are there.
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.hungry.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_hungry(&self, hungry: bool) {
+        self.hungry.store(hungry, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.token
+            .as_ref()
+            .is_some_and(CancellationToken::is_cancelled)
+    }
+
+    /// Whether the deadline has passed. Reads the clock only if there is one.
+    pub(crate) fn is_late(&self) -> bool {
+        self.deadline().is_some_and(|deadline| now() >= deadline)
+    }
+
+    /// Whether the run is cut short from outside.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.is_cancelled() || self.is_late()
+    }
+
+    /// The run starts, and may last so long.
+    pub(crate) fn start(&self, deadline: Option<Duration>) {
+        // A deadline past the end of time is none.
+        let deadline = deadline.and_then(|after| now().checked_add(after));
+        if let Some(deadline) = deadline {
+            self.tasks_token.set_deadline(deadline);
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.tasks_token.deadline()
+    }
+
+    pub(crate) fn tasks_token(&self) -> &CancellationToken {
+        &self.tasks_token
+    }
+
+    pub(crate) fn token(&self) -> Option<&CancellationToken> {
+        self.token.as_ref()
+    }
+
+    /// A chunk is about to be submitted.
+    pub(crate) fn submit(&self) {
+        self.submitted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A chunk has been answered, where `width` are at work. Returns whether the consumer should be woken.
+    pub(crate) fn answer(&self, width: usize) -> bool {
+        let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
+        answered >= self.awaited.load(Ordering::Relaxed) || self.is_short_of_work(width)
+    }
+
+    /// The consumer will wait, but not longer than until half of what is `outstanding` is answered.
+    pub(crate) fn await_answers(&self, outstanding: usize) {
+        let submitted = self.submitted();
+        self.awaited
+            .store(submitted - outstanding as u64 / 2, Ordering::Relaxed);
+    }
+
+    /// Whether the consumer waits, or is about to.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed) != u64::MAX
+    }
+
+    /// The consumer is awake.
+    pub(crate) fn await_nothing(&self) {
+        self.awaited.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// Whether there are no more chunks than the `width` that are at work can be busy with.
+    pub(crate) fn is_short_of_work(&self, width: usize) -> bool {
+        let answered = self.answered.load(Ordering::Relaxed);
+        self.submitted().saturating_sub(answered) < width as u64
+    }
+
+    /// A worker that is out of work stays a moment, and says so if none comes.
+    ///
+    /// A consumer that fills a chunk does not look at the clock after each pull: that would cost more than a
+    /// tiny task. But it must notice when a pull takes long, or what it has pulled would wait for more
+    /// slow ones. Then the workers run dry, and they have the time to notice.
+    pub(crate) fn linger(&self) {
+        let submitted = self.submitted();
+        // Spinning, for so short a time: on a busy machine, a thread that yields is away for milliseconds.
+        let start = now();
+        loop {
+            if self.submitted() != submitted || self.limit.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            // A consumer that waits has been woken, and is to know at once when it goes on.
+            if self.is_awaited() || now() - start >= LINGER {
+                break;
+            }
+            hint::spin_loop();
+        }
+        self.starved_at.store(submitted, Ordering::Relaxed);
+    }
+
+    /// Whether a worker has found nothing to do since the last chunk was submitted.
+    #[inline]
+    pub(crate) fn is_starved(&self, submitted: u64) -> bool {
+        self.starved_at.load(Ordering::Relaxed) == submitted
+    }
+
+    /// How many chunks have been submitted.
+    pub(crate) fn submitted(&self) -> u64 {
+        self.submitted.load(Ordering::Relaxed)
+    }
+}
+
+/// What a worker looks at before each item.
+#[derive(Debug)]
+pub(crate) struct Guard<'a> {
+    limit: &'a AtomicU64,
+    hungry: &'a AtomicBool,
+    token: Option<&'a CancellationToken>,
+    deadline: Option<Instant>,
+}
+
+impl Guard<'_> {
+    /// Whether the item at `index` may start.
+    #[inline]
+    pub(crate) fn allows(&self, index: u64) -> bool {
+        index < self.limit.load(Ordering::Relaxed)
+            && !self.token.is_some_and(CancellationToken::is_cancelled)
+            && self.deadline.is_none_or(|deadline| now() < deadline)
+    }
+
+    /// Whether results are to be handed over as soon as they are there.
+    #[inline]
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.hungry.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_past_the_tolerated_ones_stops_everything() {
+        let signals = Signals::new(Some(1), false, None);
+        signals.failed(10);
+        assert!(signals.allows(0) && signals.allows(1_000));
+        signals.failed(5);
+        assert!(!signals.allows(0));
+    }
+
+    #[test]
+    fn in_order_what_comes_before_the_failure_still_runs() {
+        let signals = Signals::new(Some(0), true, None);
+        signals.failed(10);
+        assert!(signals.allows(9) && !signals.allows(10));
+        signals.failed(5);
+        assert!(signals.allows(4) && !signals.allows(5));
+        signals.failed(8);
+        assert!(!signals.allows(5));
+    }
+
+    #[test]
+    fn in_order_tolerated_failures_leave_room_for_each_other() {
+        let signals = Signals::new(Some(1), true, None);
+        signals.failed(10);
+        signals.failed(3);
+        // In order, 10 is the second failure.
+        assert!(signals.allows(9) && !signals.allows(10));
+    }
+
+    #[test]
+    fn any_number_is_tolerated_without_a_budget() {
+        let signals = Signals::new(None, false, None);
+        (0..100).for_each(|index| signals.failed(index));
+        assert!(signals.allows(0));
+        signals.halt();
+        assert!(!signals.allows(0));
+    }
+
+    #[test]
+    fn a_consumer_is_woken_at_half_of_what_is_outstanding() {
+        let signals = Signals::new(None, false, None);
+        (0..10).for_each(|_| signals.submit());
+        signals.await_answers(10);
+        let wakes: Vec<bool> = (0..6).map(|_| signals.answer(1)).collect();
+        assert_eq!(wakes, [false, false, false, false, true, true]);
+        signals.await_nothing();
+        assert!(!signals.answer(1));
+    }
+
+    #[test]
+    fn a_consumer_is_woken_when_work_runs_short() {
+        let signals = Signals::new(None, false, None);
+        (0..4).for_each(|_| signals.submit());
+        let wakes: Vec<bool> = (0..4).map(|_| signals.answer(2)).collect();
+        assert_eq!(wakes, [false, false, true, true]);
+    }
+
+    #[test]
+    fn a_worker_that_waits_in_vain_says_so() {
+        let signals = Signals::new(None, false, None);
+        signals.submit();
+        assert!(!signals.is_starved(1));
+        signals.linger();
+        assert!(signals.is_starved(1));
+        signals.submit();
+        assert!(!signals.is_starved(2));
+    }
+
+    #[test]
+    fn a_worker_says_nothing_when_it_is_over() {
+        let signals = Signals::new(None, false, None);
+        signals.halt();
+        signals.linger();
+        assert!(!signals.is_starved(0));
+    }
+
+    #[test]
+    fn a_consumer_that_waits_is_told_as_well() {
+        let signals = Signals::new(None, false, None);
+        signals.await_answers(0);
+        assert!(signals.is_awaited());
+        signals.linger();
+        assert!(signals.is_starved(0));
+        signals.await_nothing();
+        assert!(!signals.is_awaited());
+    }
+
+    #[test]
+    fn a_cancel_and_a_deadline_each_interrupt() {
+        let token = CancellationToken::new();
+        let signals = Signals::new(None, false, Some(token.clone()));
+        assert!(!signals.is_interrupted());
+        token.cancel();
+        assert!(signals.is_interrupted() && !signals.is_late());
+        let signals = Signals::new(None, false, None);
+        signals.start(Some(Duration::from_secs(3_600)));
+        assert!(!signals.is_interrupted() && signals.allows(0));
+        let signals = Signals::new(None, false, None);
+        signals.start(Some(Duration::ZERO));
+        assert!(signals.is_late() && signals.is_interrupted() && !signals.allows(0));
+    }
+}
