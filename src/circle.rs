@@ -1,7 +1,7 @@
 //! Chunks go round: what is submitted comes back, is tried again where it may be, and is put in order.
 
 use std::mem;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::arrivals::Arrivals;
 use crate::bugs;
@@ -120,10 +120,8 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         if ran > 0 {
             self.sizing.record_run(ran, answer.busy);
         }
+        write_down(&mut self.ledger, &answer, self.crew.width());
         let after = answer.first + ran as u64;
-        if let Some(worker) = answer.worker.filter(|_| ran > 0) {
-            self.ledger.ran(answer.first..after, answer.busy, worker);
-        }
         self.unrun.extend((after..).zip(answer.unrun.drain(..)));
         if answer.failed() > 0 && !answer.is_final {
             self.sort_failures(&mut answer);
@@ -197,12 +195,34 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         }
         while let Some(chunk) = self.waiting.pop_due() {
             self.crew.counters().retry();
-            self.crew.submit(chunk);
+            self.submit(chunk, now());
+        }
+    }
+
+    /// Hands a chunk over, at this time.
+    pub(crate) fn submit(&mut self, chunk: Parcel<I, T, E>, now: Instant) {
+        if self.crew.submit(chunk) {
+            // It was run on this very thread.
+            self.ledger.waited(now.elapsed());
         }
     }
 
     /// Blocks until there is something to do; also for an item of `source`, if that is given.
     pub(crate) fn wait(&mut self, source: Option<&Items<I>>) {
+        let start = now();
+        let outstanding = self.crew.outstanding();
+        self.block(source);
+        let time = now() - start;
+        if source.is_some() && outstanding < self.crew.width() {
+            self.ledger.pulled(time);
+        } else if outstanding == 0 {
+            self.ledger.waited_for_retries(time);
+        } else {
+            self.ledger.waited(time);
+        }
+    }
+
+    fn block(&mut self, source: Option<&Items<I>>) {
         let crew = &self.crew;
         let until = [crew.signals().deadline(), self.waiting.next_due()]
             .into_iter()
@@ -223,12 +243,14 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
 
     /// Waits for what runs, unless the run is cut short from outside.
     pub(crate) fn wind_up(&mut self) {
+        let start = now();
         // Looked for first: a source that panicked may have come between the ring and the look.
         self.receive();
         while self.crew.outstanding() > 0 && !self.crew.signals().is_interrupted() {
             self.crew.wait::<()>(None, self.crew.signals().deadline());
             self.receive();
         }
+        self.ledger.waited(now() - start);
     }
 
     /// Stops everybody and takes in what they have.
@@ -255,8 +277,21 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
     }
 }
 
+/// Adds an answer to the figures.
+fn write_down<I, T, E>(ledger: &mut Ledger, answer: &Chunk<I, T, E>, width: usize) {
+    let ran = answer.len() as u64;
+    if let Some(worker) = answer.worker.filter(|_| ran > 0) {
+        let indices = answer.first..answer.first + ran;
+        ledger.ran(indices, answer.busy, worker, width);
+    }
+}
+
 impl<I, T, E> Drop for Circle<'_, I, T, E> {
     fn drop(&mut self) {
+        let width = self.crew.width();
+        let ledger = &mut self.ledger;
+        ledger.take_back();
+        self.crew.leave(|answer| write_down(ledger, &answer, width));
         // The monitor's last line, which says this, is written when the crew goes.
         self.crew.counters().set_load(self.report().load());
         bury_all(&mut self.unrun);

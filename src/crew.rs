@@ -24,7 +24,8 @@ use crate::tray::Tray;
 /// The home of the jobs and the function, their types forgotten: one indirect call a chunk.
 trait Hands<C>: Send {
     fn open(&mut self, num_threads: usize, name: &str) -> usize;
-    fn submit(&self, chunk: C);
+    /// Returns whether it was run at once.
+    fn submit(&self, chunk: C) -> bool;
     fn settle(&self, is_over: &dyn Fn() -> bool) -> bool;
     fn is_current(&self) -> bool;
 }
@@ -51,7 +52,7 @@ where
         self.width
     }
 
-    fn submit(&self, chunk: Parcel<I, T, E>) {
+    fn submit(&self, chunk: Parcel<I, T, E>) -> bool {
         // Queued behind the very task that waits for it, a job would never run.
         let is_inline = self.home.is_current();
         let reply = Reply {
@@ -68,6 +69,7 @@ where
         } else {
             self.home.spawn(move || job.run());
         }
+        is_inline
     }
 
     fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
@@ -164,14 +166,15 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         }
     }
 
-    /// Hands a chunk over.
-    pub(crate) fn submit(&mut self, chunk: Parcel<I, T, E>) {
-        if let Some(hands) = &self.hands {
-            self.chunks += 1;
-            self.items += chunk.len();
-            self.signals().submit();
-            hands.submit(chunk);
-        }
+    /// Hands a chunk over. Returns whether it was run at once, by the caller.
+    pub(crate) fn submit(&mut self, chunk: Parcel<I, T, E>) -> bool {
+        let Some(hands) = &self.hands else {
+            return false;
+        };
+        self.chunks += 1;
+        self.items += chunk.len();
+        self.signals().submit();
+        hands.submit(chunk)
     }
 
     /// How many chunks are not answered.
@@ -271,6 +274,13 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         }
     }
 
+    /// The same, where nobody waits for what comes back: calls that look for that end soon.
+    pub(crate) fn leave(&mut self, keep: impl FnMut(Parcel<I, T, E>)) {
+        self.signals().halt();
+        self.signals().abandon();
+        self.bring_home(keep);
+    }
+
     /// All figures are in: the clock stops, and the monitor writes its last line.
     pub(crate) fn dismiss(&mut self) {
         self.counters().end();
@@ -300,9 +310,7 @@ impl<I, T, E> Remote<I, T, E> {
 
 impl<I, T, E> Drop for Crew<'_, I, T, E> {
     fn drop(&mut self) {
-        self.signals().halt();
-        self.signals().abandon();
-        self.bring_home(drop);
+        self.leave(drop);
         self.dismiss();
     }
 }

@@ -132,7 +132,7 @@ mod tests {
         figures.set_elapsed(Duration::from_secs(1));
         let line = totals(&figures);
         assert!(
-            line.contains("; limited by the workers (busy: source 0 %"),
+            line.contains("; limited by the workers (workers busy 0 %"),
             "{line}"
         );
     }

@@ -15,11 +15,12 @@ const SLOWEST: usize = 5;
 /// Where the time of a run went; made by [`MapTasks::report`](crate::MapTasks::report).
 ///
 /// A run has three parties. The *source* is pulled and the *consumer* handles results, both on the thread that
-/// calls `next`; the *workers* call the function. Whoever is busy nearly all the time is what limits the run,
-/// and the only one that is worth being made faster.
+/// calls `next`; the *workers* call the function. Where that thread is busy with one of the two nearly all the time, that
+/// is what limits the run, and the only part that is worth being made faster. Where it mostly waits for results,
+/// the workers do, or else a single task that takes longer than its share of all.
 ///
-/// The clock is read once a chunk. So times are exact for tasks of 100 µs and more, which travel alone; tiny ones
-/// are timed together.
+/// The clock is read once a chunk. So times are exact where tasks take about as long as their neighbours and 100 µs or
+/// more, since those travel alone; tiny ones are timed together, and so is a slow one among them.
 ///
 /// ```
 /// use futureproof::{Bottleneck, prelude::*};
@@ -29,7 +30,7 @@ const SLOWEST: usize = 5;
 /// let mut run = (0..50u64).futureproof(Raise).num_threads(2).map_tasks(infallible(wait));
 /// run.by_ref().for_each(drop);
 /// let report = run.report();
-/// assert_eq!(report.bottleneck(), Bottleneck::Workers);
+/// assert_eq!(report.bottleneck(), Bottleneck::SlowTask);
 /// assert_eq!(report.slowest()[0].indices(), 7..8);
 /// println!("{report}");
 /// ```
@@ -38,6 +39,8 @@ pub struct Report {
     elapsed: Duration,
     source: Duration,
     consumer: Duration,
+    waited: Duration,
+    retries: Duration,
     calls: u64,
     workers: Vec<WorkerTime>,
     slowest: Vec<SlowTask>,
@@ -52,11 +55,17 @@ pub enum Bottleneck {
     Source,
     /// The function takes the time, as it should: more threads help if there are cores for them.
     Workers,
+    /// One task, the first of [`Report::slowest`], takes so long that the others are done meanwhile: more threads do
+    /// not help. Let it come first, or cut it in pieces.
+    SlowTask,
+    /// Nothing was left to do but to wait until failed items may be tried again.
+    Retries,
     /// Results are not taken up quickly enough. What is done with them may be part of the function.
     Consumer,
 }
 
-/// The time of one worker.
+/// The time of one worker. Where jobs run on more threads than there are workers, such as a new one for each job, theirs
+/// is added to that of the least busy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkerTime {
     busy: Duration,
@@ -75,7 +84,7 @@ impl WorkerTime {
     }
 }
 
-/// A task that took long, or several that travelled together; see [`Report::slowest`].
+/// A task that took long, or several that travelled together; see [`Report::slowest`]. Each attempt counts for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlowTask {
     indices: Range<u64>,
@@ -94,20 +103,37 @@ impl SlowTask {
     }
 }
 
-/// Shares of the elapsed time, from 0 to 1, in which each party was busy.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Shares of the elapsed time, from 0 to 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Load {
+    /// What the thread that calls `next` did.
     source: f64,
-    workers: f64,
     consumer: f64,
+    /// Waiting for workers, and for nobody as only retries were left.
+    waited: f64,
+    retries: f64,
+    /// Of the time that all workers have together.
+    workers: f64,
+    /// The slowest task that ran alone.
+    slowest: f64,
+    index: u64,
 }
+
+/// A task that takes at least this share of a run limits it, if the workers are not busy for as much as that of its share.
+const ALONE: (f64, f64) = (0.5, 0.75);
 
 impl Load {
     pub(crate) fn bottleneck(&self) -> Bottleneck {
-        if self.source > self.workers && self.source > self.consumer {
+        // Workers that are busy all the time limit the run, even if the caller is busy half of it.
+        let workers = self.workers.max(self.waited);
+        if self.retries > self.source.max(self.consumer).max(workers) {
+            Bottleneck::Retries
+        } else if self.source > workers && self.source > self.consumer {
             Bottleneck::Source
-        } else if self.consumer > self.workers {
+        } else if self.consumer > workers {
             Bottleneck::Consumer
+        } else if self.slowest >= ALONE.0 && self.workers < ALONE.1 * self.slowest {
+            Bottleneck::SlowTask
         } else {
             Bottleneck::Workers
         }
@@ -116,17 +142,21 @@ impl Load {
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let who = match self.bottleneck() {
-            Bottleneck::Source => "the source",
-            Bottleneck::Workers => "the workers",
-            Bottleneck::Consumer => "the consumer",
-        };
+        f.write_str("limited by ")?;
+        match self.bottleneck() {
+            Bottleneck::Source => f.write_str("the source")?,
+            Bottleneck::Workers => f.write_str("the workers")?,
+            Bottleneck::SlowTask => write!(f, "task {} alone", self.index)?,
+            Bottleneck::Retries => f.write_str("the delays of retries")?,
+            Bottleneck::Consumer => f.write_str("the consumer")?,
+        }
         write!(
             f,
-            "limited by {who} (busy: source {:.0} %, workers {:.0} %, consumer {:.0} %)",
-            100.0 * self.source,
+            " (workers busy {:.0} %; caller: source {:.0} %, consumer {:.0} %, waiting {:.0} %)",
             100.0 * self.workers,
+            100.0 * self.source,
             100.0 * self.consumer,
+            100.0 * (self.waited + self.retries),
         )
     }
 }
@@ -148,6 +178,11 @@ impl Report {
         self.consumer
     }
 
+    /// Time in which the thread that calls `next` waited for results, or for retries to be due.
+    pub fn waited(&self) -> Duration {
+        self.waited + self.retries
+    }
+
     /// The time of each worker, in the order in which they first finished something.
     pub fn workers(&self) -> &[WorkerTime] {
         &self.workers
@@ -167,7 +202,7 @@ impl Report {
         &self.slowest
     }
 
-    /// Who was busy for the greatest share of the time.
+    /// What would have to be quicker for the run to be quicker.
     pub fn bottleneck(&self) -> Bottleneck {
         self.load().bottleneck()
     }
@@ -182,10 +217,16 @@ impl Report {
                 0.0
             }
         };
+        let alone = |slow: &&SlowTask| slow.indices.end - slow.indices.start == 1;
+        let slowest = self.slowest.iter().find(alone);
         Load {
             source: share(self.source, elapsed),
-            workers: share(busy, elapsed * self.workers.len() as f64),
             consumer: share(self.consumer, elapsed),
+            waited: share(self.waited, elapsed),
+            retries: share(self.retries, elapsed),
+            workers: share(busy, elapsed * self.workers.len() as f64),
+            slowest: slowest.map_or(0.0, |slow| share(slow.duration, elapsed)),
+            index: slowest.map_or(0, |slow| slow.indices.start),
         }
     }
 }
@@ -219,7 +260,10 @@ impl fmt::Display for Report {
 pub(crate) struct Ledger {
     source: Duration,
     consumer: Duration,
+    waited: Duration,
+    retries: Duration,
     calls: u64,
+    /// No more than there are workers.
     busy: Vec<(ThreadId, Duration)>,
     slowest: Vec<SlowTask>,
     /// Since when the consumer has had its last answer.
@@ -240,6 +284,16 @@ impl Ledger {
         self.source += time;
     }
 
+    /// So long the caller waited for workers.
+    pub(crate) fn waited(&mut self, time: Duration) {
+        self.waited += time;
+    }
+
+    /// So long there was nothing to do until a retry was due.
+    pub(crate) fn waited_for_retries(&mut self, time: Duration) {
+        self.retries += time;
+    }
+
     /// The consumer gets the tasks of an answer.
     pub(crate) fn hand_over(&mut self) {
         self.handed_over = Some(now());
@@ -252,16 +306,32 @@ impl Ledger {
         }
     }
 
-    /// These tasks took `busy` on `worker`.
-    pub(crate) fn ran(&mut self, indices: Range<u64>, busy: Duration, worker: ThreadId) {
+    /// These tasks took `busy` on `worker`, one of `width`.
+    pub(crate) fn ran(
+        &mut self,
+        indices: Range<u64>,
+        busy: Duration,
+        worker: ThreadId,
+        width: usize,
+    ) {
         let tasks = indices.end - indices.start;
         self.calls += tasks;
         #[cfg(feature = "metrics")]
         if let Some(durations) = &self.durations {
             contain(|| durations.record(busy.as_secs_f64() / tasks as f64));
         }
-        match self.busy.iter_mut().find(|(id, _)| *id == worker) {
-            Some((_, sum)) => *sum += busy,
+        let known = self.busy.iter().position(|(id, _)| *id == worker);
+        let place = match known {
+            // A home may have a new thread for each job.
+            None if self.busy.len() >= width => {
+                let sums = self.busy.iter().enumerate();
+                sums.min_by_key(|(_, (_, sum))| *sum)
+                    .map(|(place, _)| place)
+            }
+            known => known,
+        };
+        match place {
+            Some(place) => self.busy[place].1 += busy,
             None => self.busy.push((worker, busy)),
         }
         let place = self.slowest.iter().rposition(|slow| slow.duration >= busy);
@@ -282,10 +352,15 @@ impl Ledger {
             busy,
             idle: elapsed.saturating_sub(busy),
         };
+        let since = self
+            .handed_over
+            .map_or(Duration::ZERO, |since| now() - since);
         Report {
             elapsed,
             source: self.source,
-            consumer: self.consumer,
+            consumer: self.consumer + since,
+            waited: self.waited,
+            retries: self.retries,
             calls: self.calls,
             workers: busy.map(worker).collect(),
             slowest: self.slowest.clone(),
@@ -308,7 +383,7 @@ mod tests {
         let mut ledger = Ledger::default();
         for (index, millis) in [3, 9, 1, 7, 9, 2, 8].into_iter().enumerate() {
             let index = index as u64;
-            ledger.ran(index..index + 1, millis * MS, me());
+            ledger.ran(index..index + 1, millis * MS, me(), 2);
         }
         let report = ledger.report(100 * MS, 2);
         let slowest: Vec<_> = report
@@ -330,39 +405,91 @@ mod tests {
     }
 
     #[test]
-    fn the_busiest_is_the_bottleneck() {
-        for (source, busy, consumer, who) in [
-            (90, 20, 10, Bottleneck::Source),
-            (10, 180, 20, Bottleneck::Workers),
-            (10, 20, 80, Bottleneck::Consumer),
-            (0, 0, 0, Bottleneck::Workers),
-            (50, 190, 50, Bottleneck::Workers),
+    fn what_would_have_to_be_quicker_is_the_bottleneck() {
+        // Of 100 ms: source, consumer, waiting, waiting for retries; of 200 ms: all workers.
+        for (caller, busy, who) in [
+            ([90, 10, 0, 0], 20, Bottleneck::Source),
+            ([10, 20, 70, 0], 180, Bottleneck::Workers),
+            ([10, 80, 10, 0], 20, Bottleneck::Consumer),
+            ([0, 0, 0, 0], 0, Bottleneck::Workers),
+            // The caller is quick enough beside workers that are busy all the time.
+            ([50, 50, 0, 0], 190, Bottleneck::Workers),
+            ([10, 60, 30, 0], 190, Bottleneck::Workers),
             // Shares count: two workers have twice the time.
-            (60, 100, 10, Bottleneck::Source),
+            ([60, 10, 0, 0], 100, Bottleneck::Source),
+            // Others have the workers' cores, say.
+            ([10, 20, 60, 0], 10, Bottleneck::Workers),
+            ([5, 5, 20, 60], 10, Bottleneck::Retries),
+            // In a draw the workers are named, else the consumer.
+            ([50, 50, 50, 0], 0, Bottleneck::Workers),
+            ([50, 50, 0, 0], 0, Bottleneck::Consumer),
+            ([0, 50, 50, 50], 0, Bottleneck::Workers),
         ] {
+            let [source, consumer, waited, retries] = caller;
             let mut ledger = Ledger::default();
             ledger.pulled(source * MS);
             ledger.consumer = consumer * MS;
-            ledger.ran(0..1, busy * MS, me());
+            ledger.waited(waited * MS);
+            ledger.waited_for_retries(retries * MS);
+            ledger.ran(0..2, busy * MS, me(), 2);
             let report = ledger.report(100 * MS, 2);
-            assert_eq!(report.bottleneck(), who);
+            assert_eq!(report.bottleneck(), who, "{report}");
             assert_eq!(
-                (report.source(), report.consumer()),
-                (source * MS, consumer * MS)
+                (report.source(), report.consumer(), report.waited()),
+                (source * MS, consumer * MS, (waited + retries) * MS)
             );
         }
+    }
+
+    #[test]
+    fn a_task_that_outlasts_the_others_is_the_bottleneck() {
+        for (slow, others, indices, who) in [
+            (90, 20, 7..8, Bottleneck::SlowTask),
+            // The workers have as much to do besides.
+            (90, 60, 7..8, Bottleneck::Workers),
+            // It takes less than half of the time.
+            (49, 0, 7..8, Bottleneck::Workers),
+            // Nobody knows which one.
+            (90, 20, 7..9, Bottleneck::Workers),
+        ] {
+            let mut ledger = Ledger::default();
+            ledger.waited(99 * MS);
+            ledger.ran(indices, slow * MS, me(), 2);
+            ledger.ran(0..6, others * MS, me(), 2);
+            let report = ledger.report(100 * MS, 2);
+            assert_eq!(report.bottleneck(), who, "{report}");
+        }
+    }
+
+    #[test]
+    fn threads_without_number_are_as_many_workers_as_there_are() {
+        let mut ledger = Ledger::default();
+        for index in 0..10 {
+            let worker = std::thread::spawn(me).join().unwrap();
+            ledger.ran(index..index + 1, MS, worker, 2);
+        }
+        let report = ledger.report(100 * MS, 2);
+        let busy: Vec<_> = report.workers().iter().map(WorkerTime::busy).collect();
+        assert_eq!(busy, [5 * MS, 5 * MS]);
     }
 
     #[test]
     fn a_report_reads_well() {
         let mut ledger = Ledger::default();
         ledger.pulled(5 * MS);
-        ledger.ran(3..4, 60 * MS, me());
-        ledger.ran(100..110, 20 * MS, me());
+        ledger.waited(70 * MS);
+        ledger.ran(3..4, 60 * MS, me(), 1);
+        ledger.ran(100..110, 20 * MS, me(), 1);
         let text = ledger.report(100 * MS, 1).to_string();
         let expected = "11 calls in 100.00ms by 1 workers, 7.27ms each; limited by the workers \
-            (busy: source 5 %, workers 80 %, consumer 0 %)\n  task 3: 60.00ms\n  tasks 100 to 109: 20.00ms";
+            (workers busy 80 %; caller: source 5 %, consumer 0 %, waiting 70 %)\n  task 3: 60.00ms\n  \
+            tasks 100 to 109: 20.00ms";
         assert_eq!(text, expected);
+        let text = ledger.report(100 * MS, 4).to_string();
+        assert!(
+            text.contains("limited by task 3 alone (workers busy 20 %"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -371,25 +498,7 @@ mod tests {
         assert_eq!((report.mean(), report.workers().len()), (Duration::ZERO, 0));
         let text = report.to_string();
         assert!(text.starts_with("0 calls in"), "{text}");
-        let busy = "(busy: source 0 %, workers 0 %, consumer 0 %)";
+        let busy = "(workers busy 0 %; caller: source 0 %, consumer 0 %, waiting 0 %)";
         assert!(text.ends_with(busy), "{text}");
-    }
-
-    #[test]
-    fn in_a_draw_the_workers_are_named_else_the_consumer() {
-        for (shares, who) in [
-            ([1.0, 1.0, 1.0], Bottleneck::Workers),
-            ([1.0, 1.0, 0.0], Bottleneck::Workers),
-            ([0.0, 1.0, 1.0], Bottleneck::Workers),
-            ([1.0, 0.0, 1.0], Bottleneck::Consumer),
-        ] {
-            let [source, workers, consumer] = shares;
-            let load = Load {
-                source,
-                workers,
-                consumer,
-            };
-            assert_eq!(load.bottleneck(), who, "{load}");
-        }
     }
 }

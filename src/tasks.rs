@@ -122,6 +122,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 
     /// Stops the run and brings everything home.
     fn stop(&mut self) {
+        self.circle.ledger.take_back();
         self.circle.bring_home();
         self.put_current_back();
         // A panic of the source leaves what was pulled before it.
@@ -149,6 +150,8 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     fn end(&mut self, ending: Ending) {
         if self.ending.is_none() {
             self.ending = Some(ending);
+            self.circle.ledger.take_back();
+            self.circle.crew.counters().end();
             let signals = self.circle.crew.signals();
             signals.halt();
             // Else what runs is still waited for.
@@ -232,13 +235,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
                 self.feed();
             } else if self.may_pull() {
                 // Else it could be fed: so the source reads ahead, and has nothing yet.
-                let items = items_of(&self.bell, &self.source);
-                let start = now();
-                let is_dry = self.circle.crew.outstanding() < self.circle.crew.width();
-                self.circle.wait(items);
-                if is_dry {
-                    self.circle.ledger.pulled(now() - start);
-                }
+                self.circle.wait(items_of(&self.bell, &self.source));
             } else if !self.circle.is_idle() {
                 self.circle.wait(None);
             } else {
@@ -310,7 +307,8 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         }
         self.is_pulling = false;
         self.has_fed = true;
-        let time = now() - start;
+        let end = now();
+        let time = end - start;
         self.circle.ledger.pulled(time);
         let len = self.filling.inputs.len();
         if len > 0 {
@@ -319,7 +317,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             self.circle.crew.counters().set_pulled(self.pulled);
             let next = self.circle.empty_chunk();
             let chunk = mem::replace(&mut self.filling, next);
-            self.circle.crew.submit(chunk);
+            self.circle.submit(chunk, end);
         }
     }
 

@@ -94,6 +94,24 @@ fn a_run_logs_its_start_its_progress_and_its_end() {
 }
 
 #[test]
+fn the_last_line_tells_what_limited_a_run_that_was_left() {
+    collect_lines();
+    watchdog(|| {
+        let run = (0..1_000u32).futureproof(Raise).num_threads(2);
+        let run = run.chunk_size(500).name("m-left");
+        for task in run.map_tasks(infallible(|n: &u32| *n)) {
+            thread::sleep(Duration::from_millis(2));
+            if task.unwrap().index % 500 == 100 {
+                break;
+            }
+        }
+        let lines = lines_of("m-left");
+        let last = lines.last().unwrap();
+        assert!(last.contains("; limited by the consumer"), "{last}");
+    });
+}
+
+#[test]
 fn an_interval_of_zero_silences_the_monitor() {
     collect_lines();
     let run = (0..10u32)

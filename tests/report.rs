@@ -2,13 +2,14 @@
 
 mod common;
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
 
 use common::{Gate, watchdog};
 use futureproof::prelude::*;
-use futureproof::{Bottleneck, Report};
+use futureproof::{Bottleneck, Report, Spawn};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -43,6 +44,114 @@ fn a_source_that_is_read_ahead_is_named_as_well() {
     let report = run.report();
     assert_eq!(report.bottleneck(), Bottleneck::Source, "{report}");
     assert!(report.source() >= 40 * MS, "{report}");
+}
+
+#[test]
+fn a_task_that_outlasts_all_others_is_named() {
+    let run = (0..100u64).futureproof(Raise).num_threads(8);
+    let work = |n: &u64| sleep(if *n == 7 { 500 * MS } else { MS });
+    let mut run = run.map_tasks(infallible(work));
+    // Slower than the workers are together, and not what the run waits for.
+    run.by_ref().for_each(|_| sleep(MS));
+    let report = run.report();
+    assert_eq!(report.bottleneck(), Bottleneck::SlowTask, "{report}");
+    assert!(report.to_string().contains("limited by task 7 alone"));
+}
+
+#[test]
+fn the_delays_of_retries_are_named() {
+    let tried = AtomicBool::new(false);
+    let run = [()].into_iter().futureproof(Raise).num_threads(2);
+    let run = run.map_tasks(move |()| match tried.swap(true, SeqCst) {
+        false => Err("not yet"),
+        true => Ok(()),
+    });
+    let mut run = run.retry(|| [100 * MS]);
+    assert_eq!(run.by_ref().flatten().count(), 1);
+    let report = run.report();
+    assert_eq!(report.bottleneck(), Bottleneck::Retries, "{report}");
+}
+
+#[test]
+fn workers_that_have_others_to_work_for_are_named() {
+    let pool = Arc::new(
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(8)
+            .build()
+            .unwrap(),
+    );
+    let work = |_: &u64| sleep(5 * MS);
+    // Inline: the caller is one of the workers.
+    let report = pool.install(|| {
+        let run = (0..20).futureproof(Raise).on(Arc::clone(&pool));
+        let mut run = run.map_tasks(infallible(work));
+        run.by_ref().for_each(|_| sleep(MS));
+        run.report()
+    });
+    assert_eq!(report.bottleneck(), Bottleneck::Workers, "{report}");
+    assert!(report.waited() >= 100 * MS, "{report}");
+}
+
+#[test]
+fn a_consumer_is_named_before_it_comes_back() {
+    let run = (0..1_000)
+        .futureproof(Raise)
+        .num_threads(2)
+        .chunk_size(1_000);
+    let mut run = run.map_tasks(infallible(|n: &u64| *n));
+    for _ in 0..50 {
+        run.next();
+        sleep(2 * MS);
+    }
+    let report = run.report();
+    assert_eq!(report.bottleneck(), Bottleneck::Consumer, "{report}");
+    assert!(report.consumer() >= 98 * MS, "{report}");
+}
+
+/// A home with a thread for each job.
+struct Threads;
+
+impl Spawn<'static> for Threads {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        std::thread::spawn(job);
+    }
+}
+
+#[test]
+fn threads_without_number_count_as_the_workers_that_there_can_be() {
+    let run = (0..50).futureproof(Raise).on(Threads).num_threads(3);
+    let mut run = run.chunk_size(1).map_tasks(infallible(|_: &u64| sleep(MS)));
+    assert_eq!(run.by_ref().count(), 50);
+    assert_eq!(run.report().workers().len(), 3);
+}
+
+#[test]
+fn the_clock_stops_at_the_end_though_a_task_runs_on() {
+    watchdog(|| {
+        let (begun, gate) = (Gate::default(), Gate::default());
+        let (begins, passes) = (begun.clone(), gate.clone());
+        let token = CancellationToken::new();
+        let run = (0..1u32)
+            .futureproof(Raise)
+            .num_threads(1)
+            .cancel_on(&token);
+        let mut run = run.map_tasks(infallible(move |_: &u32| {
+            begins.open();
+            passes.pass();
+        }));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                begun.pass();
+                token.cancel();
+            });
+            assert!(run.next().is_none());
+        });
+        let elapsed = run.report().elapsed();
+        sleep(MS);
+        assert_eq!(run.report().elapsed(), elapsed);
+        assert_eq!(run.progress().snapshot().eta(), None);
+        gate.open();
+    });
 }
 
 #[test]
