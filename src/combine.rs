@@ -27,7 +27,30 @@ pub fn infallible<I: ?Sized, T>(f: impl Fn(&I) -> T) -> impl Fn(&I) -> Result<T,
 /// run. A call that panics takes its state with it, and the next one on that thread gets a fresh one.
 /// So does a call that starts inside another on the same thread, which happens where `f` uses rayon:
 /// a waiting worker takes up other jobs. An `init` that panics is the failure of the task that
-/// needed it. An `init` that can fail makes an `S` that is a `Result`.
+/// needed it.
+///
+/// Where `init` can fail, let the state be an `Option` that `f` fills. A task whose attempt fails is a failure, to be tried
+/// [again](crate::MapTasks::retry) perhaps, and the next task tries anew; a `Result` as the state would have one failure
+/// fail every later task of that worker.
+///
+/// ```
+/// use futureproof::prelude::*;
+/// # struct Connection;
+/// # impl Connection {
+/// #     fn open() -> Result<Self, String> { Ok(Self) }
+/// #     fn look_up(&mut self, id: &u32) -> Result<u32, String> { Ok(id * 10) }
+/// # }
+///
+/// let look_up = with_state(|| None, |state: &mut Option<Connection>, id: &u32| {
+///     let connection = match state {
+///         Some(connection) => connection,
+///         None => state.insert(Connection::open()?),
+///     };
+///     connection.look_up(id)
+/// });
+/// let run = (0..100).futureproof(Log).num_threads(16).ordered().map_tasks(look_up);
+/// # assert_eq!(run.flatten().count(), 100);
+/// ```
 ///
 /// Costs a few nanoseconds a call, whatever the size of `S`.
 ///

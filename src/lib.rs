@@ -1,3 +1,20 @@
+// The first definition of a link holds: here these are places of this documentation, in the README files.
+//!
+//! [bar]: #show-a-progress-bar
+//! [coming-from]: guide::coming_from
+//! [examples]: guide#in-the-repository
+//! [how-do-i]: #how-do-i-
+//! [how-it-works]: guide::how_it_works
+//! [nats]: guide#in-the-repository
+//! [process]: #stop-a-task-that-hangs
+//! [reliability]: guide::reliability
+//! [report]: guide#in-the-repository
+//! [stream]: #use-it-from-async-code
+//! [watching]: guide::watching
+//! [when-not]: guide::when_not
+//!
+//! <style>.docblock img { display: none } /* The README's pictures are not here. */</style>
+//!
 #![doc = include_str!("../README.md")]
 #![doc = ""]
 #![doc = include_str!("../docs/how_do_i.md")]
@@ -65,6 +82,11 @@ pub mod prelude {
 }
 
 /// More to read.
+///
+/// # In the repository
+///
+/// Of the files that the front page names, these are there only: the figures (`benches/REPORT.md`), the examples
+/// (`examples/README.md`), and the crate for several machines (`nats/`).
 // Text only: there in the documentation and its tests.
 #[cfg(any(doc, doctest))]
 pub mod guide {
@@ -74,6 +96,8 @@ pub mod guide {
     pub mod how_it_works {}
     #[doc = include_str!("../docs/watching.md")]
     pub mod watching {}
+    #[doc = include_str!("../RELIABILITY.md")]
+    pub mod reliability {}
     #[doc = include_str!("../docs/when_not.md")]
     pub mod when_not {}
 }

@@ -26,8 +26,8 @@ const SLOWEST: usize = 5;
 /// use futureproof::{Bottleneck, prelude::*};
 /// use std::{thread::sleep, time::Duration};
 ///
-/// let wait = |n: &u64| sleep(Duration::from_millis(if *n == 7 { 50 } else { 1 }));
-/// let mut run = (0..50u64).futureproof(Raise).num_threads(2).map_tasks(infallible(wait));
+/// let wait = |n: &u64| sleep(Duration::from_millis(if *n == 7 { 200 } else { 1 }));
+/// let mut run = (0..20u64).futureproof(Raise).num_threads(4).map_tasks(infallible(wait));
 /// run.by_ref().for_each(drop);
 /// let report = run.report();
 /// assert_eq!(report.bottleneck(), Bottleneck::SlowTask);

@@ -53,20 +53,25 @@ impl<I, T> Task<I, T> {
 /// assert_eq!(error.into_input(), "x");
 /// ```
 ///
-/// It is an [`Error`] where the function's error is one. For a `String` or an `anyhow::Error`, which are not,
-/// say how it reads:
+/// To print the reason in one go, there is [`cause`](Self::cause).
+///
+/// It is an [`Error`] where the function's error is one, and `'static` where the item and that error are. For `?`,
+/// others have to be converted: a `String`, an `anyhow::Error`, a `Box<dyn Error>`, or an item that borrows.
 ///
 /// ```
 /// use futureproof::prelude::*;
 ///
 /// fn run() -> Result<(), Box<dyn std::error::Error>> {
 ///     for task in [1].into_iter().futureproof(Raise).map_tasks(|_: &i32| Err::<(), _>("bad luck")) {
-///         task.map_err(|error| format!("{error}: {:?}", error.error()))?;
+///         task.map_err(|error| format!("task {}: {}", error.index(), error.cause()))?;
 ///     }
 ///     Ok(())
 /// }
-/// assert_eq!(run().unwrap_err().to_string(), "task 0 failed: Some(\"bad luck\")");
+/// assert_eq!(run().unwrap_err().to_string(), "task 0: bad luck");
 /// ```
+///
+/// In a function that returns `anyhow::Result`, that is
+/// `task.map_err(|error| anyhow!("task {}: {:#}", error.index(), error.cause()))?`.
 pub struct TaskError<I, E> {
     index: u64,
     input: I,
@@ -98,6 +103,23 @@ impl<I, E> TaskError<I, E> {
     /// [`retry`](crate::MapTasks::retry) was asked for.
     pub fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    /// Why it failed: what the function returned the last time, or its panic. It reads as the one or the other does.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let parse = |text: &&str| match *text {
+    ///     "bomb" => panic!("boom"),
+    ///     text => text.parse::<u32>(),
+    /// };
+    /// let run = ["7", "x", "bomb"].into_iter().futureproof(Ignore).ordered().map_tasks(parse);
+    /// let failed = run.filter_map(Result::err).map(|error| format!("{}: {}", error.input(), error.cause()));
+    /// assert!(failed.eq(["x: invalid digit found in string", "bomb: panicked: boom"]));
+    /// ```
+    pub fn cause(&self) -> &Cause<E> {
+        &self.cause
     }
 
     /// The error that the function returned the last time; `None` when it panicked.
@@ -183,7 +205,7 @@ impl<I, E: Error + 'static> Error for TaskError<I, E> {
 /// What a run yields: a task that succeeded, or the account of one that failed.
 pub type TaskResult<I, T, E> = Result<Task<I, T>, TaskError<I, E>>;
 
-/// Why a task failed.
+/// Why a task failed. See [`TaskError::cause`] and [`TaskError::into_parts`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Cause<E> {
@@ -191,6 +213,15 @@ pub enum Cause<E> {
     Failed(E),
     /// The function panicked.
     Panicked(Panic),
+}
+
+impl<E: fmt::Display> fmt::Display for Cause<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(error) => error.fmt(f),
+            Self::Panicked(panic) => panic.fmt(f),
+        }
+    }
 }
 
 /// A caught panic, its payload kept.
@@ -274,11 +305,11 @@ impl fmt::Debug for Panic {
     }
 }
 
-/// How a run ended.
+/// How a run ended; see [`MapTasks::ending`](crate::MapTasks::ending).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Ending {
-    /// The source gave its last item, and every task was delivered.
+    /// The source gave its last item, and every task was delivered; the last one was not a failure that stops the run.
     Exhausted,
     /// The policy stopped the run at a failure.
     Failed,
@@ -292,7 +323,7 @@ pub enum Ending {
 
 /// What a stopped run still held, every pulled item in exactly one place.
 ///
-/// It comes from [`MapTasks::into_remainder`](crate::MapTasks::into_remainder).
+/// It comes from [`MapTasks::into_remainder`](crate::MapTasks::into_remainder), where an example is.
 pub struct Remainder<I: Iterator, T, E> {
     /// Finished, but not delivered.
     pub finished: Vec<TaskResult<I::Item, T, E>>,
