@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let isolated = || {
         isolate("work", work)
             .timeout(Duration::from_millis(500))
-            .memory_limit(512 << 20)
+            .memory_limit(128 << 20)
             .start()
     };
     let mut functions = Vec::new();

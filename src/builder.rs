@@ -87,6 +87,15 @@ where
 ///
 /// Made by [`FutureproofIterator::futureproof`], finished by [`map_tasks`](Self::map_tasks). No value of
 /// an option is an error; 0 means "chosen for you" for every count.
+///
+/// ```
+/// use futureproof::prelude::*;
+/// use std::time::Duration;
+///
+/// let run = (1..=100u64).futureproof(Tolerate(3)).num_threads(2).max_in_flight(10).ordered();
+/// let run = run.name("squares").deadline(Duration::from_secs(60)).map_tasks(infallible(|n: &u64| n * n));
+/// assert_eq!(run.flatten().map(|task| task.output).sum::<u64>(), 338_350);
+/// ```
 #[must_use = "a run does nothing unless `map_tasks` is called and its tasks are consumed"]
 pub struct Futureproof<I: Iterator, P = OwnPool> {
     source: I,

@@ -37,7 +37,14 @@ pub(crate) struct Bell<I: Iterator> {
 
 /// An iterator that another one is read into, on a thread of its own and ahead of its consumer.
 ///
-/// Made by [`read_ahead`](crate::FutureproofIterator::read_ahead).
+/// Made by [`read_ahead`](crate::FutureproofIterator::read_ahead). It is an ordinary iterator as well:
+///
+/// ```
+/// use futureproof::prelude::*;
+///
+/// let lines = ["a", "b", "c"].into_iter().read_ahead(2);
+/// assert!(lines.eq(["a", "b", "c"]));
+/// ```
 pub struct ReadAhead<I: Iterator> {
     state: State<I>,
     limit: usize,

@@ -47,6 +47,20 @@ pub struct Report {
 }
 
 /// Who limits a run; see [`Report::bottleneck`].
+///
+/// ```
+/// use futureproof::{Bottleneck, prelude::*};
+///
+/// let mut run = (0..1_000).futureproof(Raise).map_tasks(infallible(|n: &u32| n + 1));
+/// run.by_ref().for_each(drop);
+/// let advice = match run.report().bottleneck() {
+///     Bottleneck::Source => "read ahead",
+///     Bottleneck::Workers => "more threads",
+///     Bottleneck::Consumer => "do less with each result",
+///     _ => "see the slowest tasks",
+/// };
+/// println!("{advice}");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Bottleneck {
@@ -184,6 +198,15 @@ impl Report {
     }
 
     /// The time of each worker, in the order in which they first finished something.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let mut run = (0..1_000).futureproof(Raise).num_threads(2).map_tasks(infallible(|n: &u32| n + 1));
+    /// run.by_ref().for_each(drop);
+    /// for (number, worker) in run.report().workers().iter().enumerate() {
+    ///     println!("worker {number}: {:?} busy, {:?} idle", worker.busy(), worker.idle());
+    /// }
+    /// ```
     pub fn workers(&self) -> &[WorkerTime] {
         &self.workers
     }
@@ -198,6 +221,15 @@ impl Report {
     }
 
     /// The tasks that took longest, the slowest first: five at most.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let mut run = (0..1_000).futureproof(Raise).map_tasks(infallible(|n: &u32| n + 1));
+    /// run.by_ref().for_each(drop);
+    /// for slow in run.report().slowest() {
+    ///     println!("tasks {:?}: {:?}", slow.indices(), slow.duration());
+    /// }
+    /// ```
     pub fn slowest(&self) -> &[SlowTask] {
         &self.slowest
     }

@@ -66,7 +66,16 @@ pub trait Spawn<'s>: Send {
     }
 }
 
-/// The default home: a pool that is made for the run and goes with it.
+/// The default home: a pool that is made for the run and goes with it. Nobody needs to name it, but for a type:
+///
+/// ```
+/// use futureproof::{Futureproof, OwnPool, prelude::*};
+///
+/// fn careful<I: Iterator>(items: I) -> Futureproof<I, OwnPool> {
+///     items.futureproof(Raise).num_threads(2).max_in_flight(8)
+/// }
+/// assert_eq!(careful(0..10).map_tasks(infallible(|n: &u32| n + 1)).count(), 10);
+/// ```
 ///
 /// Its first thread is alone for a moment: to start another beside it would slow down both, and take longer
 /// than a small job. Then the others start as jobs come, or all at once when the caller waits.
@@ -158,7 +167,18 @@ fn is_current(pool: &ThreadPool) -> bool {
     pool.current_thread_index().is_some()
 }
 
-/// Threads that runs can use to borrow from the stack; see [`scope`].
+/// Threads that runs can use to borrow from the stack; see [`scope`]. Functions can be given it:
+///
+/// ```
+/// use futureproof::{Scope, prelude::*};
+///
+/// fn total<'e>(words: &'e [String], scope: &Scope<'_, 'e>) -> usize {
+///     let run = words.iter().futureproof(Raise).on(scope).map_tasks(infallible(|word: &&String| word.len()));
+///     run.flatten().map(|task| task.output).sum()
+/// }
+/// let words = ["one", "two"].map(String::from);
+/// assert_eq!(futureproof::scope(2, |scope| total(&words, scope)), 6);
+/// ```
 pub struct Scope<'x, 'e> {
     scope: &'x rayon_core::Scope<'e>,
     pool: &'x ThreadPool,

@@ -144,6 +144,14 @@ impl<I, E> TaskError<I, E> {
     }
 
     /// The item, to be tried again elsewhere.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let refused = (0..10).futureproof(Ignore).map_tasks(|n: &u32| if n % 5 == 4 { Err(()) } else { Ok(()) });
+    /// let again: Vec<u32> = refused.filter_map(Result::err).map(TaskError::into_input).collect();
+    /// assert_eq!(again.into_iter().sum::<u32>(), 4 + 9);
+    /// ```
     pub fn into_input(self) -> I {
         self.input
     }
@@ -164,6 +172,15 @@ impl<I, E> TaskError<I, E> {
     }
 
     /// Goes on with the task's panic on this thread, payload intact.
+    ///
+    /// ```should_panic
+    /// use futureproof::prelude::*;
+    ///
+    /// let run = [1].into_iter().futureproof(Raise).map_tasks(infallible(|_: &i32| panic!("oh no")));
+    /// for task in run {
+    ///     task.unwrap_or_else(|error| error.resume_unwind());
+    /// }
+    /// ```
     ///
     /// # Panics
     ///
@@ -203,9 +220,36 @@ impl<I, E: Error + 'static> Error for TaskError<I, E> {
 }
 
 /// What a run yields: a task that succeeded, or the account of one that failed.
+///
+/// ```
+/// use futureproof::{TaskResult, prelude::*};
+///
+/// fn line(result: TaskResult<&str, u32, std::num::ParseIntError>) -> String {
+///     match result {
+///         Ok(task) => format!("{} is {}", task.input, task.output),
+///         Err(error) => format!("{} is none: {}", error.input(), error.cause()),
+///     }
+/// }
+/// let run = ["7", "x"].into_iter().futureproof(Ignore).ordered().map_tasks(|text: &&str| text.parse());
+/// assert!(run.map(line).eq(["7 is 7", "x is none: invalid digit found in string"]));
+/// ```
 pub type TaskResult<I, T, E> = Result<Task<I, T>, TaskError<I, E>>;
 
 /// Why a task failed. See [`TaskError::cause`] and [`TaskError::into_parts`].
+///
+/// ```
+/// use futureproof::{Cause, prelude::*};
+///
+/// let divide = |n: &u32| if *n == 1 { Err("odd") } else { Ok(8 / n) };
+/// let run = 0..3;
+/// for failed in run.futureproof(Ignore).map_tasks(divide).filter_map(Result::err) {
+///     match failed.cause() {
+///         Cause::Failed(error) => assert_eq!((failed.index(), *error), (1, "odd")),
+///         Cause::Panicked(panic) => assert_eq!(panic.message(), Some("attempt to divide by zero")),
+///         other => panic!("{other:?}"), // there may be more, one day
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Cause<E> {
@@ -260,7 +304,7 @@ impl Panic {
         }
     }
 
-    /// The text of the panic, if its payload is a text.
+    /// The text of the panic, if its payload is a text, as that of `panic!("…")` is.
     pub fn message(&self) -> Option<&str> {
         self.caught.message.as_deref()
     }
@@ -306,6 +350,14 @@ impl fmt::Debug for Panic {
 }
 
 /// How a run ended; see [`MapTasks::ending`](crate::MapTasks::ending).
+///
+/// ```
+/// use futureproof::{Ending, prelude::*};
+///
+/// let mut run = (0..10u32).futureproof(Raise).map_tasks(|n| if *n == 3 { Err("three") } else { Ok(()) });
+/// run.by_ref().for_each(drop);
+/// assert_eq!(run.ending(), Some(Ending::Failed));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Ending {
@@ -323,7 +375,18 @@ pub enum Ending {
 
 /// What a stopped run still held, every pulled item in exactly one place.
 ///
-/// It comes from [`MapTasks::into_remainder`](crate::MapTasks::into_remainder), where an example is.
+/// It comes from [`MapTasks::into_remainder`](crate::MapTasks::into_remainder).
+///
+/// ```
+/// use futureproof::prelude::*;
+///
+/// let mut run = (0..100u32).futureproof(Raise).num_threads(1).chunk_size(10).map_tasks(infallible(|n: &u32| n + 1));
+/// run.next();
+/// let rest = run.into_remainder();
+/// let finished = rest.finished.into_iter().map(|task| task.unwrap().input);
+/// let pulled = rest.unprocessed.into_iter().map(|(_index, item)| item);
+/// assert_eq!(finished.chain(pulled).chain(rest.source).count(), 99);
+/// ```
 pub struct Remainder<I: Iterator, T, E> {
     /// Finished, but not delivered.
     pub finished: Vec<TaskResult<I::Item, T, E>>,

@@ -23,6 +23,20 @@ use crate::task::{Ending, Remainder, Task, TaskError, TaskResult};
 /// Tasks come in the order in which they finish, or [in the source's](crate::Futureproof::ordered).
 /// The source is pulled only in `next`. Dropping this stops the run: calls of the function that run are
 /// waited for, and none starts. Only where it is dropped by one of its own tasks does it not wait.
+///
+/// Its type names neither the function nor the pool, so it can be a field or be returned:
+///
+/// ```
+/// use futureproof::{MapTasks, prelude::*};
+/// use std::{num::ParseIntError, ops::Range};
+///
+/// struct Job {
+///     tasks: MapTasks<'static, Range<u32>, String, ParseIntError>,
+/// }
+///
+/// let mut job = Job { tasks: (0..10).futureproof(Raise).map_tasks(|n| Ok(n.to_string())) };
+/// assert!(job.tasks.next().unwrap().is_ok());
+/// ```
 #[must_use = "iterator adaptors are lazy and do nothing unless consumed"]
 pub struct MapTasks<'a, I: Iterator, T, E> {
     // Dropped first: all work ends before anything else goes.

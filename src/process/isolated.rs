@@ -17,6 +17,20 @@ use crate::cancel::CancellationToken;
 
 /// A function that runs in child processes. Made by [`Isolate::start`](super::Isolate::start).
 ///
+/// ```no_run
+/// use futureproof::{prelude::*, process::isolate};
+///
+/// fn main() -> std::io::Result<()> {
+///     let parse = isolate("parse", |text: &String| text.parse::<u32>().map_err(|error| error.to_string())).start()?;
+///     println!("{:?}", parse.call(&"7".to_owned())); // one call
+///     let texts = ["1", "x"].map(str::to_owned);
+///     for task in texts.into_iter().futureproof(Ignore).map_tasks(parse.into_fn()) {
+///         println!("{task:?}");
+///     }
+///     Ok(())
+/// }
+/// ```
+///
 /// When it is dropped, and with it the function that [`into_fn`](Self::into_fn) makes of it, its children are killed and
 /// reaped. A run drops its function when it ends or is dropped.
 pub struct Isolated<I, T, E> {

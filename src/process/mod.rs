@@ -20,11 +20,9 @@
 //!         .max_tasks(1_000)
 //!         .memory_limit(2 << 30)
 //!         .start()?;
-//!     let lines = std::io::stdin().lines().map_while(Result::ok);
-//!     for task in lines.futureproof(Log).num_threads(8).map_tasks(parse.into_fn()) {
-//!         if let Ok(task) = task {
-//!             println!("{}", task.output);
-//!         }
+//!     let texts = std::env::args().skip(1);
+//!     for task in texts.futureproof(Log).num_threads(8).map_tasks(parse.into_fn()).flatten() {
+//!         println!("{}", task.output);
 //!     }
 //!     Ok(())
 //! }
@@ -32,11 +30,11 @@
 //!
 //! # What it costs
 //!
-//! A call takes some 4 µs, and a fresh child some 1 to 4 ms, on two cores. Where the other cores sleep, a first call takes
-//! 65 µs: to be quicker, both sides look for the next message for up to 100 µs before they block, if the last one
-//! came as soon, and if nobody else needs the core. Large items are copied four times: 1 MiB there and back takes 1.2 ms.
-//! Python's `ProcessPoolExecutor` takes 200 µs a call on the same machine, 100 µs in a `map`. So tasks of 50 µs and more
-//! lose little.
+//! On two cores: a call takes about 4 µs while calls follow each other closely, and 65 µs after a pause, when the other core
+//! has fallen asleep. (Both sides look for the next message for up to 100 µs before they block, if the last one came as soon
+//! and nobody else needs the core.) A fresh child takes 1 to 4 ms. Large items are copied four times: 1 MiB there and back
+//! takes 1.2 ms. Python's `ProcessPoolExecutor` takes 200 µs a call on the same machine, 100 µs in a `map`. So little is lost
+//! on tasks of 50 µs and more.
 //!
 //! # What a child is
 //!
@@ -72,14 +70,35 @@
 //! Under `cargo test` a program's `main` is the harness's, which runs tests on threads, and would run them in each child
 //! as well. Three ways out:
 //!
-//! 1. **A test of its own `main`**: `harness = false` in its `[[test]]`, [`isolate`] first in that `main`. Benchmarks with
-//!    a `main` of their own are the same.
-//! 2. **A helper program**: a small `[[bin]]` whose `main` calls `isolate` with the same name and types, and in the test
-//!    `.program(env!("CARGO_BIN_EXE_helper"))`.
-//! 3. **One test alone in the child**: if `isolate` comes first in the test `tests::parses`,
-//!    `.args(["--exact", "tests::parses", "--nocapture"])` has the child run that test only, up to that call.
+//! 1. **The program itself**: a binary whose `main` isolates first can be the child of an integration test (a file in
+//!    `tests/`) as well. Cargo builds it first, and tells where it is:
 //!
-//! Under nextest the third holds without `.args`, since it runs each test by itself with these very arguments.
+//!    ```no_run
+//!    # use futureproof::process::isolate;
+//!    # fn parse(text: &String) -> Result<u32, String> { text.parse().map_err(|_| text.clone()) }
+//!    # macro_rules! env { ($name:literal) => { $name } }
+//!    // The same name and types as in that program. Of `parse`, only the types matter here.
+//!    let parse = isolate("parse", parse).program(env!("CARGO_BIN_EXE_my-program")).start()?;
+//!    assert_eq!(parse.call(&"7".to_owned()), Ok(7));
+//!    # Ok::<(), std::io::Error>(())
+//!    ```
+//! 2. **One test alone in the child**, for unit tests: `isolate` comes first in the test, and the child is told to run that
+//!    test only. Under nextest this holds without `.args`, since it runs each test by itself with these very arguments.
+//!
+//!    ```
+//!    # use futureproof::process::isolate;
+//!    # fn parse(text: &String) -> Result<u32, String> { text.parse().map_err(|_| text.clone()) }
+//!    mod tests {
+//!        # use super::*;
+//!        #[test]
+//!        fn parses() {
+//!            let parse = isolate("parse", parse).args(["--exact", "tests::parses", "--nocapture"]).start().unwrap();
+//!            assert_eq!(parse.call(&"7".to_owned()), Ok(7));
+//!        }
+//!    }
+//!    ```
+//! 3. **A test or benchmark with a `main` of its own**: `harness = false` in its `[[test]]` or `[[bench]]`, and [`isolate`]
+//!    first in that `main`.
 //!
 //! # Systems
 //!
@@ -125,7 +144,16 @@ use serve::{role, serve};
 /// format is postcard's, which does not describe itself: `#[serde(flatten)]`, `untagged` and
 /// `skip_serializing_if` do not work with it. A `Vec<u8>` travels much faster with `serde_bytes`.
 ///
-/// See the [module](self) for an example.
+/// ```no_run
+/// use futureproof::process::{Error, isolate};
+///
+/// fn main() -> std::io::Result<()> {
+///     let words = std::fs::read_to_string("words")?; // in each child as well
+///     let find = isolate("find", move |word: &String| words.find(word.as_str()).ok_or(())).start()?;
+///     assert_eq!(find.call(&"no such word".to_owned()), Err(Error::Task(())));
+///     Ok(())
+/// }
+/// ```
 pub fn isolate<I, T, E, F>(name: &str, f: F) -> Isolate<I, T, E>
 where
     I: Serialize + DeserializeOwned,

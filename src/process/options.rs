@@ -35,6 +35,22 @@ impl Default for Options {
 }
 
 /// The options of a function that runs in child processes. Made by [`isolate`](super::isolate).
+///
+/// ```no_run
+/// use futureproof::process::isolate;
+/// use std::time::Duration;
+///
+/// fn main() -> std::io::Result<()> {
+///     let render = isolate("render", |page: &u32| Ok::<_, String>(vec![0u8; *page as usize]));
+///     let render = render
+///         .timeout(Duration::from_secs(5)) // for a task
+///         .max_tasks(1_000) // then a fresh child
+///         .memory_limit(1 << 30) // for a child
+///         .start()?;
+///     println!("{:?}", render.call(&3));
+///     Ok(())
+/// }
+/// ```
 #[must_use = "nothing is isolated unless `start` is called"]
 pub struct Isolate<I, T, E> {
     name: String,
@@ -72,7 +88,7 @@ impl<I, T, E> Isolate<I, T, E> {
     }
 
     /// How many bytes of address space a child may have. The allocation that would exceed it fails, which
-    /// in Rust aborts the child: [`Error::Crashed`], with signal 6.
+    /// in Rust aborts the child: [`Error::Crashed`], with signal 6. C gets a null pointer, and may make an ordinary error of it.
     ///
     /// The program itself and the stacks of its threads count, so less than some 64 MiB is too little. It
     /// is set when the child reaches [`isolate`](super::isolate). macOS takes it but hardly heeds it; on Windows it is an
