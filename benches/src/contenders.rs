@@ -73,6 +73,10 @@ pub const FOLD: &str = "futureproof, `fold`";
 pub const ORDERED: &str = "futureproof, `ordered`";
 pub const STATE: &str = "futureproof, `with_state`";
 pub const RETRY: &str = "futureproof, `retry` armed";
+/// Whatever can watch a run does; with the feature `watched`, so does a bar.
+pub const WATCHED: &str = "futureproof, `on_progress`, `report`";
+pub const WARN: &str = "futureproof, `warn_after`";
+pub const STREAM: &str = "futureproof, `into_stream`";
 pub const POOL: &str = "futureproof, `on` a pool that runs";
 pub const CHANNEL: &str = "rayon `par_bridge` into a channel";
 pub const PARITER: &str = "pariter, tuned";
@@ -95,6 +99,9 @@ pub fn all<W: Work>() -> Vec<Contender<W>> {
         of(ORDERED, 4, true, ordered),
         of(STATE, 6, true, stateful),
         of(RETRY, 4, true, with_retry),
+        of(WATCHED, 4, true, watched),
+        of(WARN, 6, true, with_warning),
+        of(STREAM, 20, true, as_stream),
         of(POOL, 4, true, on_pool),
         of("rayon `par_iter` of a `Vec`", 4, false, par_iter),
         of("rayon `par_bridge`, reduced", 50, false, par_bridge),
@@ -205,6 +212,44 @@ fn with_retry<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
         sum = sum.wrapping_add(task.expect("it cannot fail").output);
     }
     sum
+}
+
+fn watched<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let mut sum = 0u64;
+    let run = (0..items).futureproof(Raise).num_threads(rig.threads);
+    let run = run.monitor_interval(Duration::from_millis(10));
+    let run = run.on_progress(|now| {
+        std::hint::black_box(now.rate());
+    });
+    #[cfg(feature = "watched")]
+    let run = run.progress_bar(indicatif::ProgressBar::hidden());
+    let mut run = run.map_tasks(infallible(move |item: &u64| work(*item)));
+    for task in run.by_ref() {
+        sum = sum.wrapping_add(task.expect("it cannot fail").output);
+    }
+    std::hint::black_box(run.report());
+    sum
+}
+
+fn with_warning<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let mut sum = 0u64;
+    let run = (0..items).futureproof(Raise).num_threads(rig.threads);
+    let run = run.warn_after(Duration::from_secs(60));
+    for task in run.map_tasks(infallible(move |item: &u64| work(*item))) {
+        sum = sum.wrapping_add(task.expect("it cannot fail").output);
+    }
+    sum
+}
+
+fn as_stream<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let run = (0..items).futureproof(Raise).num_threads(rig.threads);
+    let stream = run
+        .map_tasks(infallible(move |item: &u64| work(*item)))
+        .into_stream();
+    let sum = stream.fold(0u64, async |sum, task| {
+        sum.wrapping_add(task.expect("it cannot fail").output)
+    });
+    rig.runtime.block_on(sum)
 }
 
 fn on_pool<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {

@@ -85,11 +85,8 @@
 //! 2. **One test alone in the child**, for unit tests: `isolate` comes first in the test, and the child is told to run that
 //!    test only. Under nextest this holds without `.args`, since it runs each test by itself with these very arguments.
 //!
-//!    ```
-//!    # use futureproof::process::isolate;
-//!    # fn parse(text: &String) -> Result<u32, String> { text.parse().map_err(|_| text.clone()) }
+//!    ```text
 //!    mod tests {
-//!        # use super::*;
 //!        #[test]
 //!        fn parses() {
 //!            let parse = isolate("parse", parse).args(["--exact", "tests::parses", "--nocapture"]).start().unwrap();
