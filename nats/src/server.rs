@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, Context};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
@@ -199,9 +199,15 @@ impl Link {
                 options = read.map_err(SetupError::Credentials)?;
             }
             let client = options.connect(list.clone()).await;
-            let client = client.map_err(|error| SetupError::Connect {
-                address: list.join(","),
-                source: Box::new(error),
+            let client = client.map_err(|error| {
+                let (address, kind) = (list.join(","), error.kind());
+                let source = Box::new(error);
+                match kind {
+                    ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                        SetupError::Refused { address, source }
+                    }
+                    _ => SetupError::Connect { address, source },
+                }
             })?;
             // It starts a task, so it is made here.
             let context = jetstream::ContextBuilder::new().ack_timeout(ACK_TIMEOUT);
