@@ -17,6 +17,10 @@ use crate::function::Function;
 /// Within this time the server must have said that it stored a task; then it is asked again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Within this time the server must have answered anything else. A cluster that has lost a server is silent until it
+/// has chosen another leader, some seconds, and does not answer later what was asked before.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A NATS server, or several of one cluster, and the credentials for it.
 ///
 /// A text is one, so most programs never name this type:
@@ -156,6 +160,7 @@ impl Link {
         let (sender, connects) = watch::channel(0);
         let mut options = ConnectOptions::new()
             .name("futureproof")
+            .request_timeout(Some(REQUEST_TIMEOUT))
             // A server that restarts is found again soon, and one that stays away is not stormed.
             .reconnect_delay_callback(|tries| {
                 Duration::from_millis(100 * tries.clamp(1, 10) as u64)
