@@ -2,25 +2,45 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg(feature = "metrics")]
+use crate::meters::{self, Durations, Meter};
+
 /// Adds and reads. Relaxed: nothing is published through a count.
 #[derive(Debug, Default)]
-pub(crate) struct Count(AtomicU64);
+pub(crate) struct Count {
+    number: AtomicU64,
+    #[cfg(feature = "metrics")]
+    meter: Option<Meter>,
+}
 
 impl Count {
+    #[cfg(feature = "metrics")]
+    fn on(meter: Meter) -> Self {
+        Self {
+            number: AtomicU64::new(0),
+            meter: Some(meter),
+        }
+    }
+
     pub(crate) fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.next();
+    }
+
+    /// As `add`, and tells how much it was before.
+    pub(crate) fn next(&self) -> u64 {
+        #[cfg(feature = "metrics")]
+        self.meter.as_ref().inspect(|meter| meter.add());
+        self.number.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn sub(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn next(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed)
+        #[cfg(feature = "metrics")]
+        self.meter.as_ref().inspect(|meter| meter.sub());
+        self.number.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.number.load(Ordering::Relaxed)
     }
 }
 
@@ -42,6 +62,8 @@ pub struct Counters {
     pub redelivered: u64,
     /// Tasks that were given up, after so many deliveries.
     pub lost: u64,
+    /// Items that the worker could not read, and answers that could not be read here.
+    pub unreadable: u64,
     /// Calls that met their deadline.
     pub deadlines: u64,
     /// Calls that met a full queue.
@@ -58,10 +80,13 @@ pub struct Counters {
 pub(crate) struct CallerCounts {
     pub(crate) calls: Count,
     pub(crate) answered: Count,
+    /// Answers that are an output.
+    pub(crate) ok: Count,
     pub(crate) failed: Count,
     pub(crate) panicked: Count,
     pub(crate) redelivered: Count,
     pub(crate) lost: Count,
+    pub(crate) unreadable: Count,
     pub(crate) deadlines: Count,
     pub(crate) refused: Count,
     pub(crate) undelivered: Count,
@@ -70,6 +95,34 @@ pub(crate) struct CallerCounts {
 }
 
 impl CallerCounts {
+    /// Those of a function that is called.
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) fn new(_function: &str) -> Self {
+        Self::default()
+    }
+
+    /// Those of a function that is called, and of each outcome a recorder hears.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn new(function: &str) -> Self {
+        let calls = |outcome| Count::on(meters::calls(function, outcome));
+        Self {
+            calls: Count::default(),
+            // The sum of the next five.
+            answered: Count::default(),
+            ok: calls("ok"),
+            failed: calls("failed"),
+            panicked: calls("panicked"),
+            lost: calls("lost"),
+            unreadable: calls("unreadable"),
+            deadlines: calls("deadline"),
+            refused: calls("refused"),
+            undelivered: calls("undelivered"),
+            stopped: calls("stopped"),
+            redelivered: Count::on(meters::calls_redelivered(function)),
+            late: Count::on(meters::late_answers(function)),
+        }
+    }
+
     pub(crate) fn read(&self) -> Counters {
         Counters {
             calls: self.calls.get(),
@@ -78,6 +131,7 @@ impl CallerCounts {
             panicked: self.panicked.get(),
             redelivered: self.redelivered.get(),
             lost: self.lost.get(),
+            unreadable: self.unreadable.get(),
             deadlines: self.deadlines.get(),
             refused: self.refused.get(),
             undelivered: self.undelivered.get(),
@@ -92,9 +146,46 @@ impl CallerCounts {
 pub(crate) struct WorkerCounts {
     pub(crate) running: Count,
     pub(crate) done: Count,
+    pub(crate) ok: Count,
     pub(crate) failed: Count,
     pub(crate) panicked: Count,
     pub(crate) redelivered: Count,
     pub(crate) unreadable: Count,
     pub(crate) unwanted: Count,
+    pub(crate) lost: Count,
+    #[cfg(feature = "metrics")]
+    durations: Option<Durations>,
+}
+
+impl WorkerCounts {
+    /// Those of a function that is run here.
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) fn new(_function: &str) -> Self {
+        Self::default()
+    }
+
+    /// Those of a function that is run here, and of each outcome a recorder hears.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn new(function: &str) -> Self {
+        let tasks = |outcome| Count::on(meters::tasks(function, outcome));
+        Self {
+            running: Count::on(meters::tasks_running(function)),
+            done: Count::default(),
+            ok: tasks("ok"),
+            failed: tasks("failed"),
+            panicked: tasks("panicked"),
+            unreadable: tasks("unreadable"),
+            unwanted: tasks("unwanted"),
+            lost: tasks("lost"),
+            redelivered: Count::on(meters::tasks_redelivered(function)),
+            durations: Some(Durations::new(function)),
+        }
+    }
+
+    /// Calls the user's function, and takes the time.
+    pub(crate) fn time<T>(&self, f: impl FnOnce() -> T) -> T {
+        #[cfg(feature = "metrics")]
+        let _sample = self.durations.as_ref().map(Durations::start);
+        f()
+    }
 }

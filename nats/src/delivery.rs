@@ -144,8 +144,9 @@ impl Delivery {
 
     /// Gives the caller its answer until it confirms it, and then takes the task off the queue.
     ///
-    /// Not before: an answer that is lost with a connection would be lost for good.
-    pub(crate) async fn settle(self, mut kind: Kind, mut payload: Bytes) {
+    /// Not before: an answer that is lost with a connection would be lost for good. Returns the kind of what was
+    /// sent: an output that is too large is none.
+    pub(crate) async fn settle(self, mut kind: Kind, mut payload: Bytes) -> Kind {
         let station = &self.station;
         if let Err(reason) = frame::check_length("output", &payload, &station.client) {
             (kind, payload) = (Kind::Encode, reason.into());
@@ -161,18 +162,20 @@ impl Delivery {
             match station.client.send_request(subject.clone(), request).await {
                 Ok(_) => {
                     let _ = self.letter.acker.ack().await;
-                    return;
+                    return kind;
                 }
                 Err(error) if error.kind() == RequestErrorKind::NoResponders => {
                     if finished.elapsed() > PATIENCE {
                         // It may be a caller that is gone. If it comes back, the task is run again.
                         station.suspect(&self.letter.run);
                         self.letter.put_aside(PATIENCE).await;
-                        return;
+                        return kind;
                     }
                 }
                 // We are cut off ourselves, or the answer was lost on its way.
-                Err(_) if self.taken.elapsed() > self.letter.head.deadline + PATIENCE => return,
+                Err(_) if self.taken.elapsed() > self.letter.head.deadline + PATIENCE => {
+                    return kind;
+                }
                 Err(_) => {}
             }
             sleep(AGAIN).await;

@@ -57,11 +57,11 @@ impl Desk {
         let unique = inbox.rsplit('.').next().unwrap_or_default();
         Self {
             run: unique.to_owned(),
+            counts: CallerCounts::new(names.name()),
             client,
             context,
             names,
             max_queued,
-            counts: CallerCounts::default(),
             stopped: watch::Sender::new(false),
             leftovers: AtomicBool::new(false),
             waiting: Mutex::default(),

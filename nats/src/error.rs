@@ -25,11 +25,19 @@ pub enum SetupError {
     /// A file with credentials cannot be used.
     #[error("cannot use the credentials file")]
     Credentials(#[source] io::Error),
-    /// The server cannot be reached, or does not let us in.
+    /// The server cannot be reached.
     #[error(
         "cannot connect to {address}: is nats-server running there? (`nats-server --jetstream`)"
     )]
     Connect {
+        /// Host and port, without user and password.
+        address: String,
+        /// What the client said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The server is there, and does not let us in.
+    #[error("{address} does not let us in: is it the right password, or credentials file?")]
+    Refused {
         /// Host and port, without user and password.
         address: String,
         /// What the client said.

@@ -9,6 +9,8 @@ mod desk;
 mod error;
 mod frame;
 mod function;
+#[cfg(feature = "metrics")]
+mod meters;
 mod monitor;
 mod names;
 mod outcome;
@@ -17,6 +19,8 @@ mod remote;
 mod server;
 mod shape;
 mod station;
+#[cfg(feature = "tracing")]
+mod trace;
 mod worker;
 
 pub use counters::Counters;

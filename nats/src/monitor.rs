@@ -11,10 +11,11 @@ pub(crate) fn count(station: &Station, kind: Kind) {
     counts.running.sub();
     counts.done.add();
     match kind {
+        Kind::Ok => counts.ok.add(),
         Kind::Err => counts.failed.add(),
         Kind::Panicked => counts.panicked.add(),
         Kind::Decode | Kind::Encode => counts.unreadable.add(),
-        _ => {}
+        Kind::Lost | Kind::Wanted => {}
     }
 }
 

@@ -38,7 +38,8 @@ where
     })
 }
 
-fn message(payload: &(dyn Any + Send)) -> String {
+/// What a panic says.
+pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     let known = payload.downcast_ref::<&str>().copied();
     let known = known.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     frame::text(known.unwrap_or("a value that is no text"))

@@ -182,12 +182,16 @@ where
     fn count(&self, result: &Result<Answer<T>, RemoteError<E>>) {
         let counts = &self.inner.desk.counts;
         match result {
-            Ok(answer) if answer.deliveries > 1 => counts.redelivered.add(),
-            Ok(_) => {}
+            Ok(answer) => {
+                counts.ok.add();
+                if answer.deliveries > 1 {
+                    counts.redelivered.add();
+                }
+            }
             Err(RemoteError::Task(_)) => counts.failed.add(),
             Err(RemoteError::Panicked { .. }) => counts.panicked.add(),
             Err(RemoteError::Lost { .. }) => counts.lost.add(),
-            Err(RemoteError::Decode(_)) => {}
+            Err(RemoteError::Decode(_)) => counts.unreadable.add(),
             Err(RemoteError::Deadline) => return counts.deadlines.add(),
             Err(RemoteError::QueueFull) => return counts.refused.add(),
             Err(RemoteError::Stopped) => return counts.stopped.add(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, Context};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
@@ -16,6 +16,10 @@ use crate::function::Function;
 
 /// Within this time the server must have said that it stored a task; then it is asked again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Within this time the server must have answered anything else. A cluster that has lost a server is silent until it
+/// has chosen another leader, some seconds, and does not answer later what was asked before.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A NATS server, or several of one cluster, and the credentials for it.
 ///
@@ -156,6 +160,7 @@ impl Link {
         let (sender, connects) = watch::channel(0);
         let mut options = ConnectOptions::new()
             .name("futureproof")
+            .request_timeout(Some(REQUEST_TIMEOUT))
             // A server that restarts is found again soon, and one that stays away is not stormed.
             .reconnect_delay_callback(|tries| {
                 Duration::from_millis(100 * tries.clamp(1, 10) as u64)
@@ -199,9 +204,15 @@ impl Link {
                 options = read.map_err(SetupError::Credentials)?;
             }
             let client = options.connect(list.clone()).await;
-            let client = client.map_err(|error| SetupError::Connect {
-                address: list.join(","),
-                source: Box::new(error),
+            let client = client.map_err(|error| {
+                let (address, kind) = (list.join(","), error.kind());
+                let source = Box::new(error);
+                match kind {
+                    ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                        SetupError::Refused { address, source }
+                    }
+                    _ => SetupError::Connect { address, source },
+                }
             })?;
             // It starts a task, so it is made here.
             let context = jetstream::ContextBuilder::new().ack_timeout(ACK_TIMEOUT);

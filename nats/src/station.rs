@@ -81,10 +81,10 @@ impl Station {
             client,
             context,
             connects,
+            counts: WorkerCounts::new(names.name()),
             names,
             worker,
             limits,
-            counts: WorkerCounts::default(),
             stopped,
             consumer: Mutex::new(consumer),
             restored: AsyncMutex::new(Instant::now()),
@@ -207,6 +207,7 @@ impl Station {
         let too_large = letter.payload.len() > self.limits.max_item_bytes;
         let delivery = Delivery::start(Arc::clone(self), letter);
         if delivery.letter.deliveries > max_deliver {
+            self.counts.lost.add();
             delivery.settle(Kind::Lost, Vec::new().into()).await;
             return None;
         }

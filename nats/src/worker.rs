@@ -14,6 +14,8 @@ use crate::names::Names;
 use crate::outcome::answer;
 use crate::server::{Link, Server};
 use crate::station::{Limits, Station};
+#[cfg(feature = "tracing")]
+use crate::trace;
 
 /// Runs `f` on the items that callers send to the function `name`, on so many threads, until SIGTERM or Ctrl-C.
 ///
@@ -215,9 +217,12 @@ impl Worker {
         let work = || {
             while let Some(Some(delivery)) = background.wait(Arc::clone(&station).next()) {
                 station.counts.running.add();
-                let (kind, payload) = answer(&f, &delivery.letter.payload);
-                background.wait(delivery.settle(kind, payload));
-                count(&station, kind);
+                let run = |item: &I| station.counts.time(|| f(item));
+                #[cfg(feature = "tracing")]
+                let run = |item: &I| trace::call(names.name(), &delivery.letter, || run(item));
+                let (kind, payload) = answer(&run, &delivery.letter.payload);
+                let sent = background.wait(delivery.settle(kind, payload));
+                count(&station, sent.unwrap_or(kind));
             }
         };
         let ended = std::thread::scope(|scope| {

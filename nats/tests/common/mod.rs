@@ -167,8 +167,12 @@ impl NatsServer {
             )
         });
         let file = ports.join(format!("nats-server_{}.ports", process.id()));
-        self.process = Some(process);
+        let process = self.process.insert(process);
+        let log = self.dir.path().join("server.log");
         eventually("the server has written its port", || {
+            if process.has_ended() {
+                panic!("{}", std::fs::read_to_string(&log).unwrap_or_default());
+            }
             let text = std::fs::read_to_string(&file).unwrap_or_default();
             let found = text
                 .split("://")
