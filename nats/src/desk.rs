@@ -265,9 +265,13 @@ fn refusal(error: &PublishError) -> Refusal {
     };
     let text = server.to_string();
     let full = text.contains("maximum messages") || text.contains("maximum bytes");
-    if full && server.error_code() == ErrorCode::STREAM_STORE_FAILED {
+    let is_store = server.error_code() == ErrorCode::STREAM_STORE_FAILED;
+    if full && is_store {
         Refusal::Full
-    } else if server.code() == 503 && server.error_code() != ErrorCode::STREAM_STORE_FAILED {
+    } else if is_store && text.contains("no such file") {
+        // A worker makes it anew.
+        Refusal::Away
+    } else if server.code() == 503 && !is_store {
         // Not ready yet, as after a start.
         Refusal::Away
     } else {

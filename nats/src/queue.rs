@@ -1,12 +1,15 @@
 //! The queue of a function on the server: a bounded stream on disk, and one consumer for all workers.
 
 use std::error::Error;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::{ConsumerInfoError, ConsumerInfoErrorKind};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{
+    Config, ConsumerError, ConsumerErrorKind, DiscardPolicy, RetentionPolicy, StorageType, Stream,
+};
+use async_nats::jetstream::{Context, ErrorCode};
 
 use tokio::time::sleep;
 
@@ -26,6 +29,9 @@ const MAX_UNDER_WAY: i64 = 65_536;
 /// How often the stream is asked for again, and the time between.
 const TRIES: u32 = 5;
 const BETWEEN: Duration = Duration::from_millis(50);
+
+/// How long at most one waits before one makes a stream, in case others are about to.
+const STAGGER: Duration = Duration::from_millis(200);
 
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
@@ -52,6 +58,10 @@ pub(crate) async fn stream(
         num_replicas: 1,
         ..Config::default()
     };
+    if let Ok(stream) = context.get_stream(&config.name).await {
+        return Ok(stream);
+    }
+    stagger().await;
     let mut tries = 0;
     loop {
         match context.get_or_create_stream(config.clone()).await {
@@ -65,6 +75,37 @@ pub(crate) async fn stream(
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Workers are often started all at once, callers beside them. A server of 2.9 that is asked twice for the same
+/// stream at the same moment may end up with one that has lost its files.
+async fn stagger() {
+    let hash = RandomState::new().build_hasher().finish();
+    sleep(STAGGER.mul_f64(hash as f64 / u64::MAX as f64)).await;
+}
+
+/// Makes a stream anew that has lost its files, if it holds nothing.
+pub(crate) async fn renew(
+    context: &Context,
+    names: &Names,
+    max_queued: i64,
+) -> Result<Stream, Failure> {
+    stagger().await;
+    let mut there = context.get_stream(names.stream()).await?;
+    if there.info().await?.state.messages == 0 {
+        log::warn!(target: "futureproof", "{}: the server has lost the files of the queue, which is empty: making it anew", names.name());
+        context.delete_stream(names.stream()).await?;
+    }
+    stream(context, names, max_queued).await
+}
+
+/// Whether a consumer could not be made as the server has lost the files of the stream, or cannot write any.
+pub(crate) fn is_without_files(failure: &Failure) -> bool {
+    let error = failure.downcast_ref::<ConsumerError>();
+    error.is_some_and(|error| match error.kind() {
+        ConsumerErrorKind::JetStream(error) => error.error_code() == ErrorCode::CONSUMER_CREATE,
+        _ => false,
+    })
 }
 
 /// The consumer, made if it is not there.

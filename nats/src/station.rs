@@ -253,5 +253,11 @@ impl Station {
 
 async fn find(context: &Context, names: &Names, limits: &Limits) -> Result<PullConsumer, Failure> {
     let stream = queue::stream(context, names, limits.max_queued).await?;
-    queue::consumer(&stream, limits.lease).await
+    match queue::consumer(&stream, limits.lease).await {
+        Err(failure) if queue::is_without_files(&failure) => {
+            let stream = queue::renew(context, names, limits.max_queued).await?;
+            queue::consumer(&stream, limits.lease).await
+        }
+        outcome => outcome,
+    }
 }

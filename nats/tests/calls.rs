@@ -127,6 +127,21 @@ fn a_full_queue_refuses_and_keeps_what_it_has() {
     assert_eq!(full.counters().refused, 1);
 }
 
+// nats-server 2.9: two that make the same stream at the same moment may leave it without its files.
+#[test]
+fn an_empty_queue_that_has_lost_its_files_is_made_anew() {
+    let _dog = watchdog(120);
+    let server = NatsServer::start();
+    let lost = remote(&server.url(), "lost");
+    let stream = server.dir().join("jetstream/$G/streams/futureproof-lost");
+    std::fs::remove_dir_all(&stream).unwrap();
+    std::fs::write(&stream, "no place for a consumer").unwrap();
+    let _worker = LocalWorker::start(Worker::new(server.url(), "lost").num_threads(1), work);
+    // Not before: a queue that holds a task is not thrown away.
+    eventually("the stream is made anew", || stream.is_dir());
+    assert_eq!(lost.call(&Job::Double(1)).unwrap().number, 2);
+}
+
 #[test]
 fn a_cancel_stops_the_calls_and_purges_what_is_queued() {
     let _dog = watchdog(120);
