@@ -54,8 +54,8 @@ impl Running {
 pub(crate) struct Counters {
     pulled: AtomicU64,
     delivered: AtomicU64,
-    /// Failed ones included.
-    completed: AtomicU64,
+    // Each is added to by itself: a sum and a part of it would be seen at odds.
+    succeeded: AtomicU64,
     failed: AtomicU64,
     retried: AtomicU64,
     total: OnceLock<u64>,
@@ -65,7 +65,7 @@ pub(crate) struct Counters {
     ended: OnceLock<Instant>,
 }
 
-// A reader must never see more completed than pulled, or more failed than completed. So what counts
+// A reader must never see more completed than pulled, or more delivered than completed. So what counts
 // later in a task's life is read first, with an acquire that pairs with the writer's release.
 impl Counters {
     /// The run starts, over a source of this size, if that is known.
@@ -91,8 +91,9 @@ impl Counters {
 
     /// So many tasks came to their end, so many of them by a final failure.
     pub(crate) fn complete(&self, tasks: u64, failed: u64) {
-        if !bugs::adds_in_two_steps(&self.completed, tasks) {
-            self.completed.fetch_add(tasks, Ordering::Release);
+        let succeeded = tasks - failed;
+        if succeeded > 0 && !bugs::adds_in_two_steps(&self.succeeded, succeeded) {
+            self.succeeded.fetch_add(succeeded, Ordering::Release);
         }
         if failed > 0 {
             self.failed.fetch_add(failed, Ordering::Release);
@@ -109,9 +110,9 @@ impl Counters {
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let failed = self.failed.load(Ordering::Acquire);
         let delivered = self.delivered.load(Ordering::Acquire);
-        let completed = self.completed.load(Ordering::Acquire);
+        let failed = self.failed.load(Ordering::Acquire);
+        let completed = self.succeeded.load(Ordering::Acquire) + failed;
         let retried = self.retried.load(Ordering::Relaxed);
         let pulled = self.pulled.load(Ordering::Acquire);
         let elapsed = match self.started.get() {
@@ -297,5 +298,26 @@ mod tests {
         counters.end();
         assert_eq!(counters.snapshot().elapsed(), counters.snapshot().elapsed());
         assert_eq!(counters.snapshot().total(), Some(3));
+    }
+
+    #[test]
+    fn a_failure_is_never_taken_for_a_success() {
+        let counters = Counters::default();
+        let tasks = if cfg!(miri) { 50 } else { 2_000_000 };
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for pulled in 1..=tasks {
+                    counters.set_pulled(pulled);
+                    counters.complete(1, 1);
+                    counters.set_delivered(pulled);
+                }
+            });
+            while !writer.is_finished() {
+                let now = counters.snapshot();
+                assert_eq!(now.completed() - now.failed(), 0);
+                assert!(now.delivered <= now.completed() && now.completed() <= now.pulled());
+            }
+        });
+        assert_eq!(counters.snapshot().failed(), tasks);
     }
 }
