@@ -28,6 +28,7 @@ trait Hands<C>: Send {
     fn submit(&self, chunk: C) -> bool;
     fn settle(&self, is_over: &dyn Fn() -> bool) -> bool;
     fn is_current(&self) -> bool;
+    fn leave(self: Box<Self>);
 }
 
 type BoxedHands<'a, I, T, E> = Box<dyn Hands<Parcel<I, T, E>> + 'a>;
@@ -78,6 +79,13 @@ where
 
     fn is_current(&self) -> bool {
         self.home.is_current()
+    }
+
+    fn leave(self: Box<Self>) {
+        // Each by itself: the home and what the function captures may both panic when dropped.
+        let Self { home, function, .. } = *self;
+        bury(home);
+        bury(function);
     }
 }
 
@@ -270,7 +278,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         // All jobs have let go of the function, so this is where its captures are dropped, and the
         // threads of an own pool are joined.
         if let Some(hands) = self.hands.take() {
-            bury(hands);
+            hands.leave();
         }
     }
 

@@ -127,6 +127,7 @@ fn child() {
         "ring" => ring(),
         "enabled" => enabled(),
         "reader" => reader(),
+        "home" => home(),
         _ => panic!("no scenario {name}"),
     }
     println!("done");
@@ -1068,4 +1069,31 @@ fn reader() {
     let mut run = run.map_tasks(infallible(|_: &Slow| ()));
     assert!(run.next().is_some());
     drop(run);
+}
+
+#[test]
+fn a_home_and_a_function_may_both_panic_when_they_go() {
+    survive("home");
+}
+
+fn home() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic_any(())
+        }
+    }
+    struct Home(#[allow(dead_code)] Bomb);
+    impl Spawn<'static> for Home {
+        fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+            thread::spawn(job);
+        }
+    }
+    let capture = Bomb;
+    let run = (0..10u32).futureproof(Raise).on(Home(Bomb));
+    let run = run.map_tasks(infallible(move |n: &u32| {
+        let _ = &capture;
+        *n
+    }));
+    assert_eq!(run.count(), 10);
 }
