@@ -52,7 +52,9 @@ fn show(bar: &ProgressBar, figures: &Snapshot, moment: Moment) {
         if let Some(total) = figures.total() {
             bar.set_length(total);
         }
+        // It may have served another run.
         bar.reset();
+        bar.set_message("");
     }
     if figures.failed() > 0 {
         bar.set_message(format!(", {} failed", figures.failed()));

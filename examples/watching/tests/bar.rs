@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use futureproof::prelude::*;
+
 const BAR: &str = env!("CARGO_BIN_EXE_bar");
 
 /// What the example writes to a terminal: `script` gives it one.
@@ -68,4 +70,15 @@ fn what_is_no_terminal_gets_no_control_characters() {
         !text.contains(|c: char| c.is_control() && c != '\n'),
         "{text:?}"
     );
+}
+
+#[test]
+fn a_bar_that_is_used_again_forgets_the_failures_before() {
+    let bar = indicatif::ProgressBar::no_length();
+    for (failures, message) in [(3, ", 3 failed"), (0, "")] {
+        let run = (0..10).futureproof(Ignore).progress_bar(bar.clone());
+        let run = run.map_tasks(move |n| if *n < failures { Err(()) } else { Ok(()) });
+        assert_eq!(run.count(), 10);
+        assert_eq!(bar.message(), message);
+    }
 }
