@@ -1,5 +1,6 @@
 //! The figures of a run for the `metrics` facade.
 
+use std::mem;
 use std::time::Duration;
 
 use metrics::{
@@ -48,11 +49,13 @@ pub(crate) fn reader(name: &str) -> Reader {
             figures.retried(),
             flying,
         );
-        succeeded.increment(now.0 - last.0);
-        failed.increment(now.1 - last.1);
-        retries.increment(now.2 - last.2);
-        in_flight.increment(now.3 as f64 - last.3 as f64);
-        last = now;
+        // A recorder may panic. What is added then is lost, and not added twice; the gauge comes first, as it
+        // must come back to 0.
+        let before = mem::replace(&mut last, now);
+        in_flight.increment(now.3 as f64 - before.3 as f64);
+        succeeded.increment(now.0 - before.0);
+        failed.increment(now.1 - before.1);
+        retries.increment(now.2 - before.2);
     })
 }
 

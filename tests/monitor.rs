@@ -285,3 +285,59 @@ fn a_progress_callback_may_own_what_others_share() {
     assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 3);
     assert_eq!(Arc::strong_count(&shared), 1);
 }
+
+/// The handles of a run are made where it begins, so this recorder is that of one test.
+#[cfg(feature = "metrics")]
+#[test]
+fn counters_that_panic_do_not_hold_up_the_gauge() {
+    use metrics::{CounterFn, GaugeFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+
+    struct Bad;
+    impl CounterFn for Bad {
+        fn increment(&self, _: u64) {
+            std::panic::resume_unwind(Box::new(()))
+        }
+        fn absolute(&self, _: u64) {}
+    }
+
+    /// Tells by how much it has changed.
+    struct Change(mpsc::Sender<f64>);
+    impl GaugeFn for Change {
+        fn increment(&self, value: f64) {
+            self.0.send(value).unwrap();
+        }
+        fn decrement(&self, _: f64) {}
+        fn set(&self, _: f64) {}
+    }
+
+    struct Changes(Arc<Change>);
+    impl Recorder for Changes {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> metrics::Counter {
+            metrics::Counter::from_arc(Arc::new(Bad))
+        }
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> metrics::Gauge {
+            metrics::Gauge::from_arc(Arc::clone(&self.0))
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> metrics::Histogram {
+            metrics::Histogram::noop()
+        }
+    }
+
+    let (sender, changes) = mpsc::channel();
+    let gate = Gate::default();
+    let blocked = gate.clone();
+    let run = (0..3u32).futureproof(Raise).num_threads(1);
+    let mut run = run.map_tasks(infallible(move |_: &u32| blocked.pass()));
+    let recorder = Changes(Arc::new(Change(sender)));
+    thread::spawn(move || metrics::with_local_recorder(&recorder, || run.by_ref().for_each(drop)));
+    let mut flying = 0.0;
+    while flying == 0.0 {
+        let change = changes.recv_timeout(Duration::from_secs(20));
+        flying += change.expect("the gauge stands still");
+    }
+    gate.open();
+    assert_eq!(flying + changes.iter().sum::<f64>(), 0.0);
+}
