@@ -183,8 +183,9 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// How often the monitor tells, through [`log`] at `info!` with target `futureproof`, how the run is
     /// going. The default is every 2 s; the first and the last line come in any case.
     ///
-    /// With [`Duration::ZERO`] there is no monitor: no thread, no line and no
-    /// [`on_progress`](Self::on_progress). There is no thread either where nobody would see the lines.
+    /// With [`Duration::ZERO`] there is no line and no [`on_progress`](Self::on_progress). There is no thread
+    /// either, nor where nobody would see the lines, unless [`warn_after`](Self::warn_after), a progress bar or
+    /// the feature `metrics` needs it.
     ///
     /// ```
     /// # use futureproof::prelude::*;
