@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::stuck::{Desk, Desks};
+use crate::stuck::{Desks, Seat};
 #[cfg(feature = "tracing")]
 use crate::trace::Trace;
 
@@ -43,14 +44,14 @@ impl Watch {
         }
     }
 
-    /// For a chunk of this many attempts; `None` where nobody watches.
-    pub(crate) fn attend(&self, _attempt: u32) -> Option<Attended<'_>> {
+    /// For a chunk of this many attempts that begins now; `None` where nobody watches.
+    pub(crate) fn attend(&self, _attempt: u32, now: Instant) -> Option<Attended<'_>> {
         let attended = Attended {
-            desk: self.desks.as_deref().map(Desks::mine),
+            seat: self.desks.as_ref().map(|desks| desks.sit_down(now)),
             #[cfg(feature = "tracing")]
             trace: self.trace.is_on().then_some((&self.trace, _attempt)),
         };
-        let is_watched = attended.desk.is_some();
+        let is_watched = attended.seat.is_some();
         #[cfg(feature = "tracing")]
         let is_watched = is_watched || attended.trace.is_some();
         is_watched.then_some(attended)
@@ -59,14 +60,14 @@ impl Watch {
 
 /// Somebody watches.
 pub(crate) struct Attended<'a> {
-    desk: Option<&'a Desk>,
+    seat: Option<Seat<'a>>,
     #[cfg(feature = "tracing")]
     trace: Option<(&'a Trace, u32)>,
 }
 
 impl Attend for Attended<'_> {
     fn call<T, E: fmt::Debug>(&self, index: u64, f: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-        let _call = self.desk.map(|desk| desk.begin(index));
+        let _call = self.seat.as_ref().map(|seat| seat.begin(index));
         #[cfg(feature = "tracing")]
         if let Some((trace, attempt)) = self.trace {
             return trace.call(index, attempt, f);

@@ -222,7 +222,12 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// worker's name, and again each time that has doubled.
     ///
     /// A call that runs cannot be stopped; this tells which one it is. With it, a worker notes the index of
-    /// each task, which costs a few nanoseconds. The monitor looks four times in that time.
+    /// each task, which costs a few nanoseconds.
+    ///
+    /// The monitor looks four times in that time, so a task is told of when it has run for something between
+    /// `duration` and 5/4 of it; one that is over before that look is not. The time that is told is exact for the
+    /// first task of a [chunk](Self::chunk_size), and that is every task where all are slow; for one that others
+    /// came before in its chunk, it is up to a quarter of `duration` too short.
     ///
     /// ```
     /// # use futureproof::prelude::*;

@@ -8,6 +8,9 @@ use crate::report::Load;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::now;
 
+/// A call's number and the index of its task.
+pub(crate) type Numbered = (u64, u64);
+
 /// The call that runs on a worker. Written by that worker only.
 #[derive(Debug, Default)]
 pub(crate) struct Running {
@@ -20,29 +23,34 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// The task at `index` begins. Returns what ran so far.
+    /// The task at `index` begins, while none runs.
     #[inline]
-    pub(crate) fn begin(&self, index: u64) -> (u64, u64) {
-        let call = self.last.load(Ordering::Relaxed) + 1;
+    pub(crate) fn begin(&self, index: u64) {
+        let call = self.next();
         self.last.store(call, Ordering::Relaxed);
-        let outer = (
-            self.call.load(Ordering::Relaxed),
-            self.index.load(Ordering::Relaxed),
-        );
         self.go_on((call, index));
-        outer
     }
 
     /// A reader never takes an index for that of another call: in between there is none.
     #[inline]
-    pub(crate) fn go_on(&self, (call, index): (u64, u64)) {
-        self.call.store(0, Ordering::Release);
+    pub(crate) fn go_on(&self, (call, index): Numbered) {
         self.index.store(index, Ordering::Release);
         self.call.store(call, Ordering::Release);
     }
 
+    #[inline]
+    pub(crate) fn end(&self) {
+        self.call.store(0, Ordering::Release);
+    }
+
+    /// The number of the next call that begins.
+    #[inline]
+    pub(crate) fn next(&self) -> u64 {
+        self.last.load(Ordering::Relaxed) + 1
+    }
+
     /// The call that runs and the index of its task.
-    pub(crate) fn look(&self) -> Option<(u64, u64)> {
+    pub(crate) fn look(&self) -> Option<Numbered> {
         let call = self.call.load(Ordering::Acquire);
         let index = self.index.load(Ordering::Acquire);
         (call != 0 && self.call.load(Ordering::Acquire) == call).then_some((call, index))
@@ -92,7 +100,7 @@ impl Counters {
     /// So many tasks came to their end, so many of them by a final failure.
     pub(crate) fn complete(&self, tasks: u64, failed: u64) {
         let succeeded = tasks - failed;
-        if succeeded > 0 && !bugs::adds_in_two_steps(&self.succeeded, succeeded) {
+        if !bugs::adds_in_two_steps(&self.succeeded, succeeded) {
             self.succeeded.fetch_add(succeeded, Ordering::Release);
         }
         if failed > 0 {

@@ -72,7 +72,7 @@ impl<I, T, E> Reply<I, T, E> {
         let Shared { signals, watch, .. } = &*self.shared;
         let _entered = signals.tasks_token().enter();
         let start = now();
-        let pause = match watch.attend(chunk.attempts) {
+        let pause = match watch.attend(chunk.attempts, start) {
             None => chunk.run(f, signals, &Alone),
             Some(attendant) => chunk.run(f, signals, &attendant),
         };

@@ -1,78 +1,134 @@
 //! Warns of tasks that run for long.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::mem;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::warn;
 use thread_local::ThreadLocal;
 
-use crate::counters::Running;
+use crate::counters::{Numbered, Running};
 use crate::monitor::{Moment, Reader, TARGET};
-use crate::sync::{now, thread};
+use crate::sync::thread::{self, ThreadId};
+use crate::sync::{Mutex, MutexGuard, now};
 
-/// What each worker is doing, for the monitor to look at now and then. The clock is the monitor's: a worker only
-/// writes down the index.
+/// What each worker is doing, for the monitor to look at now and then. Once a task, a worker only writes down its
+/// index; the rest is written once a chunk.
 #[derive(Debug, Default)]
 pub(crate) struct Desks {
     desks: ThreadLocal<Desk>,
 }
 
 /// One worker's.
-#[derive(Debug)]
-pub(crate) struct Desk {
-    worker: String,
+#[derive(Debug, Default)]
+struct Desk {
     running: Running,
+    /// Held for a moment only, and never while code of others runs.
+    open: Mutex<Open>,
+}
+
+/// Whose the desk is, and what lies open on it.
+#[derive(Debug, Default)]
+struct Open {
+    /// A desk may outlive a thread, and go to the next.
+    thread: Option<ThreadId>,
+    worker: String,
+    /// The chunk that runs comes last: a worker that waits inside rayon may take up another meanwhile.
+    chunks: Vec<OpenChunk>,
+}
+
+#[derive(Debug)]
+struct OpenChunk {
+    start: Instant,
+    /// The number of its first call, which begins when the chunk does.
+    first: u64,
+    /// Its call that waits for the end of the chunk after this.
+    waiting: Option<Numbered>,
+}
+
+/// A worker's, while it runs a chunk. Dropping it ends that.
+pub(crate) struct Seat<'a> {
+    desk: &'a Desk,
 }
 
 /// A call that runs. Dropping it ends that.
 pub(crate) struct Call<'a> {
-    desk: &'a Desk,
-    /// A worker that waits inside rayon may take up another task meanwhile.
-    outer: (u64, u64),
+    running: &'a Running,
 }
 
 impl Desks {
-    pub(crate) fn mine(&self) -> &Desk {
-        self.desks.get_or(|| Desk {
-            worker: thread::current()
-                .name()
-                .unwrap_or("a thread without a name")
-                .to_owned(),
-            running: Running::default(),
-        })
+    /// This thread begins a chunk, at the time `start`.
+    pub(crate) fn sit_down(&self, start: Instant) -> Seat<'_> {
+        let desk = self.desks.get_or_default();
+        let mut open = desk.open();
+        let me = thread::current();
+        if open.thread != Some(me.id()) {
+            open.thread = Some(me.id());
+            open.worker = me.name().unwrap_or("a thread without a name").to_owned();
+        }
+        if let Some(outer) = open.chunks.last_mut() {
+            outer.waiting = desk.running.look();
+            desk.running.end();
+        }
+        open.chunks.push(OpenChunk {
+            start,
+            first: desk.running.next(),
+            waiting: None,
+        });
+        Seat { desk }
     }
 }
 
 impl Desk {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat<'_> {
     /// The task at `index` begins.
     #[inline]
     pub(crate) fn begin(&self, index: u64) -> Call<'_> {
-        let outer = self.running.begin(index);
-        Call { desk: self, outer }
+        let running = &self.desk.running;
+        running.begin(index);
+        Call { running }
     }
 }
 
 impl Drop for Call<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.desk.running.go_on(self.outer);
+        self.running.end();
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let mut open = self.desk.open();
+        open.chunks.pop();
+        if let Some(call) = open.chunks.last_mut().and_then(|it| it.waiting.take()) {
+            self.desk.running.go_on(call);
+        }
     }
 }
 
 /// A call that was seen.
 struct Sighting {
-    call: u64,
+    /// When it began, as far as that is known; else when it was first seen.
     since: Instant,
     /// Warned of when it has lasted so long.
     limit: Duration,
 }
 
+/// Those of the last look, by desk and call.
+type Sightings = HashMap<(usize, u64), Sighting>;
+
 /// Warns of every task of the run called `name` that has been running for `after`, and again at each doubling.
 pub(crate) fn reader(name: &str, after: Duration, desks: Arc<Desks>) -> Reader {
     let after = after.max(Duration::from_millis(1));
     let name = name.to_owned();
-    let mut sightings = HashMap::<usize, Sighting>::new();
+    let mut sightings = Sightings::new();
     Reader::new(after / 4, move |_, moment| {
         if moment == Moment::End {
             return;
@@ -84,32 +140,43 @@ pub(crate) fn reader(name: &str, after: Duration, desks: Arc<Desks>) -> Reader {
 }
 
 /// The worker, the index and the time of each call that has passed a limit since the last look.
-fn overdue<'d>(
-    desks: &'d Desks,
-    sightings: &mut HashMap<usize, Sighting>,
+fn overdue(
+    desks: &Desks,
+    sightings: &mut Sightings,
     after: Duration,
     time: Instant,
-) -> Vec<(&'d str, u64, Duration)> {
+) -> Vec<(String, u64, Duration)> {
     let mut overdue = Vec::new();
+    let mut before = mem::take(sightings);
     for desk in &desks.desks {
-        let Some((call, index)) = desk.running.look() else {
-            continue;
-        };
-        let first = || Sighting {
-            call,
-            since: time,
-            limit: after,
-        };
         // A desk stays where it is for as long as the run.
         let place = std::ptr::from_ref(desk).addr();
-        let sighting = sightings.entry(place).or_insert_with(first);
-        if sighting.call != call {
-            *sighting = first();
-        }
-        let lasted = time - sighting.since;
-        if lasted >= sighting.limit {
-            sighting.limit = lasted.saturating_mul(2);
-            overdue.push((&*desk.worker, index, lasted));
+        let open = desk.open();
+        for (n, chunk) in open.chunks.iter().enumerate() {
+            let is_last = n + 1 == open.chunks.len();
+            let call = if is_last {
+                desk.running.look()
+            } else {
+                chunk.waiting
+            };
+            let Some((call, index)) = call else {
+                continue;
+            };
+            let first = || Sighting {
+                since: if call == chunk.first {
+                    chunk.start
+                } else {
+                    time
+                },
+                limit: after,
+            };
+            let mut sighting = before.remove(&(place, call)).unwrap_or_else(first);
+            let lasted = time.saturating_duration_since(sighting.since);
+            if lasted >= sighting.limit {
+                sighting.limit = lasted.saturating_mul(2);
+                overdue.push((open.worker.clone(), index, lasted));
+            }
+            sightings.insert((place, call), sighting);
         }
     }
     overdue
@@ -121,51 +188,74 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    #[test]
-    fn a_task_is_told_at_each_doubling() {
-        let (desks, mut sightings) = (Desks::default(), HashMap::new());
-        let start = now();
-        let mut look = |millis: u32| {
-            let overdue = overdue(&desks, &mut sightings, 10 * MS, start + millis * MS);
-            overdue
-                .iter()
-                .map(|(_, index, _)| *index)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(look(0), []);
-        let call = desks.mine().begin(7);
-        let told: Vec<_> = (0..=80).filter(|millis| look(*millis) == [7]).collect();
-        assert_eq!(told, [10, 20, 40, 80]);
-        drop(call);
-        assert_eq!((look(1_000), look(1_010)), (vec![], vec![]));
-        let _next = desks.mine().begin(8);
-        assert_eq!(
-            (look(2_000), look(2_009), look(2_010)),
-            (vec![], vec![], vec![8])
-        );
+    /// The indices that are told of, by a monitor that looks at the desks whenever it is asked to.
+    fn looker(desks: &Desks) -> impl FnMut(Instant) -> Vec<(u64, Duration)> {
+        let mut sightings = Sightings::new();
+        move |time| {
+            let overdue = overdue(desks, &mut sightings, 10 * MS, time).into_iter();
+            overdue.map(|(_, index, lasted)| (index, lasted)).collect()
+        }
     }
 
     #[test]
-    fn a_call_goes_on_after_one_inside_it() {
-        let (desks, mut sightings) = (Desks::default(), HashMap::new());
-        let start = now();
-        let _outer = desks.mine().begin(1);
-        assert!(overdue(&desks, &mut sightings, 10 * MS, start).is_empty());
-        drop(desks.mine().begin(2));
-        let overdue = overdue(&desks, &mut sightings, 10 * MS, start + 10 * MS);
-        let me = thread::current();
-        assert_eq!(overdue, [(me.name().unwrap(), 1, 10 * MS)]);
+    fn a_task_is_told_at_each_doubling() {
+        let (desks, start) = (Desks::default(), now());
+        let mut look = looker(&desks);
+        assert_eq!(look(start), []);
+        let seat = desks.sit_down(start);
+        let call = seat.begin(7);
+        let times = (0..=80).flat_map(|millis| look(start + millis * MS));
+        let told = [10, 20, 40, 80].map(|millis| (7, millis * MS));
+        assert_eq!(times.collect::<Vec<_>>(), told);
+        drop(call);
+        assert_eq!(look(start + 1_000 * MS), []);
+    }
+
+    #[test]
+    fn the_first_task_of_a_chunk_is_timed_from_its_beginning() {
+        let (desks, start) = (Desks::default(), now());
+        let mut look = looker(&desks);
+        let seat = desks.sit_down(start);
+        let first = seat.begin(7);
+        assert_eq!(look(start + 9 * MS), []);
+        assert_eq!(look(start + 11 * MS), [(7, 11 * MS)]);
+        drop(first);
+        // Of the next, only a clock for each task could tell when it began.
+        let _second = seat.begin(8);
+        assert_eq!(look(start + 50 * MS), []);
+        assert_eq!(look(start + 60 * MS), [(8, 10 * MS)]);
+    }
+
+    #[test]
+    fn a_call_goes_on_during_one_inside_it_and_after() {
+        let (desks, start) = (Desks::default(), now());
+        let mut look = looker(&desks);
+        let outer = desks.sit_down(start);
+        let _call = outer.begin(1);
+        assert_eq!(look(start + 9 * MS), []);
+        let inner = desks.sit_down(start + 9 * MS);
+        let call = inner.begin(2);
+        assert_eq!(look(start + 10 * MS), [(1, 10 * MS)]);
+        assert_eq!(look(start + 20 * MS), [(1, 20 * MS), (2, 11 * MS)]);
+        drop(call);
+        drop(inner);
+        assert_eq!(look(start + 30 * MS), []);
+        assert_eq!(look(start + 40 * MS), [(1, 40 * MS)]);
     }
 
     #[test]
     fn each_worker_has_a_desk_of_its_own() {
-        let (desks, mut sightings) = (Desks::default(), HashMap::new());
-        let start = now();
-        let _mine = desks.mine().begin(1);
-        let sit_down = || std::mem::forget(desks.mine().begin(2));
+        let (desks, start) = (Desks::default(), now());
+        let mut look = looker(&desks);
+        let mine = desks.sit_down(start);
+        let _call = mine.begin(1);
+        let sit_down = || {
+            let seat = desks.sit_down(start);
+            mem::forget(seat.begin(2));
+            mem::forget(seat);
+        };
         thread::scope(|scope| scope.spawn(sit_down).join()).unwrap();
-        assert!(overdue(&desks, &mut sightings, MS, start).is_empty());
-        assert_eq!(overdue(&desks, &mut sightings, MS, start + MS).len(), 2);
+        assert_eq!(look(start + 10 * MS).len(), 2);
     }
 
     #[test]
