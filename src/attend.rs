@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::stuck::{Desks, Seat};
 #[cfg(feature = "tracing")]
-use crate::trace::Trace;
+use crate::trace::{Inside, Trace};
 
 /// Calls the function for a worker.
 pub(crate) trait Attend {
@@ -44,41 +44,62 @@ impl Watch {
         }
     }
 
-    /// For a chunk of this many attempts that begins now; `None` where nobody watches.
-    pub(crate) fn attend(&self, _attempt: u32, now: Instant) -> Option<Attended<'_>> {
-        let attended = Attended {
+    /// For a chunk of this many attempts that begins now, up to the drop of what this returns.
+    #[inline]
+    pub(crate) fn attend(&self, attempt: u32, now: Instant) -> Option<Attended<'_>> {
+        let is_on = self.desks.is_some();
+        #[cfg(feature = "tracing")]
+        let is_on = is_on || self.trace.is_on();
+        is_on.then(|| self.attended(attempt, now))
+    }
+
+    #[inline(never)]
+    fn attended(&self, _attempt: u32, now: Instant) -> Attended<'_> {
+        Attended {
             seat: self.desks.as_ref().map(|desks| desks.sit_down(now)),
             #[cfg(feature = "tracing")]
-            trace: self.trace.is_on().then_some((&self.trace, _attempt)),
-        };
-        let is_watched = attended.seat.is_some();
-        #[cfg(feature = "tracing")]
-        let is_watched = is_watched || attended.trace.is_some();
-        is_watched.then_some(attended)
+            inside: self.trace.enter(_attempt),
+        }
     }
 }
 
-/// Somebody watches.
+/// Who watches a chunk.
 pub(crate) struct Attended<'a> {
     seat: Option<Seat<'a>>,
     #[cfg(feature = "tracing")]
-    trace: Option<(&'a Trace, u32)>,
+    inside: Option<Inside>,
+}
+
+impl Attended<'_> {
+    /// Whether somebody watches each task.
+    pub(crate) fn is_close(&self) -> bool {
+        #[cfg(feature = "tracing")]
+        if self.spans().is_some() {
+            return true;
+        }
+        self.seat.is_some()
+    }
+
+    #[cfg(feature = "tracing")]
+    fn spans(&self) -> Option<&Inside> {
+        self.inside.as_ref().filter(|inside| inside.has_spans)
+    }
 }
 
 impl Attend for Attended<'_> {
     fn call<T, E: fmt::Debug>(&self, index: u64, f: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let _call = self.seat.as_ref().map(|seat| seat.begin(index));
         #[cfg(feature = "tracing")]
-        if let Some((trace, attempt)) = self.trace {
-            return trace.call(index, attempt, f);
+        if let Some(inside) = self.spans() {
+            return inside.call(index, f);
         }
         f()
     }
 
     #[cfg(feature = "tracing")]
     fn panicked(&self, index: u64, message: Option<&str>) {
-        if let Some((trace, attempt)) = self.trace {
-            trace.panicked(index, attempt, message);
+        if let Some(inside) = self.spans() {
+            inside.panicked(index, message);
         }
     }
 }

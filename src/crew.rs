@@ -289,10 +289,12 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         self.bring_home(keep);
     }
 
-    /// All figures are in: the clock stops, and the monitor writes its last line.
+    /// All figures are in: the clock stops, the monitor writes its last line, and the run's span ends.
     pub(crate) fn dismiss(&mut self) {
         self.counters().end();
         self.monitor = None;
+        #[cfg(feature = "tracing")]
+        self.shared.watch.trace.end();
     }
 }
 

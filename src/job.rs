@@ -72,10 +72,13 @@ impl<I, T, E> Reply<I, T, E> {
         let Shared { signals, watch, .. } = &*self.shared;
         let _entered = signals.tasks_token().enter();
         let start = now();
-        let pause = match watch.attend(chunk.attempts, start) {
+        let attended = watch.attend(chunk.attempts, start);
+        let pause = match attended.as_ref().filter(|it| it.is_close()) {
             None => chunk.run(f, signals, &Alone),
-            Some(attendant) => chunk.run(f, signals, &attendant),
+            Some(attendant) => chunk.run(f, signals, attendant),
         };
+        // Before the answer, after which the run may end.
+        drop(attended);
         chunk.busy = now() - start;
         chunk.worker = Some(thread::current().id());
         if pause == Pause::Flush {

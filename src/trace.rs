@@ -1,42 +1,103 @@
 //! Spans and events of a run, for `tracing`.
+//!
+//! A subscriber is code of the user's: it is contained wherever it is called, and buried wherever it may be dropped.
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Arc, PoisonError};
 
+use tracing::dispatcher::{self, DefaultGuard, Dispatch};
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::NoSubscriber;
 use tracing::{Level, Span, debug, debug_span, enabled, info_span};
 
-use crate::contain::contain;
+use crate::contain::{Buried, contain};
+use crate::sync::{Mutex, MutexGuard};
 
-/// The span of a run, to be the parent of those of its tasks: they are on other threads.
+/// What a run and its tasks tell.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
-    run: OnceLock<Span>,
+    /// There from the start to the end.
+    run: Mutex<Option<Arc<Run>>>,
+}
+
+#[derive(Debug)]
+struct Run {
+    /// The parent of the spans of tasks, which are on other threads.
+    span: Buried<Span>,
+    /// That of the thread where the run began: on the workers it may be another. It comes after the span, which
+    /// must not be the last to hold it.
+    subscriber: Buried<Dispatch>,
 }
 
 impl Trace {
+    fn run(&self) -> MutexGuard<'_, Option<Arc<Run>>> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The run called `name` starts, inside the span that the caller is in.
     pub(crate) fn start(&self, name: &str) {
+        let current = || dispatcher::get_default(Dispatch::clone);
+        let is_somebody = |it: &Dispatch| contain(|| it.is::<NoSubscriber>()) == Some(false);
+        let Some(subscriber) = contain(current).filter(is_somebody) else {
+            return;
+        };
         let span = contain(|| info_span!(target: "futureproof", "run", name));
-        let _ = self.run.set(span.unwrap_or_else(Span::none));
+        *self.run() = Some(Arc::new(Run {
+            span: Buried::new(span.unwrap_or_else(Span::none)),
+            subscriber: Buried::new(subscriber),
+        }));
     }
 
-    /// Whether anybody wants the spans of tasks. Asked once a chunk.
+    pub(crate) fn end(&self) {
+        let run = self.run().take();
+        drop(run);
+    }
+
+    /// Whether anybody listens at all. Quick, as it is asked once a chunk.
+    #[inline]
     pub(crate) fn is_on(&self) -> bool {
-        enabled!(target: "futureproof", Level::DEBUG)
+        LevelFilter::current() != LevelFilter::OFF
     }
 
-    fn task(&self, index: u64, attempt: u32) -> Span {
-        let run = self.run.get().and_then(Span::id);
+    /// From here on, what is told on this thread is told to the run's subscriber.
+    pub(crate) fn enter(&self, attempt: u32) -> Option<Inside> {
+        let run = self.run().clone()?;
+        let guard = contain(|| dispatcher::set_default(&run.subscriber))?;
+        let guard = Buried::new(guard);
+        let has_spans = contain(|| enabled!(target: "futureproof", Level::DEBUG)) == Some(true);
+        Some(Inside {
+            _guard: guard,
+            run,
+            attempt,
+            has_spans,
+        })
+    }
+}
+
+/// A chunk of a run, on its worker.
+pub(crate) struct Inside {
+    // Dropped before the run, as that may be the last owner of the subscriber.
+    _guard: Buried<DefaultGuard>,
+    run: Arc<Run>,
+    attempt: u32,
+    /// Whether anybody wants the spans of tasks.
+    pub(crate) has_spans: bool,
+}
+
+impl Inside {
+    fn task(&self, index: u64) -> Span {
+        let (run, attempt) = (self.run.span.id(), self.attempt);
         debug_span!(target: "futureproof", parent: run, "task", index, attempt)
     }
 
     pub(crate) fn call<T, E: fmt::Debug>(
         &self,
         index: u64,
-        attempt: u32,
         f: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
-        let _inside = self.task(index, attempt).entered();
+        // Not `entered`: it would leave the span and close it in one drop, where each may panic.
+        let span = Buried::new(contain(|| self.task(index)).unwrap_or_else(Span::none));
+        let _entered = Buried::new(contain(|| span.enter()));
         let result = f();
         if let Err(error) = &result {
             // Formatted here, since a panic of the error's own must not become one of the task.
@@ -44,14 +105,16 @@ impl Trace {
             let text = text
                 .as_deref()
                 .unwrap_or("(the error panicked when it was formatted)");
-            debug!(target: "futureproof", error = text, "failed");
+            contain(|| debug!(target: "futureproof", error = text, "failed"));
         }
         result
     }
 
     /// By now, the panic has ended the task's own span.
-    pub(crate) fn panicked(&self, index: u64, attempt: u32, message: Option<&str>) {
-        let run = self.run.get().and_then(Span::id);
-        contain(|| debug!(target: "futureproof", parent: run, index, attempt, message, "panicked"));
+    pub(crate) fn panicked(&self, index: u64, message: Option<&str>) {
+        let (run, attempt) = (&*self.run.span, self.attempt);
+        contain(|| {
+            debug!(target: "futureproof", parent: run.id(), index, attempt, message, "panicked");
+        });
     }
 }

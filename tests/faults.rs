@@ -128,6 +128,8 @@ fn child() {
         "enabled" => enabled(),
         "reader" => reader(),
         "home" => home(),
+        #[cfg(feature = "tracing")]
+        "subscriber" => subscriber(rest.to_owned()),
         _ => panic!("no scenario {name}"),
     }
     println!("done");
@@ -1096,4 +1098,97 @@ fn home() {
         *n
     }));
     assert_eq!(run.count(), 10);
+}
+
+#[cfg(feature = "tracing")]
+#[test]
+fn a_subscriber_that_panics_loses_no_task() {
+    for places in [
+        "enabled",
+        "new_span",
+        "enter",
+        "event",
+        "exit",
+        "try_close",
+        "exit, try_close",
+        "enabled, new_span, enter, event, exit, try_close",
+    ] {
+        survive(&format!("subscriber {places}"));
+    }
+}
+
+#[cfg(feature = "tracing")]
+fn subscriber(places: String) {
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::subscriber::{Interest, Subscriber, set_global_default};
+    use tracing::{Event, Metadata};
+
+    struct Bad {
+        places: String,
+        spans: AtomicUsize,
+    }
+    impl Bad {
+        fn at(&self, place: &str) {
+            if self.places.contains(place) {
+                panic_any(());
+            }
+        }
+    }
+    impl Subscriber for Bad {
+        fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+            Interest::sometimes()
+        }
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            self.at("enabled");
+            true
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            self.at("new_span");
+            Id::from_u64(self.spans.fetch_add(1, SeqCst) as u64 + 1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, _: &Event<'_>) {
+            self.at("event");
+        }
+        fn enter(&self, _: &Id) {
+            self.at("enter");
+        }
+        fn exit(&self, _: &Id) {
+            self.at("exit");
+        }
+        fn try_close(&self, _: Id) -> bool {
+            self.at("try_close");
+            true
+        }
+    }
+
+    set_global_default(Bad {
+        places,
+        spans: AtomicUsize::new(0),
+    })
+    .unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2);
+    let pool = Arc::new(pool.build().unwrap());
+    let f = |n: &u32| match n % 3 {
+        0 => Ok(*n),
+        1 => Err("bad"),
+        _ => panic_any(()),
+    };
+    for round in 0..100 {
+        let run = (0..30u32).futureproof(Ignore).num_threads(2);
+        let run = match round % 2 {
+            0 => run.map_tasks(f),
+            _ => run.on(Arc::clone(&pool)).map_tasks(f),
+        };
+        let mut count = 0;
+        for result in run {
+            match result {
+                Ok(task) => assert_eq!(task.output % 3, 0),
+                Err(error) => assert_eq!(error.index() % 3, 1 + u64::from(error.is_panic())),
+            }
+            count += 1;
+        }
+        assert_eq!(count, 30);
+    }
 }
