@@ -350,6 +350,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     pub(crate) fn next_rough(&mut self) -> Option<TaskResult<I::Item, T, E>> {
         loop {
             if self.is_guarded && self.has_ended() {
+                self.wind_up();
                 return None;
             }
             if let Some(result) = self.pop() {

@@ -3,6 +3,7 @@
 mod common;
 
 use std::error::Error as _;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, Once};
 use std::thread;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use common::{Gate, watchdog};
 use futureproof::prelude::*;
-use futureproof::{Cause, Ending};
+use futureproof::{Cause, Ending, Futureproof};
 use log::Level;
 
 struct Collector(Mutex<Vec<(Level, String)>>);
@@ -134,12 +135,23 @@ fn raise_starts_nothing_after_a_failure() {
 
 #[test]
 fn raise_delivers_the_failure_at_once_and_then_waits_for_what_runs() {
-    watchdog(|| {
+    delivers_a_failure_and_waits_for_what_runs(|run| run);
+}
+
+#[test]
+fn raise_waits_for_what_runs_where_a_cancel_could_cut_that_short() {
+    delivers_a_failure_and_waits_for_what_runs(|run| run.cancel_on(&CancellationToken::new()));
+}
+
+fn delivers_a_failure_and_waits_for_what_runs(
+    guard: fn(Futureproof<Range<u32>>) -> Futureproof<Range<u32>>,
+) {
+    watchdog(move || {
         let (gate, entered) = (Gate::default(), Gate::default());
         let done = Arc::new(AtomicBool::new(false));
         let (blocked, first_runs, finished) = (gate.clone(), entered.clone(), Arc::clone(&done));
         let run = (0..2u32).futureproof(Raise).num_threads(2).chunk_size(1);
-        let mut run = run.map_tasks(move |n: &u32| {
+        let mut run = guard(run).map_tasks(move |n: &u32| {
             if *n == 1 {
                 first_runs.pass();
                 return Err(());
