@@ -42,11 +42,16 @@ fn a_cancel_of_the_run_reaches_its_tasks() {
 fn a_cancel_reaches_tasks_though_the_consumer_is_away() {
     watchdog(|| {
         let token = CancellationToken::new();
+        let begun = Gate::default();
         let run = (0..2).futureproof(Raise).num_threads(2).chunk_size(1);
-        let mut run = run.cancel_on(&token).map_tasks(|n| match n {
-            0 => Ok(()),
+        let mut run = run.cancel_on(&token).map_tasks(move |n| match n {
+            0 => {
+                begun.pass();
+                Ok(())
+            }
             _ => {
                 let token = CancellationToken::current();
+                begun.open();
                 while !token.is_cancelled() {
                     thread::yield_now();
                 }
