@@ -11,7 +11,7 @@ use std::thread;
 
 use futures_core::{FusedStream, Stream};
 
-use crate::contain::bury;
+use crate::contain::{bury, contain};
 use crate::crew::Remote;
 use crate::task::{Ending, Task, TaskError, TaskResult};
 use crate::tasks::MapTasks;
@@ -111,6 +111,13 @@ impl<R> Default for Handover<R> {
     }
 }
 
+/// Wakers are the user's: this is not for under the lock, and their panics end here.
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        contain(|| waker.wake());
+    }
+}
+
 impl<R> Handover<R> {
     fn state(&self) -> MutexGuard<'_, State<R>> {
         // Nothing that could panic is done under the lock.
@@ -128,7 +135,7 @@ impl<R> Handover<R> {
         state.results = results;
         let waker = state.waker.take();
         drop(state);
-        waker.into_iter().for_each(Waker::wake);
+        wake(waker);
         let state = self.state();
         let is_waiting = |state: &mut State<R>| !state.results.is_empty() && !state.is_abandoned;
         let state = self.taken.wait_while(state, is_waiting);
@@ -140,7 +147,7 @@ impl<R> Handover<R> {
         state.end = Some(end);
         let waker = state.waker.take();
         drop(state);
-        waker.into_iter().for_each(Waker::wake);
+        wake(waker);
     }
 }
 
@@ -185,34 +192,8 @@ where
 }
 
 impl<I: Iterator, T, E> TaskStream<I, T, E> {
-    /// How the run ended; `None` while it runs.
-    pub fn ending(&self) -> Option<Ending> {
-        match &self.handover.state().end {
-            Some(Ok(ending)) => *ending,
-            Some(Err(_)) => Some(Ending::SourcePanicked),
-            None => None,
-        }
-    }
-}
-
-impl<I, T, E> Stream for TaskStream<I, T, E>
-where
-    I: Iterator<Item: Send> + Send + 'static,
-    T: Send + 'static,
-    E: Send + 'static,
-{
-    type Item = Result<Task<I::Item, T>, TaskError<I::Item, E>>;
-
-    /// The next task that has finished.
-    ///
-    /// # Panics
-    ///
-    /// With the source's panic, and, at the first poll, if a thread cannot be had.
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.is_terminated {
-            return Poll::Ready(None);
-        }
-        self.start();
+    /// What there is for a poll. If that is nothing, `waker` will be woken.
+    fn take_up(&mut self, mut waker: Option<Waker>) -> Poll<Option<TaskResult<I::Item, T, E>>> {
         let mut late = VecDeque::new();
         let mut state = self.handover.state();
         if self.remote.is_interrupted() {
@@ -241,12 +222,49 @@ where
             }
             return Poll::Ready(None);
         } else {
-            state.waker = Some(cx.waker().clone());
+            mem::swap(&mut state.waker, &mut waker);
             Poll::Pending
         };
         drop(state);
+        bury(waker);
         late.into_iter().for_each(bury);
         poll
+    }
+
+    /// How the run ended; `None` while it runs.
+    pub fn ending(&self) -> Option<Ending> {
+        match &self.handover.state().end {
+            Some(Ok(ending)) => *ending,
+            Some(Err(_)) => Some(Ending::SourcePanicked),
+            None => None,
+        }
+    }
+}
+
+impl<I, T, E> Stream for TaskStream<I, T, E>
+where
+    I: Iterator<Item: Send> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    type Item = Result<Task<I::Item, T>, TaskError<I::Item, E>>;
+
+    /// The next task that has finished.
+    ///
+    /// # Panics
+    ///
+    /// With the source's panic, and, at the first poll, if a thread cannot be had.
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.is_terminated {
+            return Poll::Ready(None);
+        }
+        self.start();
+        let poll = self.take_up(None);
+        if poll.is_ready() {
+            return poll;
+        }
+        // Cloned only where it is needed, and not under the lock. So there may be something by now.
+        self.take_up(Some(cx.waker().clone()))
     }
 }
 
@@ -270,7 +288,7 @@ impl<I: Iterator, T, E> Drop for TaskStream<I, T, E> {
         let waker = state.waker.take();
         drop(state);
         self.handover.taken.notify_one();
-        drop(waker);
+        bury(waker);
         results.into_iter().for_each(bury);
     }
 }

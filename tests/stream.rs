@@ -3,10 +3,10 @@
 
 mod common;
 
-use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -162,7 +162,7 @@ fn a_dropped_stream_waits_for_nothing_and_leaves_nothing() {
 #[test]
 fn a_stream_is_dropped_while_an_item_waits_for_another_attempt() {
     watchdog(|| {
-        let (sender, called) = std::sync::mpsc::channel();
+        let (sender, called) = mpsc::channel();
         let run = (0..1u32).futureproof(Raise).num_threads(1).name("waiting");
         let run = run.map_tasks(move |n: &u32| {
             sender.send(()).unwrap();
@@ -208,5 +208,66 @@ fn a_cancel_wakes_whoever_waits_and_nothing_more_is_delivered() {
         token.cancel();
         assert!(next(&mut stream).is_none());
         assert_eq!(stream.ending(), Some(Ending::Cancelled));
+    });
+}
+
+/// Polls a stream that has nothing yet; it then holds the only clone of the waker.
+fn wait_with<S: Stream + Unpin>(stream: &mut S, waker: impl Wake + Send + Sync + 'static) {
+    let waker = Waker::from(Arc::new(waker));
+    let poll = Pin::new(stream).poll_next(&mut Context::from_waker(&waker));
+    assert!(poll.is_pending());
+}
+
+/// Panics when it wakes.
+struct Shy(mpsc::Sender<()>);
+
+impl Wake for Shy {
+    fn wake(self: Arc<Self>) {
+        self.0.send(()).unwrap();
+        resume_unwind(Box::new("a waker's"));
+    }
+}
+
+/// Panics when its last clone is dropped.
+struct Clingy;
+
+impl Wake for Clingy {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for Clingy {
+    fn drop(&mut self) {
+        resume_unwind(Box::new("a waker's"));
+    }
+}
+
+#[test]
+fn a_waker_that_panics_loses_nothing() {
+    watchdog(|| {
+        let gate = Gate::default();
+        let inside = gate.clone();
+        let run = (0..100u32).futureproof(Raise).num_threads(2);
+        let mut stream = stream(run.map_tasks(infallible(move |_: &u32| inside.pass())));
+        let (sender, woken) = mpsc::channel();
+        wait_with(&mut stream, Shy(sender));
+        gate.open();
+        woken.recv().unwrap();
+        assert_eq!(std::iter::from_fn(|| next(&mut stream)).count(), 100);
+        assert_eq!(stream.ending(), Some(Ending::Exhausted));
+    });
+}
+
+#[test]
+fn a_waker_that_panics_when_it_is_dropped_harms_nobody() {
+    watchdog(|| {
+        let gate = Gate::default();
+        let inside = gate.clone();
+        let run = (0..1u32).futureproof(Raise).num_threads(1);
+        let mut stream = stream(run.map_tasks(infallible(move |_: &u32| inside.pass())));
+        // The second takes the first one's place.
+        wait_with(&mut stream, Clingy);
+        wait_with(&mut stream, Clingy);
+        drop(stream);
+        gate.open();
     });
 }
