@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
@@ -61,10 +62,21 @@ where
     /// # assert_eq!(sum, 328_350);
     /// ```
     pub fn into_stream(self) -> TaskStream<I, T, E> {
+        let handover = Arc::<Handover<_>>::default();
+        let remote = self.circle.crew.remote();
+        let name = format!("{}-stream", self.plan.title());
+        let has_begun = self.circle.crew.width() > 0;
+        let run = Box::new(self);
+        let there = Arc::clone(&handover);
+        let driver = Driver {
+            name,
+            has_begun,
+            work: Box::new(move || drive(run, &there)),
+        };
         TaskStream {
-            remote: self.circle.crew.remote(),
-            run: Some(Box::new(self)),
-            handover: Arc::default(),
+            driver: Some(driver),
+            remote,
+            handover,
             is_terminated: false,
         }
     }
@@ -74,10 +86,27 @@ where
 #[must_use = "streams do nothing unless polled"]
 pub struct TaskStream<I: Iterator, T, E> {
     /// Up to the first poll.
-    run: Option<Box<MapTasks<'static, I, T, E>>>,
+    driver: Option<Driver>,
     remote: Remote<I::Item, T, E>,
     handover: Arc<Handover<TaskResult<I::Item, T, E>>>,
     is_terminated: bool,
+}
+
+/// A thread that is to be started, and what it is to do. It has the run.
+struct Driver {
+    name: String,
+    /// Whether calls may be running before it is started.
+    has_begun: bool,
+    work: Box<dyn FnOnce() + Send>,
+}
+
+impl Driver {
+    fn start(self) -> io::Result<()> {
+        thread::Builder::new()
+            .name(self.name)
+            .spawn(self.work)
+            .map(drop)
+    }
 }
 
 /// Where the driver lays results down, and the stream takes them up.
@@ -124,14 +153,10 @@ impl<R> Handover<R> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lays `results` down and waits until they were taken. Returns whether more are wanted.
+    /// Lays `results` down and waits until they were taken. Returns whether more are wanted; if not, those that are
+    /// left are dropped here rather than on a thread that must not be kept.
     fn put(&self, results: VecDeque<R>) -> bool {
         let mut state = self.state();
-        if state.is_abandoned {
-            drop(state);
-            results.into_iter().for_each(bury);
-            return false;
-        }
         state.results = results;
         let waker = state.waker.take();
         drop(state);
@@ -139,7 +164,12 @@ impl<R> Handover<R> {
         let state = self.state();
         let is_waiting = |state: &mut State<R>| !state.results.is_empty() && !state.is_abandoned;
         let state = self.taken.wait_while(state, is_waiting);
-        !state.unwrap_or_else(PoisonError::into_inner).is_abandoned
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        let is_wanted = !state.is_abandoned;
+        let left = mem::take(&mut state.results);
+        drop(state);
+        left.into_iter().for_each(bury);
+        is_wanted
     }
 
     fn end(&self, end: thread::Result<Option<Ending>>) {
@@ -171,24 +201,6 @@ fn drive<I: Iterator, T, E>(
         ending
     }));
     handover.end(end);
-}
-
-impl<I, T, E> TaskStream<I, T, E>
-where
-    I: Iterator<Item: Send> + Send + 'static,
-    T: Send + 'static,
-    E: Send + 'static,
-{
-    fn start(&mut self) {
-        if let Some(run) = self.run.take() {
-            let handover = Arc::clone(&self.handover);
-            let thread = thread::Builder::new().name(format!("{}-stream", run.plan.title()));
-            if let Err(error) = thread.spawn(move || drive(run, &handover)) {
-                self.is_terminated = true;
-                panic!("cannot start the thread of a stream: {error}");
-            }
-        }
-    }
 }
 
 impl<I: Iterator, T, E> TaskStream<I, T, E> {
@@ -258,7 +270,12 @@ where
         if self.is_terminated {
             return Poll::Ready(None);
         }
-        self.start();
+        if let Some(driver) = self.driver.take() {
+            if let Err(error) = driver.start() {
+                self.is_terminated = true;
+                panic!("cannot start the thread of a stream: {error}");
+            }
+        }
         let poll = self.take_up(None);
         if poll.is_ready() {
             return poll;
@@ -284,12 +301,16 @@ impl<I: Iterator, T, E> Drop for TaskStream<I, T, E> {
         self.remote.halt();
         let mut state = self.handover.state();
         state.is_abandoned = true;
-        let results = mem::take(&mut state.results);
         let waker = state.waker.take();
         drop(state);
         self.handover.taken.notify_one();
         bury(waker);
-        results.into_iter().for_each(bury);
+        if let Some(driver) = self.driver.take() {
+            // What runs is waited for, but not here. Without a thread there is no other place.
+            if driver.has_begun {
+                let _ = driver.start();
+            }
+        }
     }
 }
 

@@ -3,12 +3,13 @@
 
 mod common;
 
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread::{self, Thread, ThreadId};
 use std::time::Duration;
 
 use common::{Gate, Tally, watchdog};
@@ -216,6 +217,79 @@ fn wait_with<S: Stream + Unpin>(stream: &mut S, waker: impl Wake + Send + Sync +
     let waker = Waker::from(Arc::new(waker));
     let poll = Pin::new(stream).poll_next(&mut Context::from_waker(&waker));
     assert!(poll.is_pending());
+}
+
+#[test]
+fn a_stream_of_a_run_that_had_begun_is_dropped_without_waiting() {
+    watchdog(|| {
+        let (tally, gate, entered) = (Tally::default(), Gate::default(), Gate::default());
+        let (tokens, inside, begun) = (tally.clone(), gate.clone(), entered.clone());
+        let source = (0..10).map(move |n| (n, tokens.token()));
+        let run = source.futureproof(Raise).num_threads(1).chunk_size(1);
+        let mut run = run.name("begun").map_tasks(infallible(move |(n, _): &_| {
+            if *n > 0 {
+                begun.open();
+                inside.pass();
+            }
+        }));
+        assert!(run.next().is_some());
+        entered.pass();
+        drop(stream(run));
+        gate.open();
+        assert!(common::soon(|| tally.made() == tally.dropped()));
+        assert!(common::soon(|| common::threads_named("begun").is_empty()));
+    });
+}
+
+#[test]
+fn a_run_that_had_begun_goes_on_as_a_stream() {
+    watchdog(|| {
+        let run = (0..1_000u64).futureproof(Raise).num_threads(2);
+        let mut run = run.map_tasks(infallible(|n: &u64| *n));
+        assert!(run.next().is_some());
+        let mut stream = stream(run);
+        assert_eq!(std::iter::from_fn(|| next(&mut stream)).count(), 999);
+        assert_eq!(stream.ending(), Some(Ending::Exhausted));
+    });
+}
+
+/// Tells where it is dropped.
+struct Grave(mpsc::Sender<ThreadId>);
+
+impl Drop for Grave {
+    fn drop(&mut self) {
+        self.0.send(thread::current().id()).unwrap();
+    }
+}
+
+type Numbers = std::ops::Range<u32>;
+
+/// Leaves a stream with 99 results at hand, and gives the threads on which they are dropped.
+fn graves(
+    leave: impl FnOnce(TaskStream<Numbers, Grave, Infallible>),
+    token: &CancellationToken,
+) -> Vec<ThreadId> {
+    let (sender, graves) = mpsc::channel();
+    let run = (0..100).futureproof(Raise).num_threads(1).chunk_size(100);
+    let run = run.max_in_flight(100).cancel_on(token);
+    let run = run.map_tasks(infallible(move |_: &u32| Grave(sender.clone())));
+    let progress = run.progress();
+    let mut stream = run.into_stream();
+    drop(next(&mut stream).unwrap());
+    graves.recv().unwrap();
+    assert!(common::soon(|| progress.snapshot().completed() == 100));
+    leave(stream);
+    graves.into_iter().collect()
+}
+
+#[test]
+fn what_a_dropped_stream_has_not_delivered_is_dropped_elsewhere() {
+    let graves = watchdog(|| {
+        let graves = graves(drop, &CancellationToken::new());
+        (graves, thread::current().id())
+    });
+    assert_eq!(graves.0.len(), 99);
+    assert!(!graves.0.contains(&graves.1));
 }
 
 /// Panics when it wakes.
