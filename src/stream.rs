@@ -118,6 +118,8 @@ struct Handover<R> {
 
 struct State<R> {
     results: VecDeque<R>,
+    /// Whether the last of them is the failure that ended the run.
+    has_failed: bool,
     /// Whoever waits for results.
     waker: Option<Waker>,
     /// How the driver has ended.
@@ -129,6 +131,7 @@ impl<R> Default for Handover<R> {
     fn default() -> Self {
         let state = State {
             results: VecDeque::new(),
+            has_failed: false,
             waker: None,
             end: None,
             is_abandoned: false,
@@ -155,8 +158,9 @@ impl<R> Handover<R> {
 
     /// Lays `results` down and waits until they were taken. Returns whether more are wanted; if not, those that are
     /// left are dropped here rather than on a thread that must not be kept.
-    fn put(&self, results: VecDeque<R>) -> bool {
+    fn put(&self, results: VecDeque<R>, has_failed: bool) -> bool {
         let mut state = self.state();
+        state.has_failed = has_failed;
         state.results = results;
         let waker = state.waker.take();
         drop(state);
@@ -192,7 +196,8 @@ fn drive<I: Iterator, T, E>(
             // The rest of its chunk is there as well. Nothing is pulled for that, so the window holds.
             let mut results = VecDeque::from([first]);
             results.extend(std::iter::from_fn(|| run.next_at_hand()));
-            if !handover.put(results) {
+            let has_failed = run.ending() == Some(Ending::Failed);
+            if !handover.put(results, has_failed) {
                 break;
             }
         }
@@ -208,8 +213,8 @@ impl<I: Iterator, T, E> TaskStream<I, T, E> {
     fn take_up(&mut self, mut waker: Option<Waker>) -> Poll<Option<TaskResult<I::Item, T, E>>> {
         let mut late = VecDeque::new();
         let mut state = self.handover.state();
-        if self.remote.is_interrupted() {
-            // After a cancel nothing is delivered.
+        if self.remote.is_interrupted() && !state.has_failed {
+            // After a cancel nothing is delivered, but the failure came before it.
             late = mem::take(&mut state.results);
         }
         let next = state.results.pop_front();

@@ -219,6 +219,70 @@ fn wait_with<S: Stream + Unpin>(stream: &mut S, waker: impl Wake + Send + Sync +
     assert!(poll.is_pending());
 }
 
+/// Says when it was woken.
+struct Report(mpsc::Sender<()>);
+
+impl Wake for Report {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.send(());
+    }
+}
+
+/// Polls a stream that has nothing yet, and gives what tells of the wake-up.
+fn wait_elsewhere<S: Stream + Unpin>(stream: &mut S) -> mpsc::Receiver<()> {
+    let (sender, woken) = mpsc::channel();
+    wait_with(stream, Report(sender));
+    woken
+}
+
+#[test]
+fn a_failure_that_came_before_a_cancel_is_delivered() {
+    watchdog(|| {
+        let (token, gate) = (CancellationToken::new(), Gate::default());
+        let inside = gate.clone();
+        let run = (0..1u32).futureproof(Raise).cancel_on(&token);
+        let run = run.map_tasks(move |_| {
+            inside.pass();
+            Err::<(), _>("no")
+        });
+        let mut stream = run.into_stream();
+        let woken = wait_elsewhere(&mut stream);
+        gate.open();
+        woken.recv().unwrap();
+        assert_eq!(stream.ending(), None);
+        token.cancel();
+        assert!(next(&mut stream).unwrap().is_err());
+        assert!(next(&mut stream).is_none());
+        assert_eq!(stream.ending(), Some(Ending::Failed));
+    });
+}
+
+#[test]
+fn a_failure_that_came_before_the_deadline_is_delivered() {
+    watchdog(|| {
+        let (gate, (sender, tokens)) = (Gate::default(), mpsc::channel());
+        let inside = gate.clone();
+        let run = (0..1u32).futureproof(Raise);
+        let run = run
+            .deadline(Duration::from_millis(200))
+            .map_tasks(move |_| {
+                sender.send(CancellationToken::current()).unwrap();
+                inside.pass();
+                Err::<(), _>("no")
+            });
+        let mut stream = run.into_stream();
+        let woken = wait_elsewhere(&mut stream);
+        // On a machine that is too busy for anything, the deadline comes first.
+        let Ok(token) = tokens.recv() else { return };
+        gate.open();
+        woken.recv().unwrap();
+        assert!(common::soon(|| token.is_cancelled()));
+        let failures = std::iter::from_fn(|| next(&mut stream)).count();
+        let expected = usize::from(stream.ending() == Some(Ending::Failed));
+        assert_eq!(failures, expected);
+    });
+}
+
 #[test]
 fn a_stream_of_a_run_that_had_begun_is_dropped_without_waiting() {
     watchdog(|| {
