@@ -10,6 +10,8 @@ use crossbeam_channel::Receiver;
 use log::warn;
 
 use crate::attend::Watch;
+#[cfg(feature = "stream")]
+use crate::cancel::OnCancel;
 use crate::chunk::Parcel;
 use crate::contain::{bury, contain};
 use crate::counters::Counters;
@@ -19,6 +21,8 @@ use crate::plan::Plan;
 use crate::signals::Signals;
 use crate::spawn::Spawn;
 use crate::sync::channel::Select;
+#[cfg(feature = "stream")]
+use crate::task::Ending;
 use crate::tray::Tray;
 
 /// The home of the jobs and the function, their types forgotten: one indirect call a chunk.
@@ -313,8 +317,20 @@ impl<I, T, E> Remote<I, T, E> {
         self.shared.tray.ring();
     }
 
-    pub(crate) fn is_interrupted(&self) -> bool {
-        self.shared.signals.is_interrupted()
+    /// How the run is cut short from outside, if it is.
+    pub(crate) fn interruption(&self) -> Option<Ending> {
+        let signals = &self.shared.signals;
+        if signals.is_cancelled() {
+            Some(Ending::Cancelled)
+        } else {
+            signals.is_late().then_some(Ending::DeadlineExceeded)
+        }
+    }
+
+    /// Has `f` called when the run is cancelled, if it can be.
+    pub(crate) fn on_cancel(&self, f: impl FnOnce() + Send + 'static) -> Option<OnCancel> {
+        let token = self.shared.signals.token()?;
+        Some(token.on_cancel(f))
     }
 }
 

@@ -1,5 +1,6 @@
 //! A run as a stream, for async code.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -12,6 +13,7 @@ use std::thread;
 
 use futures_core::{FusedStream, Stream};
 
+use crate::cancel::OnCancel;
 use crate::contain::{bury, contain};
 use crate::crew::Remote;
 use crate::task::{Ending, Task, TaskError, TaskResult};
@@ -65,6 +67,8 @@ where
         let handover = Arc::<Handover<_>>::default();
         let remote = self.circle.crew.remote();
         let name = format!("{}-stream", self.plan.title());
+        let waiting = Arc::clone(&handover);
+        let on_cancel = remote.on_cancel(move || waiting.wake());
         let has_begun = self.circle.crew.width() > 0;
         let run = Box::new(self);
         let there = Arc::clone(&handover);
@@ -76,6 +80,7 @@ where
         TaskStream {
             driver: Some(driver),
             remote,
+            _on_cancel: on_cancel,
             handover,
             is_terminated: false,
         }
@@ -88,6 +93,8 @@ pub struct TaskStream<I: Iterator, T, E> {
     /// Up to the first poll.
     driver: Option<Driver>,
     remote: Remote<I::Item, T, E>,
+    /// Wakes whoever waits: the driver may be busy with a pull.
+    _on_cancel: Option<OnCancel>,
     handover: Arc<Handover<TaskResult<I::Item, T, E>>>,
     is_terminated: bool,
 }
@@ -118,22 +125,28 @@ struct Handover<R> {
 
 struct State<R> {
     results: VecDeque<R>,
-    /// Whether the last of them is the failure that ended the run.
-    has_failed: bool,
     /// Whoever waits for results.
     waker: Option<Waker>,
-    /// How the driver has ended.
-    end: Option<thread::Result<Option<Ending>>>,
+    /// How the run has ended. The results that lie here came before that.
+    ending: Option<Ending>,
+    /// The source's panic, for whoever polls.
+    panic: Option<Payload>,
+    /// Whether the driver lays down nothing more.
+    is_over: bool,
+    /// Whether nobody takes up anything more.
     is_abandoned: bool,
 }
+
+type Payload = Box<dyn Any + Send>;
 
 impl<R> Default for Handover<R> {
     fn default() -> Self {
         let state = State {
             results: VecDeque::new(),
-            has_failed: false,
             waker: None,
-            end: None,
+            ending: None,
+            panic: None,
+            is_over: false,
             is_abandoned: false,
         };
         Self {
@@ -143,28 +156,26 @@ impl<R> Default for Handover<R> {
     }
 }
 
-/// Wakers are the user's: this is not for under the lock, and their panics end here.
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        contain(|| waker.wake());
-    }
-}
-
 impl<R> Handover<R> {
     fn state(&self) -> MutexGuard<'_, State<R>> {
         // Nothing that could panic is done under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wake(&self) {
+        let waker = self.state().waker.take();
+        // It is the user's: its panics end here.
+        waker.map(|waker| contain(|| waker.wake()));
+    }
+
     /// Lays `results` down and waits until they were taken. Returns whether more are wanted; if not, those that are
     /// left are dropped here rather than on a thread that must not be kept.
-    fn put(&self, results: VecDeque<R>, has_failed: bool) -> bool {
+    fn put(&self, results: VecDeque<R>, ending: Option<Ending>) -> bool {
         let mut state = self.state();
-        state.has_failed = has_failed;
         state.results = results;
-        let waker = state.waker.take();
+        state.ending = state.ending.or(ending);
         drop(state);
-        wake(waker);
+        self.wake();
         let state = self.state();
         let is_waiting = |state: &mut State<R>| !state.results.is_empty() && !state.is_abandoned;
         let state = self.taken.wait_while(state, is_waiting);
@@ -176,12 +187,32 @@ impl<R> Handover<R> {
         is_wanted
     }
 
+    /// The driver lays down nothing more.
     fn end(&self, end: thread::Result<Option<Ending>>) {
+        let (ending, mut panic) = match end {
+            Ok(ending) => (ending, None),
+            Err(payload) => (Some(Ending::SourcePanicked), Some(payload)),
+        };
         let mut state = self.state();
-        state.end = Some(end);
-        let waker = state.waker.take();
+        state.is_over = true;
+        state.ending = state.ending.or(ending);
+        if !state.is_abandoned {
+            mem::swap(&mut state.panic, &mut panic);
+        }
         drop(state);
-        wake(waker);
+        self.wake();
+        bury(panic);
+    }
+
+    /// Nobody takes up anything more. Gives the panic that nobody has seen.
+    fn abandon(&self) -> Option<Payload> {
+        let mut state = self.state();
+        state.is_abandoned = true;
+        let (waker, panic) = (state.waker.take(), state.panic.take());
+        drop(state);
+        self.taken.notify_one();
+        bury(waker);
+        panic
     }
 }
 
@@ -191,70 +222,64 @@ fn drive<I: Iterator, T, E>(
     handover: &Handover<TaskResult<I::Item, T, E>>,
 ) {
     // The source's panics are for whoever polls.
-    let end = panic::catch_unwind(AssertUnwindSafe(move || {
+    let end = panic::catch_unwind(AssertUnwindSafe(|| {
         while let Some(first) = run.next() {
             // The rest of its chunk is there as well. Nothing is pulled for that, so the window holds.
             let mut results = VecDeque::from([first]);
             results.extend(std::iter::from_fn(|| run.next_at_hand()));
-            let has_failed = run.ending() == Some(Ending::Failed);
-            if !handover.put(results, has_failed) {
+            // After a cancel nothing is delivered, but a failure is what came before it.
+            let ending = run.ending().filter(|ending| *ending == Ending::Failed);
+            if !handover.put(results, ending) {
                 break;
             }
         }
-        let ending = run.ending();
-        drop(run);
-        ending
+        run.ending()
     }));
-    handover.end(end);
+    let is_at_rest = matches!(end, Ok(Some(Ending::Exhausted | Ending::Failed)))
+        && !run.circle.crew.signals().is_interrupted();
+    if is_at_rest {
+        let gone = panic::catch_unwind(AssertUnwindSafe(move || drop(run)));
+        handover.end(gone.and(end));
+    } else {
+        // Calls may run on, and nobody is to wait for them.
+        handover.end(end);
+        bury(run);
+    }
 }
 
 impl<I: Iterator, T, E> TaskStream<I, T, E> {
     /// What there is for a poll. If that is nothing, `waker` will be woken.
     fn take_up(&mut self, mut waker: Option<Waker>) -> Poll<Option<TaskResult<I::Item, T, E>>> {
-        let mut late = VecDeque::new();
         let mut state = self.handover.state();
-        if self.remote.is_interrupted() && !state.has_failed {
-            // After a cancel nothing is delivered, but the failure came before it.
-            late = mem::take(&mut state.results);
+        let interruption = self.remote.interruption();
+        if state.ending.is_none() && interruption.is_some() {
+            state.ending = interruption;
+        } else if let Some(result) = state.results.pop_front() {
+            if state.results.is_empty() {
+                self.handover.taken.notify_one();
+            }
+            return Poll::Ready(Some(result));
         }
-        let next = state.results.pop_front();
-        if state.results.is_empty() {
-            self.handover.taken.notify_one();
-        }
-        let poll = if let Some(result) = next {
-            Poll::Ready(Some(result))
-        } else if let Some(end) = &mut state.end {
-            let end = mem::replace(end, Ok(Some(Ending::SourcePanicked)));
-            let payload = match end {
-                Ok(ending) => {
-                    state.end = Some(Ok(ending));
-                    None
-                }
-                Err(payload) => Some(payload),
-            };
+        // An interrupted run may still be busy, and is left to its driver.
+        if state.is_over || interruption.is_some() {
             drop(state);
             self.is_terminated = true;
-            if let Some(payload) = payload {
-                panic::resume_unwind(payload);
-            }
-            return Poll::Ready(None);
-        } else {
-            mem::swap(&mut state.waker, &mut waker);
-            Poll::Pending
-        };
+            return match self.handover.abandon() {
+                Some(payload) => panic::resume_unwind(payload),
+                None => Poll::Ready(None),
+            };
+        }
+        mem::swap(&mut state.waker, &mut waker);
         drop(state);
         bury(waker);
-        late.into_iter().for_each(bury);
-        poll
+        Poll::Pending
     }
 
     /// How the run ended; `None` while it runs.
     pub fn ending(&self) -> Option<Ending> {
-        match &self.handover.state().end {
-            Some(Ok(ending)) => *ending,
-            Some(Err(_)) => Some(Ending::SourcePanicked),
-            None => None,
-        }
+        let state = self.handover.state();
+        let is_all = state.results.is_empty() || self.is_terminated;
+        state.ending.filter(|_| is_all)
     }
 }
 
@@ -304,12 +329,7 @@ where
 impl<I: Iterator, T, E> Drop for TaskStream<I, T, E> {
     fn drop(&mut self) {
         self.remote.halt();
-        let mut state = self.handover.state();
-        state.is_abandoned = true;
-        let waker = state.waker.take();
-        drop(state);
-        self.handover.taken.notify_one();
-        bury(waker);
+        bury(self.handover.abandon());
         if let Some(driver) = self.driver.take() {
             // What runs is waited for, but not here. Without a thread there is no other place.
             if driver.has_begun {

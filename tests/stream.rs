@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use common::{Gate, Tally, watchdog};
 use futureproof::prelude::*;
-use futureproof::{Ending, MapTasks, TaskStream};
+use futureproof::{Ending, Futureproof, MapTasks, TaskStream};
 use futures_core::{FusedStream, Stream};
 
 struct Unpark(Thread);
@@ -212,6 +212,16 @@ fn a_cancel_wakes_whoever_waits_and_nothing_more_is_delivered() {
     });
 }
 
+#[test]
+fn a_stream_can_be_kept_and_moved_between_threads() {
+    fn claim<S: FusedStream + Send + Unpin + 'static>(_: S) {}
+    claim(stream(
+        (0..1u32)
+            .futureproof(Raise)
+            .map_tasks(infallible(|n: &u32| *n)),
+    ));
+}
+
 /// Polls a stream that has nothing yet; it then holds the only clone of the waker.
 fn wait_with<S: Stream + Unpin>(stream: &mut S, waker: impl Wake + Send + Sync + 'static) {
     let waker = Waker::from(Arc::new(waker));
@@ -252,6 +262,7 @@ fn a_failure_that_came_before_a_cancel_is_delivered() {
         assert_eq!(stream.ending(), None);
         token.cancel();
         assert!(next(&mut stream).unwrap().is_err());
+        assert_eq!(stream.ending(), Some(Ending::Failed));
         assert!(next(&mut stream).is_none());
         assert_eq!(stream.ending(), Some(Ending::Failed));
     });
@@ -280,6 +291,22 @@ fn a_failure_that_came_before_the_deadline_is_delivered() {
         let failures = std::iter::from_fn(|| next(&mut stream)).count();
         let expected = usize::from(stream.ending() == Some(Ending::Failed));
         assert_eq!(failures, expected);
+    });
+}
+
+#[test]
+fn results_that_came_before_a_cancel_are_not_delivered() {
+    watchdog(|| {
+        let (token, gate) = (CancellationToken::new(), Gate::default());
+        let inside = gate.clone();
+        let run = (0..1u32).futureproof(Raise).cancel_on(&token);
+        let mut stream = stream(run.map_tasks(infallible(move |_: &u32| inside.pass())));
+        let woken = wait_elsewhere(&mut stream);
+        gate.open();
+        woken.recv().unwrap();
+        token.cancel();
+        assert!(matches!(poll(&mut stream), Poll::Ready(None)));
+        assert_eq!(stream.ending(), Some(Ending::Cancelled));
     });
 }
 
@@ -354,6 +381,151 @@ fn what_a_dropped_stream_has_not_delivered_is_dropped_elsewhere() {
     });
     assert_eq!(graves.0.len(), 99);
     assert!(!graves.0.contains(&graves.1));
+}
+
+#[test]
+fn what_a_cancelled_stream_has_not_delivered_is_dropped_elsewhere() {
+    let graves = watchdog(|| {
+        let token = CancellationToken::new();
+        let cancel = |mut stream: TaskStream<_, _, _>| {
+            token.cancel();
+            assert!(next(&mut stream).is_none());
+            assert_eq!(stream.ending(), Some(Ending::Cancelled));
+        };
+        (graves(cancel, &token), thread::current().id())
+    });
+    assert_eq!(graves.0.len(), 99);
+    assert!(!graves.0.contains(&graves.1));
+}
+
+/// A stream of one task, which waits for the first gate, and opens the second one when it starts.
+fn waiting(run: Futureproof<Numbers>) -> (TaskStream<Numbers, (), Infallible>, Gate, Gate) {
+    let (gate, entered) = (Gate::default(), Gate::default());
+    let (inside, begun) = (gate.clone(), entered.clone());
+    let run = run.map_tasks(infallible(move |_: &u32| {
+        begun.open();
+        inside.pass();
+    }));
+    (run.into_stream(), gate, entered)
+}
+
+#[test]
+fn a_cancel_ends_a_stream_though_calls_run_on() {
+    watchdog(|| {
+        let token = CancellationToken::new();
+        let run = (0..1).futureproof(Raise).name("cancelled");
+        let (mut stream, gate, entered) = waiting(run.cancel_on(&token));
+        let woken = wait_elsewhere(&mut stream);
+        entered.pass();
+        token.cancel();
+        woken.recv().unwrap();
+        assert!(next(&mut stream).is_none());
+        assert_eq!(stream.ending(), Some(Ending::Cancelled));
+        // The threads end by themselves, though the stream is still there.
+        gate.open();
+        assert!(common::soon(
+            || common::threads_named("cancelled").is_empty()
+        ));
+        assert_eq!(stream.ending(), Some(Ending::Cancelled));
+    });
+}
+
+#[test]
+fn a_deadline_ends_a_stream_though_calls_run_on() {
+    watchdog(|| {
+        let run = (0..1).futureproof(Raise).num_threads(1).name("late");
+        let (mut stream, gate, _) = waiting(run.deadline(Duration::from_millis(100)));
+        assert!(next(&mut stream).is_none());
+        assert_eq!(stream.ending(), Some(Ending::DeadlineExceeded));
+        gate.open();
+        assert!(common::soon(|| common::threads_named("late").is_empty()));
+    });
+}
+
+/// A stream that has delivered a failure, while another call runs until the gate is opened.
+fn failed(run: Futureproof<Numbers>) -> (TaskStream<Numbers, (), &'static str>, Gate) {
+    let (gate, entered) = (Gate::default(), Gate::default());
+    let (inside, begun) = (gate.clone(), entered.clone());
+    let run = run.num_threads(2).chunk_size(1).map_tasks(move |n| {
+        if *n == 0 {
+            begun.pass();
+            return Err("no");
+        }
+        begun.open();
+        inside.pass();
+        Ok(())
+    });
+    let mut stream = run.into_stream();
+    assert!(next(&mut stream).is_none_or(|task| task.is_err()));
+    (stream, gate)
+}
+
+#[test]
+fn a_cancel_ends_a_stream_that_waits_after_a_failure() {
+    watchdog(|| {
+        let token = CancellationToken::new();
+        let (mut stream, gate) = failed((0..2).futureproof(Raise).cancel_on(&token));
+        let woken = wait_elsewhere(&mut stream);
+        token.cancel();
+        woken.recv().unwrap();
+        assert!(next(&mut stream).is_none());
+        assert_eq!(stream.ending(), Some(Ending::Failed));
+        gate.open();
+    });
+}
+
+#[test]
+fn a_deadline_ends_a_stream_that_waits_after_a_failure() {
+    watchdog(|| {
+        let moment = Duration::from_millis(200);
+        let (mut stream, gate) = failed((0..2).futureproof(Raise).deadline(moment));
+        assert!(next(&mut stream).is_none());
+        gate.open();
+    });
+}
+
+#[test]
+fn a_cancel_ends_a_stream_though_its_source_blocks() {
+    watchdog(|| {
+        let (token, gate, entered) = (CancellationToken::new(), Gate::default(), Gate::default());
+        let (inside, begun) = (gate.clone(), entered.clone());
+        let source = (0..1u32).inspect(move |_| {
+            begun.open();
+            inside.pass();
+        });
+        let run = source.futureproof(Raise).name("blocked").cancel_on(&token);
+        let mut stream = stream(run.map_tasks(infallible(|n: &u32| *n)));
+        let woken = wait_elsewhere(&mut stream);
+        entered.pass();
+        token.cancel();
+        woken.recv().unwrap();
+        assert!(next(&mut stream).is_none());
+        assert_eq!(stream.ending(), Some(Ending::Cancelled));
+        gate.open();
+        assert!(common::soon(|| common::threads_named("blocked").is_empty()));
+    });
+}
+
+#[test]
+fn a_panic_of_the_source_does_not_wait_for_calls_that_run() {
+    watchdog(|| {
+        let (gate, entered) = (Gate::default(), Gate::default());
+        let (inside, begun) = (gate.clone(), entered.clone());
+        let source = (0..2u32).inspect(move |n| {
+            if *n == 1 {
+                entered.pass();
+                resume_unwind(Box::new("the source's"));
+            }
+        });
+        let run = source.futureproof(Raise).num_threads(1).chunk_size(1);
+        let mut stream = stream(run.map_tasks(infallible(move |_: &u32| {
+            begun.open();
+            inside.pass();
+        })));
+        assert!(catch_unwind(AssertUnwindSafe(|| next(&mut stream))).is_err());
+        gate.open();
+        assert!(next(&mut stream).is_none());
+    });
 }
 
 /// Panics when it wakes.
