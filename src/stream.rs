@@ -27,55 +27,73 @@ where
 {
     /// The same tasks as a [`Stream`], for async code on any runtime. Needs the feature `stream`.
     ///
-    /// The source is pulled, and the run is driven, on a thread of its own that starts at the first poll.
-    /// Polling never blocks. The same window bounds what is in flight: nothing is pulled while a result waits
-    /// to be taken. Where the stream is given results, whoever polls it is woken once a chunk.
-    ///
-    /// Dropping the stream stops the run and waits for nothing: calls that run come to their end by
-    /// themselves, then the threads do, and what was not delivered is dropped there. When the stream has
-    /// ended with `None`, all of that is done.
+    /// A thread of the stream's own, which the first poll starts, pulls the source and drives the run.
     ///
     /// ```
     /// use futureproof::prelude::*;
     /// use futures_core::Stream;
+    /// use std::future::poll_fn;
+    /// use std::pin::Pin;
     ///
-    /// fn squares() -> impl Stream<Item = u64> {
-    ///     # struct Outputs<S>(S);
-    ///     # impl<S, T, E> Stream for Outputs<S> where S: Stream<Item = Result<Task<u64, T>, E>> + Unpin {
-    ///     #     type Item = T;
-    ///     #     fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<T>> {
-    ///     #         std::pin::Pin::new(&mut self.0).poll_next(cx).map(|it| it.and_then(Result::ok).map(|it| it.output))
-    ///     #     }
-    ///     # }
-    ///     let stream = (0..100u64).futureproof(Raise).map_tasks(infallible(|n: &u64| n * n)).into_stream();
-    ///     // With the `futures` crate: `stream.map(|task| …)`.
-    ///     # Outputs(stream)
+    /// async fn sum_of_squares() -> u64 {
+    ///     let run = (0..100u64).futureproof(Raise).map_tasks(infallible(|n: &u64| n * n));
+    ///     let (mut stream, mut sum) = (run.into_stream(), 0);
+    ///     // With the crate `futures` and its `StreamExt`, it is `stream.next().await`.
+    ///     while let Some(task) = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
+    ///         sum += task.unwrap().output;
+    ///     }
+    ///     sum
     /// }
-    /// # let mut stream = squares();
-    /// # let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    /// # let mut sum = 0;
-    /// # loop {
-    /// #     match std::pin::Pin::new(&mut stream).poll_next(&mut cx) {
-    /// #         std::task::Poll::Ready(Some(square)) => sum += square,
-    /// #         std::task::Poll::Ready(None) => break,
-    /// #         std::task::Poll::Pending => std::thread::yield_now(),
+    /// # struct Unpark(std::thread::Thread);
+    /// # impl std::task::Wake for Unpark {
+    /// #     fn wake(self: std::sync::Arc<Self>) {
+    /// #         self.0.unpark();
     /// #     }
     /// # }
+    /// # let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
+    /// # let mut future = std::pin::pin!(sum_of_squares());
+    /// # let sum = loop {
+    /// #     match future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
+    /// #         std::task::Poll::Ready(sum) => break sum,
+    /// #         std::task::Poll::Pending => std::thread::park(),
+    /// #     }
+    /// # };
     /// # assert_eq!(sum, 328_350);
     /// ```
+    ///
+    /// # What waits for what
+    ///
+    /// - A poll waits for nothing. Whoever polls is woken by results (once a chunk), the end, and a cancel.
+    /// - The source waits for whoever polls: nothing is pulled while a result waits to be taken. So the window
+    ///   bounds what is in flight here as well.
+    /// - Finished results wait for a pull that is under way, since one thread pulls and hands over, unless
+    ///   the source [is read ahead](crate::FutureproofIterator::read_ahead).
+    /// - `None` waits for the calls that run when the tasks are exhausted or the policy ends the run. By then the
+    ///   run's threads, the function and the source are gone.
+    /// - After a cancel or at the deadline, `None` waits for nothing, and no result is delivered any more
+    ///   but the failure that had ended the run before. Calls that run come to their end by themselves, and the
+    ///   threads then. If the source blocks at the deadline, nobody is woken until it returns; a poll gives `None`.
+    /// - A panic of the source reaches the next poll at once, without waiting for calls that run.
+    /// - A drop stops the run and waits for nothing. Calls that run can
+    ///   [learn of it](crate::CancellationToken::current); once they have come to their end, so do the threads. A call or
+    ///   a source that blocks keeps them until it returns. What was not delivered is dropped on the stream's thread;
+    ///   only if the run has never begun, the source and the function are dropped on the spot.
+    ///
+    /// # In a server
+    ///
+    /// The stream is `Send`, `Unpin` and `'static`, so it can be spawned, and be the body of a response. Give all runs one
+    /// pool [to share](crate::Futureproof::on), `.on(Arc::clone(&pool))`: else each request makes one. When a client hangs
+    /// up, the server drops the body, so the stream, and that stops the run.
     pub fn into_stream(self) -> TaskStream<I, T, E> {
         let handover = Arc::<Handover<_>>::default();
         let remote = self.circle.crew.remote();
-        let name = format!("{}-stream", self.plan.title());
         let waiting = Arc::clone(&handover);
         let on_cancel = remote.on_cancel(move || waiting.wake());
-        let has_begun = self.circle.crew.width() > 0;
-        let run = Box::new(self);
-        let there = Arc::clone(&handover);
+        let supplied = Arc::clone(&handover);
         let driver = Driver {
-            name,
-            has_begun,
-            work: Box::new(move || drive(run, &there)),
+            name: format!("{}-stream", self.plan.title()),
+            has_begun: self.circle.crew.width() > 0,
+            work: Box::new(move || drive(self, &supplied)),
         };
         TaskStream {
             driver: Some(driver),
@@ -218,7 +236,7 @@ impl<R> Handover<R> {
 
 /// What the thread of a stream does.
 fn drive<I: Iterator, T, E>(
-    mut run: Box<MapTasks<'static, I, T, E>>,
+    mut run: MapTasks<'static, I, T, E>,
     handover: &Handover<TaskResult<I::Item, T, E>>,
 ) {
     // The source's panics are for whoever polls.
@@ -275,7 +293,7 @@ impl<I: Iterator, T, E> TaskStream<I, T, E> {
         Poll::Pending
     }
 
-    /// How the run ended; `None` while it runs.
+    /// How the run ended; `None` while it runs, and while results are to be delivered.
     pub fn ending(&self) -> Option<Ending> {
         let state = self.handover.state();
         let is_all = state.results.is_empty() || self.is_terminated;
