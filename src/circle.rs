@@ -291,7 +291,8 @@ impl<I, T, E> Drop for Circle<'_, I, T, E> {
         let width = self.crew.width();
         let ledger = &mut self.ledger;
         ledger.take_back();
-        self.crew.leave(|answer| write_down(ledger, &answer, width));
+        self.crew
+            .abandon(|answer| write_down(ledger, &answer, width));
         // The monitor's last line, which says this, is written when the crew goes.
         self.crew.counters().set_load(self.report().load());
         bury_all(&mut self.unrun);

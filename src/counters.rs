@@ -139,6 +139,7 @@ impl Counters {
             delivered,
             total,
             elapsed,
+            is_over: self.ended.get().is_some(),
             load: self.load.get().copied(),
         }
     }
@@ -185,6 +186,7 @@ pub struct Snapshot {
     delivered: u64,
     total: Option<u64>,
     elapsed: Duration,
+    is_over: bool,
     load: Option<Load>,
 }
 
@@ -239,11 +241,14 @@ impl Snapshot {
         self.elapsed = elapsed;
     }
 
-    /// Time left at the rate so far; `None` while that cannot be told.
+    /// Time left at the rate so far; `None` while that cannot be told, and for ever if the run has stopped before its end.
     pub fn eta(&self) -> Option<Duration> {
         let left = self.total?.saturating_sub(self.completed);
         if left == 0 {
             return Some(Duration::ZERO);
+        }
+        if self.is_over {
+            return None;
         }
         Duration::try_from_secs_f64(left as f64 / self.rate()).ok()
     }
@@ -270,6 +275,7 @@ mod tests {
             delivered: completed,
             total,
             elapsed,
+            is_over: false,
             load: None,
         }
     }
@@ -285,6 +291,11 @@ mod tests {
             (half.rate(), half.eta()),
             (5.0, Some(Duration::from_secs(1)))
         );
+        let stopped = Snapshot {
+            is_over: true,
+            ..half
+        };
+        assert_eq!(stopped.eta(), None);
         let done = snapshot(10, Some(10), Duration::ZERO);
         assert_eq!(done.eta(), Some(Duration::ZERO));
         let more_than_promised = snapshot(11, Some(10), Duration::from_secs(1));

@@ -273,7 +273,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
             while let Some(answer) = self.try_receive() {
                 keep(answer);
             }
-            if self.chunks == 0 || self.is_current() {
+            if self.chunks == 0 || self.hands.is_none() || self.is_current() {
                 break;
             }
             // The last answer rings, if no other does.
@@ -287,7 +287,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     }
 
     /// The same, where nobody waits for what comes back: calls that look for that end soon.
-    pub(crate) fn leave(&mut self, keep: impl FnMut(Parcel<I, T, E>)) {
+    pub(crate) fn abandon(&mut self, keep: impl FnMut(Parcel<I, T, E>)) {
         self.signals().halt();
         self.signals().abandon();
         self.bring_home(keep);
@@ -336,7 +336,7 @@ impl<I, T, E> Remote<I, T, E> {
 
 impl<I, T, E> Drop for Crew<'_, I, T, E> {
     fn drop(&mut self) {
-        self.leave(drop);
+        self.abandon(drop);
         self.dismiss();
     }
 }

@@ -114,7 +114,7 @@ impl Inside {
     pub(crate) fn panicked(&self, index: u64, message: Option<&str>) {
         let (run, attempt) = (&*self.run.span, self.attempt);
         contain(|| {
-            debug!(target: "futureproof", parent: run.id(), index, attempt, message, "panicked");
+            debug!(target: "futureproof", parent: run.id(), index, attempt, panic = message, "panicked");
         });
     }
 }
