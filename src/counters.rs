@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::bugs;
-use crate::report::Load;
+use crate::load::Load;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::now;
 

@@ -35,6 +35,7 @@ mod failure_log;
 mod iter;
 mod job;
 mod lines;
+mod load;
 #[cfg(feature = "metrics")]
 mod meters;
 mod monitor;
@@ -64,9 +65,10 @@ pub use builder::{Futureproof, FutureproofIterator};
 pub use cancel::{CancellationToken, OnCancel};
 pub use combine::{infallible, with_state};
 pub use counters::{Progress, Snapshot};
+pub use load::Bottleneck;
 pub use policy::{ErrorPolicy, ParseErrorPolicyError};
 pub use read_ahead::ReadAhead;
-pub use report::{Bottleneck, Report, SlowTask, WorkerTime};
+pub use report::{Report, SlowTask, WorkerTime};
 pub use spawn::{OwnPool, Scope, Spawn, scope};
 #[cfg(feature = "stream")]
 pub use stream::TaskStream;
