@@ -79,6 +79,11 @@ where
     ///   a source that blocks keeps them until it returns. What was not delivered is dropped on the stream's thread;
     ///   only if the run has never begun, the source and the function are dropped on the spot.
     ///
+    /// # What it costs
+    ///
+    /// Each handover is a trip between threads. Measured on two cores: 60 ns per task of no work, and 20 to 30 µs per task
+    /// of 100 µs, beside 3 ns and 2 µs for the iterator.
+    ///
     /// # In a server
     ///
     /// The stream is `Send`, `Unpin` and `'static`, so it can be spawned, and be the body of a response. Give all runs one
