@@ -38,7 +38,8 @@ fn whoever_takes_the_time_is_named() {
 #[test]
 fn a_source_that_is_read_ahead_is_named_as_well() {
     let source = (0..40u64).inspect(|_| sleep(2 * MS)).read_ahead(4);
-    let run = source.futureproof(Raise).num_threads(2);
+    // More than can be busy, even if each answer comes late.
+    let run = source.futureproof(Raise).num_threads(8);
     let mut run = run.map_tasks(infallible(|n: &u64| *n));
     run.by_ref().for_each(drop);
     let report = run.report();
@@ -195,6 +196,7 @@ fn a_task_that_was_stopped_before_it_began_is_not_reported() {
             .flat_map(|slow| slow.indices())
             .collect();
         assert_eq!(indices, [0]);
+        assert_eq!(report.slowest().len(), 1);
     });
 }
 

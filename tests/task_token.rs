@@ -256,6 +256,36 @@ fn each_run_has_a_token_of_its_own_even_on_one_thread() {
     });
 }
 
+/// Runs its jobs at once, on the caller's thread.
+struct Here;
+
+impl futureproof::Spawn<'static> for Here {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        job();
+    }
+}
+
+#[test]
+fn a_token_is_current_only_while_its_task_runs() {
+    let run = (0..3u32).futureproof(Raise).on(Here);
+    let mut run = run.map_tasks(infallible(|_: &u32| CancellationToken::current()));
+    let of_task = run.next().unwrap().unwrap().output;
+    assert!(!of_task.is_cancelled());
+    drop(run);
+    assert!(of_task.is_cancelled());
+    assert!(!CancellationToken::current().is_cancelled());
+}
+
+#[test]
+fn a_deadline_that_has_not_come_is_no_cancel() {
+    let run = (0..3u32).futureproof(Raise).num_threads(1);
+    let run = run.deadline(Duration::from_secs(3_600));
+    let run = run.map_tasks(infallible(|_: &u32| {
+        CancellationToken::current().is_cancelled()
+    }));
+    assert!(run.flatten().all(|task| !task.output));
+}
+
 #[test]
 fn a_thread_without_a_task_has_a_token_that_nobody_cancels() {
     let token = CancellationToken::current();
