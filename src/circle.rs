@@ -293,8 +293,9 @@ impl<I, T, E> Drop for Circle<'_, I, T, E> {
         ledger.take_back();
         self.crew
             .abandon(|answer| write_down(ledger, &answer, width));
-        // The monitor's last line, which says this, is written when the crew goes.
+        // The monitor's last line, which says this, is written when the crew is dismissed.
         self.crew.counters().set_load(self.report().load());
+        self.crew.dismiss();
         bury_all(&mut self.unrun);
     }
 }

@@ -93,7 +93,7 @@ where
     }
 }
 
-/// Those who work for one run. Dropping it stops them and waits until all are gone.
+/// Those who work for one run. Its owner has to bring them home.
 pub(crate) struct Crew<'a, I, T, E> {
     hands: Option<BoxedHands<'a, I, T, E>>,
     shared: Arc<Shared<I, T, E>>,
@@ -331,12 +331,5 @@ impl<I, T, E> Remote<I, T, E> {
     pub(crate) fn on_cancel(&self, f: impl FnOnce() + Send + 'static) -> Option<OnCancel> {
         let token = self.shared.signals.token()?;
         Some(token.on_cancel(f))
-    }
-}
-
-impl<I, T, E> Drop for Crew<'_, I, T, E> {
-    fn drop(&mut self) {
-        self.abandon(drop);
-        self.dismiss();
     }
 }

@@ -251,6 +251,34 @@ fn the_end_is_told_however_a_run_ends() {
 }
 
 #[test]
+fn the_end_is_told_before_a_run_that_has_ended_is_dropped() {
+    watchdog(|| {
+        let (sender, told) = mpsc::channel();
+        let run = (0..10u32).futureproof(Raise).num_threads(1);
+        let run = run.monitor_interval(Duration::from_secs(3_600));
+        let run = run.on_progress(move |now| sender.send(now.completed()).unwrap());
+        let mut run = run.map_tasks(infallible(|n: &u32| *n));
+        run.by_ref().for_each(drop);
+        assert_eq!(told.recv(), Ok(10));
+        drop(run);
+    });
+}
+
+#[test]
+fn the_clock_stops_when_a_run_is_dropped() {
+    let mut run = (0..10u32)
+        .futureproof(Raise)
+        .num_threads(1)
+        .map_tasks(infallible(|n: &u32| *n));
+    run.next();
+    let progress = run.progress();
+    drop(run);
+    let elapsed = progress.snapshot().elapsed();
+    thread::sleep(Duration::from_millis(1));
+    assert_eq!(progress.snapshot().elapsed(), elapsed);
+}
+
+#[test]
 fn progress_can_be_read_from_elsewhere_and_later() {
     watchdog(|| {
         let run = (0..1000u32)
