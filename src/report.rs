@@ -390,6 +390,7 @@ mod tests {
             (90, 20, 7..8, Bottleneck::SlowTask),
             // The workers have as much to do besides.
             (90, 60, 7..8, Bottleneck::Workers),
+            (50, 24, 7..8, Bottleneck::SlowTask),
             // It takes less than half of the time.
             (49, 0, 7..8, Bottleneck::Workers),
             // Nobody knows which one.

@@ -581,3 +581,16 @@ fn a_waker_that_panics_when_it_is_dropped_harms_nobody() {
         gate.open();
     });
 }
+
+#[test]
+fn a_stream_that_was_never_polled_is_dropped_on_the_spot() {
+    let (sender, dropped) = mpsc::channel();
+    let grave = Grave(sender);
+    let run = (0..10u32).futureproof(Raise);
+    let stream = run.map_tasks(infallible(move |n: &u32| {
+        let _ = &grave;
+        *n
+    }));
+    drop(stream.into_stream());
+    assert_eq!(dropped.try_recv(), Ok(thread::current().id()));
+}
