@@ -30,7 +30,7 @@
 //!
 //! # What it costs
 //!
-//! On two cores: a call takes about 4 µs while calls follow each other closely, and 65 µs after a pause, when the other core
+//! On two cores: a call takes 4 to 7 µs while calls follow each other closely, and 65 µs after a pause, when the other core
 //! has fallen asleep. (Both sides look for the next message for up to 100 µs before they block, if the last one came as soon
 //! and nobody else needs the core.) A fresh child takes 1 to 4 ms. Large items are copied four times: 1 MiB there and back
 //! takes 1.2 ms. Python's `ProcessPoolExecutor` takes 200 µs a call on the same machine, 100 µs in a `map`. So little is lost
