@@ -199,11 +199,11 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         }
     }
 
-    /// Hands a chunk over, at this time.
-    pub(crate) fn submit(&mut self, chunk: Parcel<I, T, E>, now: Instant) {
+    /// Hands a chunk over, at the time `start`.
+    pub(crate) fn submit(&mut self, chunk: Parcel<I, T, E>, start: Instant) {
         if self.crew.submit(chunk) {
             // It was run on this very thread.
-            self.ledger.waited(now.elapsed());
+            self.ledger.waited(now() - start);
         }
     }
 

@@ -261,6 +261,7 @@ fn drive<I: Iterator, T, E>(
     let is_at_rest = matches!(end, Ok(Some(Ending::Exhausted | Ending::Failed)))
         && !run.circle.crew.signals().is_interrupted();
     if is_at_rest {
+        // The destructor of the source may panic: that is for whoever polls as well.
         let gone = panic::catch_unwind(AssertUnwindSafe(move || drop(run)));
         handover.end(gone.and(end));
     } else {

@@ -32,6 +32,14 @@ fn endless(
     (run, waiting)
 }
 
+/// Looks at the task's token until it is cancelled.
+fn look_until_cancelled() {
+    let token = CancellationToken::current();
+    while !token.is_cancelled() {
+        thread::yield_now();
+    }
+}
+
 #[test]
 fn a_cancel_of_the_run_reaches_its_tasks() {
     watchdog(|| {
@@ -58,11 +66,8 @@ fn a_cancel_reaches_tasks_though_the_consumer_is_away() {
                 Ok(())
             }
             _ => {
-                let token = CancellationToken::current();
                 begun.open();
-                while !token.is_cancelled() {
-                    thread::yield_now();
-                }
+                look_until_cancelled();
                 Err("cancelled")
             }
         });
@@ -98,11 +103,8 @@ fn a_deadline_reaches_tasks_that_look_though_the_consumer_is_away() {
                 Ok(())
             }
             _ => {
-                let token = CancellationToken::current();
                 begun.open();
-                while !token.is_cancelled() {
-                    thread::yield_now();
-                }
+                look_until_cancelled();
                 Err("late")
             }
         });
@@ -126,11 +128,8 @@ fn drop_under_way(leave: impl FnOnce(MapTasks<'static, std::ops::Range<u32>, u32
             Ok(*n)
         }
         _ => {
-            let token = CancellationToken::current();
             starts.open();
-            while !token.is_cancelled() {
-                thread::yield_now();
-            }
+            look_until_cancelled();
             tells.fetch_add(1, SeqCst);
             Err("nobody waits")
         }
@@ -152,11 +151,8 @@ fn a_drop_of_the_stream_reaches_its_tasks() {
         let (sender, ended) = mpsc::channel();
         let run = (0..1u32).futureproof(Raise).num_threads(1);
         let stream = run.map_tasks(infallible(move |_: &u32| {
-            let token = CancellationToken::current();
             sender.send("started").unwrap();
-            while !token.is_cancelled() {
-                thread::yield_now();
-            }
+            look_until_cancelled();
             sender.send("told").unwrap();
         }));
         let mut stream = stream.into_stream();
