@@ -79,10 +79,7 @@ fn start_cluster() -> Vec<Member> {
 fn replicate(url: &str, name: &str) {
     raw(url, async |client| {
         let context = async_nats::jetstream::new(client);
-        let mut stream = context
-            .get_stream(format!("futureproof-{name}"))
-            .await
-            .unwrap();
+        let mut stream = stream(&context, name).await;
         let mut config = stream.cached_info().config.clone();
         config.num_replicas = 3;
         context.update_stream(config).await.unwrap();

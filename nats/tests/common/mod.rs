@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::Stream;
 use futureproof_nats::{Remote, RemoteError, SetupError, Worker, WorkerStop};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -304,14 +305,16 @@ impl Drop for LocalWorker {
     }
 }
 
+/// The stream of a function.
+pub async fn stream(context: &async_nats::jetstream::Context, name: &str) -> Stream {
+    let name = format!("futureproof-{name}");
+    context.get_stream(name).await.unwrap()
+}
+
 /// How many tasks lie in a function's queue.
 pub fn queued(url: &str, name: &str) -> u64 {
     raw(url, async |client| {
-        let context = async_nats::jetstream::new(client);
-        let mut stream = context
-            .get_stream(format!("futureproof-{name}"))
-            .await
-            .unwrap();
+        let mut stream = stream(&async_nats::jetstream::new(client), name).await;
         stream.info().await.unwrap().state.messages
     })
 }
