@@ -209,6 +209,9 @@ mod tests {
         assert_eq!(times.collect::<Vec<_>>(), told);
         drop(call);
         assert_eq!(look(start + 1_000 * MS), []);
+        // Nothing stays of a chunk, or a long run would fill its memory with them.
+        drop(seat);
+        assert!(desks.sit_down(start).desk.open().chunks.len() == 1);
     }
 
     #[test]
