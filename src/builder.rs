@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::attend::Watch;
 use crate::cancel::CancellationToken;
 use crate::contain::Buried;
-use crate::crew::Crew;
+use crate::crew::{Crew, Settle};
 use crate::plan::Plan;
 use crate::policy::ErrorPolicy;
 use crate::read_ahead::{Bell, ReadAhead};
@@ -102,6 +102,7 @@ pub struct Futureproof<I: Iterator, P = OwnPool> {
     bell: Option<Bell<I>>,
     pub(crate) plan: Plan,
     pool: P,
+    settle: Option<Settle<P>>,
 }
 
 impl<I: Iterator> Futureproof<I> {
@@ -111,6 +112,7 @@ impl<I: Iterator> Futureproof<I> {
             bell,
             plan: Plan::new(policy),
             pool: OwnPool::default(),
+            settle: Some(OwnPool::settle),
         }
     }
 }
@@ -269,7 +271,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// assert_eq!(run.ending(), Some(Ending::Cancelled));
     /// ```
     pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
-        self.plan.token = Some(token.clone());
+        self.plan.tokens.push(token.clone());
         self
     }
 
@@ -313,6 +315,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
             bell,
             plan,
             pool,
+            settle: None,
         }
     }
 
@@ -357,9 +360,9 @@ impl<I: Iterator, P> Futureproof<I, P> {
         E: fmt::Debug + Send + 's,
     {
         let plan = self.plan;
-        let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.token.clone());
+        let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.tokens.clone());
         let desks = plan.warn_after.map(|_| Arc::default());
-        let crew = Crew::new(self.pool, f, signals, Watch::new(desks));
+        let crew = Crew::new(self.pool, self.settle, f, signals, Watch::new(desks));
         MapTasks::new(self.source, self.bell, plan, crew)
     }
 }

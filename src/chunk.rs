@@ -3,6 +3,7 @@
 //! In an answer, inputs and outputs stand last to first, so that delivering one is a `pop` and the emptied
 //! buffers can be filled again.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use crate::bugs;
 use crate::contain::bury_all;
 use crate::retry::Delays;
 use crate::signals::Signals;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread::ThreadId;
 use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
 
@@ -20,13 +22,14 @@ use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
 pub(crate) struct Chunk<I, T, E> {
     /// The index of the first item; the others follow without a gap.
     pub(crate) first: u64,
+    /// Items that have been run, or that their worker has begun to run one after another.
     pub(crate) inputs: Vec<I>,
     /// One for each item that succeeded.
     outputs: Vec<T>,
     /// One for each item that failed, with its offset in the chunk.
     failures: Vec<(usize, Cause<E>)>,
-    /// Items that were not run, since the run was stopped. They follow the inputs.
-    pub(crate) unrun: Vec<I>,
+    /// Items that nobody has begun to run; in an answer, since the run was stopped. They follow the inputs.
+    pub(crate) rest: VecDeque<I>,
     /// Tasks delivered so far.
     delivered: usize,
     /// Up to here, tasks have succeeded and may be delivered without a further look.
@@ -37,11 +40,11 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) delays: Option<Delays>,
     /// Whether an `Err` is final, as no retry can follow. A panic always is.
     pub(crate) is_final: bool,
+    /// How many items a worker may begin at a time.
+    pub(crate) grain: usize,
     /// How long the tasks in this answer ran, and on whom.
     pub(crate) busy: Duration,
     pub(crate) worker: Option<ThreadId>,
-    /// Whether this answers the last of the submitted items.
-    pub(crate) is_last: bool,
 }
 
 /// A chunk as it travels: boxed, so that it is one word to hand over.
@@ -64,15 +67,6 @@ impl<I, T, E> Outcome<I, T, E> {
     }
 }
 
-/// Why a worker pauses in a chunk.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pause {
-    /// Every item has run, or no further one may.
-    Over,
-    /// The consumer waits for what is finished.
-    Flush,
-}
-
 impl<I, T, E> Chunk<I, T, E> {
     pub(crate) fn new() -> Self {
         Self {
@@ -80,23 +74,21 @@ impl<I, T, E> Chunk<I, T, E> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             failures: Vec::new(),
-            unrun: Vec::new(),
+            rest: VecDeque::new(),
             delivered: 0,
             smooth: 0,
             attempts: 1,
             delays: None,
             is_final: true,
+            grain: 1,
             busy: Duration::ZERO,
             worker: None,
-            is_last: true,
         }
     }
 
     /// Makes an emptied chunk ready to be filled from index `first` on.
     pub(crate) fn reset(&mut self, first: u64, is_final: bool) {
-        debug_assert!(
-            self.inputs.is_empty() && self.outputs.is_empty() && self.failures.is_empty()
-        );
+        debug_assert!(self.holds_nothing());
         self.first = first;
         if !bugs::has("buffer not cleared") {
             self.delivered = 0;
@@ -104,7 +96,12 @@ impl<I, T, E> Chunk<I, T, E> {
         self.attempts = 1;
         self.delays = None;
         self.is_final = is_final;
-        self.is_last = true;
+        self.grain = 1;
+    }
+
+    fn holds_nothing(&self) -> bool {
+        let holds_results = !self.outputs.is_empty() || !self.failures.is_empty();
+        self.inputs.is_empty() && self.rest.is_empty() && !holds_results
     }
 
     /// How many items have been run.
@@ -116,22 +113,24 @@ impl<I, T, E> Chunk<I, T, E> {
         self.failures.len()
     }
 
-    /// Runs items, from the first that has not run yet.
+    /// Runs the items that were begun, as long as nobody wants them. Returns whether more may follow.
     pub(crate) fn run(
         &mut self,
         f: &impl Fn(&I) -> Result<T, E>,
         signals: &Signals,
+        is_wanted: &AtomicBool,
         attendant: &impl Attend,
-    ) -> Pause
+    ) -> bool
     where
         E: fmt::Debug,
     {
-        self.outputs.reserve(self.inputs.len() - self.done());
         loop {
             // The function is treated as unwind safe, as rayon and `thread::spawn` treat theirs.
             // A `catch_unwind` per run of items rather than per item is what makes tiny tasks cheap.
-            match panic::catch_unwind(AssertUnwindSafe(|| self.run_on(f, signals, attendant))) {
-                Ok(pause) => return pause,
+            match panic::catch_unwind(AssertUnwindSafe(|| {
+                self.run_on(f, signals, is_wanted, attendant)
+            })) {
+                Ok(may_go_on) => return may_go_on,
                 Err(payload) => {
                     let offset = self.done();
                     let panic = Panic::new(payload);
@@ -143,12 +142,14 @@ impl<I, T, E> Chunk<I, T, E> {
         }
     }
 
+    #[inline]
     fn run_on(
         &mut self,
         f: &impl Fn(&I) -> Result<T, E>,
         signals: &Signals,
+        is_wanted: &AtomicBool,
         attendant: &impl Attend,
-    ) -> Pause
+    ) -> bool
     where
         E: fmt::Debug,
     {
@@ -162,13 +163,15 @@ impl<I, T, E> Chunk<I, T, E> {
             ..
         } = self;
         let guard = signals.guard();
+        let begun = *first + start as u64;
         let indices = *first + start as u64..;
         for (input, index) in inputs[start..].iter().zip(indices) {
             if !guard.allows(index) {
-                return Pause::Over;
+                return false;
             }
-            if guard.is_hungry() && index > *first {
-                return Pause::Flush;
+            // The first is run in any case, or nobody would get on.
+            if index > begun && is_wanted.load(Ordering::Relaxed) {
+                return true;
             }
             match attendant.call(index, || f(input)) {
                 Ok(output) => outputs.push(output),
@@ -185,25 +188,45 @@ impl<I, T, E> Chunk<I, T, E> {
                 }
             }
         }
-        Pause::Over
+        true
     }
 
-    /// Leaves what has run in `self`, and gives what has not as a chunk of its own.
-    pub(crate) fn split_off_rest(&mut self) -> Parcel<I, T, E> {
-        let mut rest = Box::new(Self::new());
-        rest.inputs = self.inputs.split_off(self.done());
-        rest.first = self.first + self.inputs.len() as u64;
-        rest.is_final = self.is_final;
-        self.is_last = false;
-        rest
+    /// Room for the results of `count` more items.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        self.inputs.reserve(count);
+        self.outputs.reserve(count);
     }
 
-    /// Turns what has run round for delivery, and sets apart what has not.
-    pub(crate) fn turn_round(&mut self) {
-        let done = self.done();
-        if done < self.inputs.len() {
-            self.unrun = self.inputs.split_off(done);
+    /// Takes over what `next` has run, which follows what this has.
+    pub(crate) fn append(&mut self, next: &mut Self) {
+        let (before, more) = (self.inputs.len(), next.inputs.len());
+        if before == 0 {
+            self.first = next.first;
+            self.attempts = next.attempts;
+            self.delays = next.delays.take();
+            self.is_final = next.is_final;
         }
+        self.inputs.append(&mut next.inputs);
+        self.outputs.append(&mut next.outputs);
+        let failures = next.failures.drain(..);
+        self.failures
+            .extend(failures.map(|(offset, cause)| (before + offset, cause)));
+        next.first += more as u64;
+    }
+
+    /// Of the items that were begun, those that were not run are as if they had not been. Returns how many.
+    pub(crate) fn give_up_begun(&mut self) -> usize {
+        let done = self.done();
+        let count = self.inputs.len() - done;
+        for input in self.inputs.drain(done..).rev() {
+            self.rest.push_front(input);
+        }
+        count
+    }
+
+    /// Turns what has run round for delivery.
+    pub(crate) fn turn_round(&mut self) {
+        debug_assert_eq!(self.done(), self.inputs.len());
         self.inputs.reverse();
         self.outputs.reverse();
         self.failures.reverse();
@@ -265,6 +288,31 @@ impl<I, T, E> Chunk<I, T, E> {
         })
     }
 
+    /// How many tasks of an answer come before its next failure.
+    pub(crate) fn successes(&self) -> usize {
+        self.smooth - self.delivered
+    }
+
+    /// Takes the next `count` tasks of an answer, which all succeeded, as one of their own.
+    pub(crate) fn split_off_front(&mut self, count: usize) -> Parcel<I, T, E> {
+        let mut front = Box::new(Self::new());
+        front.first = self.first + self.delivered as u64;
+        front.attempts = self.attempts;
+        front.inputs = self.inputs.split_off(self.inputs.len() - count);
+        front.outputs = self.outputs.split_off(self.outputs.len() - count);
+        front.smoothen();
+        self.delivered += count;
+        front
+    }
+
+    /// Forgets those that were taken out of an answer in which all that is left has succeeded.
+    pub(crate) fn forget_taken(&mut self) {
+        debug_assert!(self.failures.is_empty());
+        self.first += self.delivered as u64;
+        self.delivered = 0;
+        self.smoothen();
+    }
+
     /// The answer of a chunk of one item.
     pub(crate) fn of_one(outcome: Outcome<I, T, E>, attempts: u32) -> Parcel<I, T, E> {
         let mut chunk = Box::new(Self::new());
@@ -285,6 +333,6 @@ impl<I, T, E> Drop for Chunk<I, T, E> {
         bury_all(&mut self.inputs);
         bury_all(&mut self.outputs);
         bury_all(&mut self.failures);
-        bury_all(&mut self.unrun);
+        bury_all(&mut self.rest);
     }
 }

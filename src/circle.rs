@@ -1,11 +1,11 @@
 //! Chunks go round: what is submitted comes back, is tried again where it may be, and is put in order.
 
 use std::mem;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::arrivals::Arrivals;
 use crate::bugs;
-use crate::chunk::{Chunk, Parcel};
+use crate::chunk::{Chunk, Outcome, Parcel};
 use crate::contain::{bury, bury_all};
 use crate::crew::Crew;
 use crate::plan::Plan;
@@ -30,6 +30,8 @@ pub(crate) struct Circle<'a, I, T, E> {
     retry: Option<RetryRule<'a, E>>,
     /// Items that were pulled and that a stop kept from being run, with their indices.
     unrun: Vec<(u64, I)>,
+    /// Items past this index are not waiting for another attempt any more.
+    limit: u64,
     /// Emptied chunks, to be filled again.
     spare: Vec<Parcel<I, T, E>>,
     pub(crate) sizing: Sizing,
@@ -45,6 +47,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
             waiting: Waiting::new(),
             retry: None,
             unrun: Vec::new(),
+            limit: u64::MAX,
             spare: Vec::new(),
             sizing: Sizing::new(plan.fixed_chunk(), item_bytes),
             ledger: Ledger::default(),
@@ -67,7 +70,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
             // Chunks rather than items: slow tasks make small chunks, so their window is small.
             0 => {
                 let chunks = self.crew.outstanding() + self.arrivals.len() + self.waiting.len();
-                chunks < self.sizing.depth() * self.crew.width()
+                chunks < self.sizing.depth().saturating_mul(self.crew.width())
             }
             window => in_flight < window as u64,
         }
@@ -86,7 +89,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
 
     /// Whether anything can still come back.
     pub(crate) fn is_idle(&self) -> bool {
-        self.crew.outstanding() == 0 && self.waiting.is_empty()
+        self.crew.is_idle() && self.waiting.is_empty()
     }
 
     /// An empty chunk, its buffers used before if possible.
@@ -96,7 +99,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
 
     /// Keeps an emptied chunk for another use, unless there are as many as will be needed.
     pub(crate) fn recycle(&mut self, emptied: Parcel<I, T, E>) {
-        if self.spare.len() < self.sizing.depth() * self.crew.width() {
+        if self.spare.len() < self.sizing.depth().saturating_mul(self.crew.width()) {
             self.spare.push(emptied);
         }
     }
@@ -122,7 +125,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         }
         write_down(&mut self.ledger, &answer, self.crew.width());
         let after = answer.first + ran as u64;
-        self.unrun.extend((after..).zip(answer.unrun.drain(..)));
+        self.unrun.extend((after..).zip(answer.rest.drain(..)));
         if answer.failed() > 0 && !answer.is_final {
             self.sort_failures(&mut answer);
         } else if ran > 0 {
@@ -136,43 +139,67 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         self.unrun.iter().any(|(index, _)| signals.allows(*index))
     }
 
-    /// Sets apart what is to be tried again. Rare, so it may take an answer to pieces.
-    fn sort_failures(&mut self, answer: &mut Chunk<I, T, E>) {
+    /// Sets apart what is to be tried again. What succeeded between two failures stays together.
+    fn sort_failures(&mut self, answer: &mut Parcel<I, T, E>) {
         let attempts = answer.attempts;
         let mut delays = answer.delays.take();
-        while let Some(outcome) = answer.pop() {
-            if let Err(cause) = &outcome.result {
-                match self.delay(cause, &mut delays) {
-                    Some(delay) => {
-                        let mut chunk = self.empty_chunk();
-                        let is_final = delays.as_ref().is_some_and(|delays| delays.is_spent());
-                        chunk.reset(outcome.index, is_final);
-                        chunk.attempts = attempts + 1;
-                        chunk.delays = delays.take();
-                        chunk.inputs.push(outcome.input);
-                        // The error is the user's: its destructor may panic.
-                        bury(outcome.result);
-                        let now = now();
-                        // A delay past the end of time is one that never ends.
-                        let due = now
-                            .checked_add(delay)
-                            .unwrap_or(now + Duration::from_secs(1 << 32));
-                        self.waiting.push(due, chunk.first, chunk);
-                        continue;
-                    }
-                    None => {
-                        self.crew.counters().complete(1, 1);
-                        // A panic has stopped the run where it happened.
-                        if matches!(cause, Cause::Failed(_)) {
-                            self.crew.signals().failed(outcome.index);
-                        }
-                    }
-                }
-                delays = None;
+        while answer.len() > 0 {
+            let before = answer.successes();
+            if before == answer.len() {
+                let mut rest = mem::replace(answer, Box::new(Chunk::new()));
+                rest.forget_taken();
+                return self.arrive(rest);
             }
-            self.arrivals
-                .push(outcome.index, 1, Chunk::of_one(outcome, attempts));
+            if before > 0 {
+                let successes = answer.split_off_front(before);
+                self.arrive(successes);
+            }
+            let Some(outcome) = answer.pop() else {
+                unreachable!("an answer has as many tasks as it says");
+            };
+            if let Some(outcome) = self.sort_failure(outcome, attempts, delays.take()) {
+                self.arrive(Chunk::of_one(outcome, attempts));
+            }
         }
+    }
+
+    fn arrive(&mut self, answer: Parcel<I, T, E>) {
+        self.arrivals.push(answer.first, answer.len(), answer);
+    }
+
+    /// Gives a failure back if it is final.
+    fn sort_failure(
+        &mut self,
+        outcome: Outcome<I, T, E>,
+        attempts: u32,
+        mut delays: Option<Delays>,
+    ) -> Option<Outcome<I, T, E>> {
+        let Err(cause) = &outcome.result else {
+            return Some(outcome);
+        };
+        let Some(delay) = self.delay(cause, &mut delays) else {
+            self.crew.counters().complete(1, 1);
+            // A panic has stopped the run where it happened.
+            if matches!(cause, Cause::Failed(_)) {
+                self.crew.signals().failed(outcome.index);
+            }
+            return Some(outcome);
+        };
+        let mut chunk = self.empty_chunk();
+        let is_final = delays.as_ref().is_some_and(|delays| delays.is_spent());
+        chunk.reset(outcome.index, is_final);
+        chunk.attempts = attempts + 1;
+        chunk.delays = delays;
+        chunk.rest.push_back(outcome.input);
+        // The error is the user's: its destructor may panic.
+        bury(outcome.result);
+        let now = now();
+        // A delay past the end of time is one that never ends.
+        let due = now
+            .checked_add(delay)
+            .unwrap_or(now + Duration::from_secs(1 << 32));
+        self.waiting.push(due, chunk.first, chunk);
+        None
     }
 
     /// How long to wait before another attempt, if there is one.
@@ -189,21 +216,17 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
             return;
         }
         let signals = self.crew.signals();
-        for mut chunk in self.waiting.remove(|index| signals.allows(index)) {
-            self.unrun
-                .extend((chunk.first..).zip(chunk.inputs.drain(..)));
+        // The limit falls a few times at most, so what waits is gone through a few times at most.
+        let limit = signals.limit();
+        if limit < self.limit {
+            self.limit = limit;
+            for mut chunk in self.waiting.remove(|index| index < limit) {
+                self.unrun.extend((chunk.first..).zip(chunk.rest.drain(..)));
+            }
         }
         while let Some(chunk) = self.waiting.pop_due() {
             self.crew.counters().retry();
-            self.submit(chunk, now());
-        }
-    }
-
-    /// Hands a chunk over, at the time `start`.
-    pub(crate) fn submit(&mut self, chunk: Parcel<I, T, E>, start: Instant) {
-        if self.crew.submit(chunk) {
-            // It was run on this very thread.
-            self.ledger.waited(now() - start);
+            self.crew.submit(chunk);
         }
     }
 
@@ -232,7 +255,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
             let patience = now() + PATIENCE;
             if until.is_none_or(|until| patience < until) {
                 if !crew.wait(source, Some(patience)) {
-                    crew.signals().set_hungry(true);
+                    crew.sweep();
                 }
                 return;
             }
@@ -246,7 +269,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         let start = now();
         // Looked for first: a source that panicked may have come between the ring and the look.
         self.receive();
-        while self.crew.outstanding() > 0 && !self.crew.signals().is_interrupted() {
+        while !self.crew.is_idle() && !self.crew.signals().is_interrupted() {
             self.crew.wait::<()>(None, self.crew.signals().deadline());
             self.receive();
         }
@@ -270,7 +293,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
     pub(crate) fn take_unprocessed(&mut self) -> Vec<(u64, I)> {
         let mut unprocessed = mem::take(&mut self.unrun);
         for mut chunk in self.waiting.remove(|_| false) {
-            unprocessed.extend((chunk.first..).zip(chunk.inputs.drain(..)));
+            unprocessed.extend((chunk.first..).zip(chunk.rest.drain(..)));
         }
         unprocessed.sort_unstable_by_key(|(index, _)| *index);
         unprocessed

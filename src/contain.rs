@@ -26,11 +26,11 @@ pub(crate) fn bury<V>(value: V) {
 }
 
 /// Drops each of `values` by itself, so that one bad destructor does not keep the others from running.
-pub(crate) fn bury_all<V>(values: &mut Vec<V>) {
-    if mem::needs_drop::<V>() {
-        values.drain(..).for_each(bury);
-    } else {
-        values.clear();
+pub(crate) fn bury_all<C: IntoIterator + Default>(values: &mut C) {
+    // Their memory goes with them.
+    let values = mem::take(values);
+    if mem::needs_drop::<C::Item>() {
+        values.into_iter().for_each(bury);
     }
 }
 

@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use log::warn;
@@ -15,36 +16,43 @@ use crate::cancel::OnCancel;
 use crate::chunk::Parcel;
 use crate::contain::{bury, contain};
 use crate::counters::Counters;
-use crate::job::{Job, Reply, Shared};
+use crate::job::{Bench, Permit, Shared};
 use crate::monitor::{Monitor, TARGET};
 use crate::plan::Plan;
+use crate::run_queue::RunQueue;
 use crate::signals::Signals;
 use crate::spawn::Spawn;
 use crate::sync::channel::Select;
+use crate::sync::now;
+use crate::sync::thread::Thread;
 #[cfg(feature = "stream")]
 use crate::task::Ending;
 use crate::tray::Tray;
 
 /// The home of the jobs and the function, their types forgotten: one indirect call a chunk.
-trait Hands<C>: Send {
+trait Hands: Send {
     fn open(&mut self, num_threads: usize, name: &str) -> usize;
-    /// Returns whether it was run at once.
-    fn submit(&self, chunk: C) -> bool;
+    /// Hands so many permits to the home.
+    fn spawn(&self, permits: usize);
+    /// Does something that no worker has begun, if there is any such thing.
+    fn help(&self) -> bool;
     fn settle(&self, is_over: &dyn Fn() -> bool) -> bool;
     fn is_current(&self) -> bool;
     fn leave(self: Box<Self>);
 }
 
-type BoxedHands<'a, I, T, E> = Box<dyn Hands<Parcel<I, T, E>> + 'a>;
+type BoxedHands<'a> = Box<dyn Hands + 'a>;
+
+/// How a home gets ready for what a waiting consumer has submitted, where it can.
+pub(crate) type Settle<P> = fn(&P, &dyn Fn() -> bool) -> bool;
 
 struct Workers<P, F, I, T, E> {
     home: P,
-    width: usize,
-    function: Arc<F>,
-    shared: Arc<Shared<I, T, E>>,
+    settle: Option<Settle<P>>,
+    bench: Arc<Bench<F, I, T, E>>,
 }
 
-impl<'s, P, F, I, T, E> Hands<Parcel<I, T, E>> for Workers<P, F, I, T, E>
+impl<'s, P, F, I, T, E> Hands for Workers<P, F, I, T, E>
 where
     P: Spawn<'s>,
     F: Fn(&I) -> Result<T, E> + Send + Sync + 's,
@@ -53,32 +61,23 @@ where
     E: fmt::Debug + Send + 's,
 {
     fn open(&mut self, num_threads: usize, name: &str) -> usize {
-        self.width = self.home.open(num_threads, name).max(1);
-        self.width
+        self.home.open(num_threads, name).clamp(1, MAX_WIDTH)
     }
 
-    fn submit(&self, chunk: Parcel<I, T, E>) -> bool {
-        // Queued behind the very task that waits for it, a job would never run.
-        let is_inline = self.home.is_current();
-        let reply = Reply {
-            chunk: Some(chunk),
-            width: (!is_inline).then_some(self.width),
-            shared: Arc::clone(&self.shared),
-        };
-        let job = Job {
-            function: Arc::clone(&self.function),
-            reply,
-        };
-        if is_inline {
-            job.run();
-        } else {
-            self.home.spawn(move || job.run());
+    fn spawn(&self, permits: usize) {
+        for _ in 0..permits {
+            let permit = Permit::new(&self.bench);
+            self.home.spawn(move || permit.run());
         }
-        is_inline
+    }
+
+    fn help(&self) -> bool {
+        self.bench.help()
     }
 
     fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
-        self.home.settle(is_over)
+        self.settle
+            .is_some_and(|settle| settle(&self.home, is_over))
     }
 
     fn is_current(&self) -> bool {
@@ -87,27 +86,39 @@ where
 
     fn leave(self: Box<Self>) {
         // Each by itself: the home and what the function captures may both panic when dropped.
-        let Self { home, function, .. } = *self;
+        let Self { home, bench, .. } = *self;
         bury(home);
-        bury(function);
+        bench.clear();
     }
 }
 
+/// The most that are taken to be at work at once, whatever a home says.
+const MAX_WIDTH: usize = 1 << 16;
+
+/// How long whoever leaves a run waits for its calls before the log says so; then twice as long, and so on.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// Those who work for one run. Its owner has to bring them home.
 pub(crate) struct Crew<'a, I, T, E> {
-    hands: Option<BoxedHands<'a, I, T, E>>,
+    hands: Option<BoxedHands<'a>>,
     shared: Arc<Shared<I, T, E>>,
     /// Answers that were taken from the tray.
     received: VecDeque<Parcel<I, T, E>>,
     monitor: Option<Monitor>,
+    title: String,
     width: usize,
-    /// Chunks that are not answered, and the items in them.
-    chunks: usize,
+    /// Items that are not answered.
     items: usize,
 }
 
 impl<'a, I, T, E> Crew<'a, I, T, E> {
-    pub(crate) fn new<'s, P, F>(home: P, function: F, signals: Signals, watch: Watch) -> Self
+    pub(crate) fn new<'s, P, F>(
+        home: P,
+        settle: Option<Settle<P>>,
+        function: F,
+        signals: Signals,
+        watch: Watch,
+    ) -> Self
     where
         's: 'a,
         P: Spawn<'s> + 'a,
@@ -117,6 +128,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         E: fmt::Debug + Send + 's,
     {
         let shared = Arc::new(Shared {
+            queue: RunQueue::new(),
             tray: Tray::new(),
             signals,
             counters: Arc::default(),
@@ -124,17 +136,16 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         });
         let workers = Workers {
             home,
-            width: 1,
-            function: Arc::new(function),
-            shared: Arc::clone(&shared),
+            settle,
+            bench: Arc::new(Bench::new(function, Arc::clone(&shared))),
         };
         Self {
             hands: Some(Box::new(workers)),
             shared,
             received: VecDeque::new(),
             monitor: None,
+            title: String::new(),
             width: 0,
-            chunks: 0,
             items: 0,
         }
     }
@@ -164,6 +175,8 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     pub(crate) fn open(&mut self, plan: &mut Plan, total: Option<u64>) {
         let hands = self.hands.as_mut();
         self.width = hands.map_or(1, |hands| hands.open(plan.num_threads, &plan.name));
+        self.shared.queue.set_width(self.width);
+        self.title = plan.title().to_owned();
         self.counters().start(total);
         #[cfg(feature = "tracing")]
         self.shared.watch.trace.start(plan.title());
@@ -178,20 +191,23 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         }
     }
 
-    /// Hands a chunk over. Returns whether it was run at once, by the caller.
-    pub(crate) fn submit(&mut self, chunk: Parcel<I, T, E>) -> bool {
-        let Some(hands) = &self.hands else {
-            return false;
-        };
-        self.chunks += 1;
-        self.items += chunk.len();
+    /// Hands a chunk over.
+    pub(crate) fn submit(&mut self, chunk: Parcel<I, T, E>) {
+        let hands = self.hands.as_ref();
+        let hands = hands.expect("nothing is submitted once the run has ended");
+        self.items += chunk.rest.len();
         self.signals().submit();
-        hands.submit(chunk)
+        hands.spawn(self.shared.queue.push(chunk));
     }
 
     /// How many chunks are not answered.
     pub(crate) fn outstanding(&self) -> usize {
-        self.chunks
+        self.signals().outstanding()
+    }
+
+    /// Whether every item is answered.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.items == 0
     }
 
     pub(crate) fn try_receive(&mut self) -> Option<Parcel<I, T, E>> {
@@ -199,19 +215,21 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
             self.shared.tray.take(&mut self.received);
         }
         let answer = self.received.pop_front()?;
-        Some(self.note(answer))
+        self.items -= answer.len() + answer.rest.len();
+        Some(answer)
     }
 
-    fn note(&mut self, answer: Parcel<I, T, E>) -> Parcel<I, T, E> {
-        self.chunks -= usize::from(answer.is_last);
-        self.items -= answer.len() + answer.unrun.len();
-        answer
+    /// Has what is finished handed over, also where its neighbours go on.
+    pub(crate) fn sweep(&self) {
+        self.signals().set_hungry(true);
+        // After that: what finishes later is handed over by whoever has run it.
+        self.shared.sweep();
     }
 
     /// Blocks until there may be something to do: an answer, a cancel, an item of `source` if that is
     /// given, or `until`. Returns whether it was something else than `until`.
     pub(crate) fn wait<S>(&self, source: Option<&Receiver<S>>, until: Option<Instant>) -> bool {
-        self.signals().await_answers(self.chunks);
+        self.signals().await_answers();
         let has_answer = || !self.shared.tray.is_empty();
         if self
             .hands
@@ -221,11 +239,14 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
             self.signals().await_nothing();
             return true;
         }
-        self.help();
+        if self.help() {
+            self.signals().await_nothing();
+            return true;
+        }
         let rings = self.shared.tray.rings();
         let mut select = Select::new();
         select.recv(rings);
-        if let Some(token) = self.signals().token() {
+        for token in self.signals().tokens() {
             select.recv(token.bell());
         }
         if let Some(source) = source {
@@ -247,18 +268,23 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     /// Whether something may be finished that is not known here: an item of a chunk that goes on, or a
     /// chunk that was not worth a ring.
     pub(crate) fn may_hold_back(&self) -> bool {
-        self.items > self.chunks || self.chunks > self.width
+        let chunks = self.outstanding();
+        self.items > chunks || chunks > self.width
     }
 
-    /// On one of the very threads that jobs run on, does the queued ones: nobody else may be there
-    /// to do them. Chunks submitted from here were run inline, so these come from before the run
-    /// was moved here.
-    fn help(&self) {
-        if self.chunks > 0 && self.is_current() {
-            while self.shared.tray.is_empty()
-                && rayon_core::yield_now() == Some(rayon_core::Yield::Executed)
-            {}
+    /// On one of the very threads that jobs run on, works on what nobody has begun: nobody else may be there to do
+    /// it. Returns whether there is an answer.
+    fn help(&self) -> bool {
+        if self.items == 0 || !self.is_current() {
+            return false;
         }
+        let hands = self.hands.as_ref();
+        while self.shared.tray.is_empty() {
+            if !hands.is_some_and(|hands| hands.help()) {
+                return false;
+            }
+        }
+        true
     }
 
     fn is_current(&self) -> bool {
@@ -268,22 +294,42 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     /// Stops everybody, waits for those who run, and gives what comes back to `keep`.
     pub(crate) fn bring_home(&mut self, mut keep: impl FnMut(Parcel<I, T, E>)) {
         self.signals().halt();
-        // Dropped on one of its own threads, a run may be in a task of its own: it cannot wait for that.
+        // What nobody has begun comes back at once, however busy the home is with other things.
+        for chunk in self.shared.queue.close() {
+            self.items -= chunk.rest.len();
+            keep(chunk);
+        }
+        let mut patience = SILENCE;
+        // Left inside one of its own tasks, a run cannot wait for that.
+        let is_inside = self.shared.queue.runs_here();
         loop {
             while let Some(answer) = self.try_receive() {
                 keep(answer);
             }
-            if self.chunks == 0 || self.hands.is_none() || self.is_current() {
+            if self.items == 0 || self.hands.is_none() || is_inside {
                 break;
             }
             // The last answer rings, if no other does.
-            let _ = self.shared.tray.rings().recv();
+            let until = now() + patience;
+            if self.shared.tray.rings().recv_deadline(until).is_err() {
+                self.tell_who_runs(patience);
+                patience *= 2;
+            }
         }
         // All jobs have let go of the function, so this is where its captures are dropped, and the
         // threads of an own pool are joined.
         if let Some(hands) = self.hands.take() {
             hands.leave();
         }
+    }
+
+    fn tell_who_runs(&self, waited: Duration) {
+        let calls = self.shared.queue.calls();
+        let calls: Vec<String> = calls.into_iter().map(|it| call(&it)).collect();
+        let (title, calls) = (&self.title, calls.join(", "));
+        contain(
+            || warn!(target: TARGET, "{title}: has ended, and waits since {waited:.0?} for {calls}"),
+        );
     }
 
     /// The same, where nobody waits for what comes back: calls that look for that end soon.
@@ -327,9 +373,20 @@ impl<I, T, E> Remote<I, T, E> {
         }
     }
 
-    /// Has `f` called when the run is cancelled, if it can be.
-    pub(crate) fn on_cancel(&self, f: impl FnOnce() + Send + 'static) -> Option<OnCancel> {
-        let token = self.shared.signals.token()?;
-        Some(token.on_cancel(f))
+    /// Has `f` called when the run is cancelled.
+    pub(crate) fn on_cancel(&self, f: impl Fn() + Send + Clone + 'static) -> Vec<OnCancel> {
+        let tokens = self.shared.signals.tokens().iter();
+        tokens.map(|token| token.on_cancel(f.clone())).collect()
+    }
+}
+
+/// `task 7 on futureproof-3`.
+fn call((worker, tasks): &(Thread, Range<u64>)) -> String {
+    let worker = worker.name().unwrap_or("a thread without a name");
+    let (first, last) = (tasks.start, tasks.end.saturating_sub(1));
+    if first >= last {
+        format!("task {first} on {worker}")
+    } else {
+        format!("one of the tasks {first} to {last} on {worker}")
     }
 }

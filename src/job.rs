@@ -1,130 +1,220 @@
-//! A chunk on its way through a worker, and the duty to answer it.
+//! The workers' side: permits take chunks, run them and answer them.
 //!
 //! # Invariants
 //!
-//! 1. Every submitted chunk is answered, by its last part exactly once, even if its job is dropped
-//!    without being run. The caller blocks on that answer, so a missing one is a hang.
+//! 1. Every submitted item is answered exactly once, even if the permits are dropped without being run. The caller
+//!    blocks on those answers, so a missing one is a hang.
 //! 2. Nothing unwinds out of a job, destructors included: rayon would abort the process.
 //! 3. The function is let go before the last answer is sent: once all are in, no worker holds it.
 
 use std::fmt;
-use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
-use crate::attend::{Alone, Watch};
+use crate::attend::{Alone, Attend, Watch};
 use crate::bugs;
-use crate::chunk::{Parcel, Pause};
+use crate::chunk::Parcel;
 use crate::contain::bury;
 use crate::counters::Counters;
+use crate::run_queue::{Look, Next, RunQueue, Taken};
 use crate::signals::Signals;
-use crate::sync::{now, thread};
+use crate::sync::Mutex;
 use crate::tray::Tray;
-
-/// A chunk and what is needed to run it: what is handed to the pool.
-pub(crate) struct Job<F, I, T, E> {
-    // Before `reply`: when a job is dropped without being run, fields are dropped in this order (invariant 3).
-    pub(crate) function: Arc<F>,
-    pub(crate) reply: Reply<I, T, E>,
-}
-
-impl<F, I, T, E> Job<F, I, T, E>
-where
-    F: Fn(&I) -> Result<T, E>,
-    E: fmt::Debug,
-{
-    /// Runs the chunk and answers it.
-    pub(crate) fn run(self) {
-        let Self {
-            function,
-            mut reply,
-        } = self;
-        while reply.run(&*function) == Pause::Flush {}
-        bury(function);
-    }
-}
 
 /// What a run's caller and its workers share.
 #[derive(Debug)]
 pub(crate) struct Shared<I, T, E> {
+    pub(crate) queue: RunQueue<I, T, E>,
     pub(crate) tray: Tray<Parcel<I, T, E>>,
     pub(crate) signals: Signals,
     pub(crate) counters: Arc<Counters>,
     pub(crate) watch: Watch,
 }
 
-/// The duty to answer a chunk: done at the latest when this is dropped.
-pub(crate) struct Reply<I, T, E> {
-    pub(crate) chunk: Option<Parcel<I, T, E>>,
-    /// Where this is on a worker, of how many.
-    pub(crate) width: Option<usize>,
-    pub(crate) shared: Arc<Shared<I, T, E>>,
+/// The function, and where it finds its items: what the jobs of a run have.
+pub(crate) struct Bench<F, I, T, E> {
+    /// There until nothing can be left to run.
+    function: Mutex<Option<Arc<F>>>,
+    shared: Arc<Shared<I, T, E>>,
 }
 
-impl<I, T, E> Reply<I, T, E> {
-    /// Runs the chunk up to its end or to the next pause; then sends what is finished.
-    fn run(&mut self, f: &impl Fn(&I) -> Result<T, E>) -> Pause
-    where
-        E: fmt::Debug,
-    {
-        let Some(chunk) = &mut self.chunk else {
-            return Pause::Over;
-        };
-        let Shared { signals, watch, .. } = &*self.shared;
-        let _entered = signals.tasks_token().enter();
-        let start = now();
-        let attended = watch.attend(chunk.attempts, start);
-        let pause = match attended.as_ref().filter(|it| it.is_close()) {
-            None => chunk.run(f, signals, &Alone),
-            Some(attendant) => chunk.run(f, signals, attendant),
-        };
-        // Before the answer, after which the run may end.
-        drop(attended);
-        chunk.busy = now() - start;
-        chunk.worker = Some(thread::current().id());
-        if pause == Pause::Flush {
-            let rest = chunk.split_off_rest();
-            let finished = mem::replace(chunk, rest);
-            // One answer will do: a consumer that is slow to wake up is not to be sent item after item. Whoever
-            // has become hungry before this is woken by the ring after it.
-            signals.set_hungry(false);
-            self.send(finished);
-            self.shared.tray.ring();
+impl<F, I, T, E> Bench<F, I, T, E> {
+    pub(crate) fn new(function: F, shared: Arc<Shared<I, T, E>>) -> Self {
+        Self {
+            function: Mutex::new(Some(Arc::new(function))),
+            shared,
         }
-        pause
     }
 
-    fn send(&self, mut chunk: Parcel<I, T, E>) {
+    /// Lets go of the function. Nothing is left to be run.
+    pub(crate) fn clear(&self) {
+        let function = self.function.lock();
+        let function = function.unwrap_or_else(PoisonError::into_inner).take();
+        bury(function);
+    }
+}
+
+impl<F, I, T, E> Bench<F, I, T, E>
+where
+    F: Fn(&I) -> Result<T, E>,
+    E: fmt::Debug,
+{
+    /// What a permit does: it runs a chunk, and shares in what others have not begun.
+    fn work(&self) {
+        let Shared {
+            queue,
+            tray,
+            signals,
+            ..
+        } = &*self.shared;
+        queue.begin();
+        let mut look = Look::First;
+        loop {
+            match queue.next(look) {
+                Next::Run(taken) => {
+                    self.run(taken);
+                    look = Look::Again;
+                }
+                Next::Park(until) => {
+                    queue.park(until);
+                    look = Look::Last;
+                }
+                Next::Linger => {
+                    if !bugs::has("missed wake-up") {
+                        tray.ring();
+                    }
+                    signals.linger();
+                    look = Look::Last;
+                }
+                Next::Leave => return,
+            }
+        }
+    }
+
+    /// Runs one piece of work, if there is one that nobody has begun. For a consumer that is a worker as well.
+    pub(crate) fn help(&self) -> bool {
+        let taken = self.shared.queue.next_for_consumer();
+        taken.is_some_and(|taken| {
+            self.run(taken);
+            true
+        })
+    }
+
+    fn run(&self, taken: Taken<I, T, E>) {
+        let function = self.function.lock();
+        let function = function.unwrap_or_else(PoisonError::into_inner).clone();
+        let function = function.expect("it is there while an item is not answered");
+        let is_part = taken.is_part;
+        let (chunk, place) = self.shared.run(taken, &*function);
+        bury(function);
+        let Shared { queue, tray, .. } = &*self.shared;
+        queue.put_back(place);
+        self.shared.send(chunk);
+        if !is_part && self.shared.signals.answer() && !bugs::has("missed wake-up") {
+            tray.ring();
+        }
+    }
+}
+
+impl<I, T, E> Shared<I, T, E> {
+    /// Runs what was taken. What the consumer waits for, and what others take, is answered on the way.
+    fn run<F>(&self, mut taken: Taken<I, T, E>, f: &F) -> (Parcel<I, T, E>, usize)
+    where
+        F: Fn(&I) -> Result<T, E>,
+        E: fmt::Debug,
+    {
+        let _entered = self.signals.tasks_token().enter();
+        let attended = self.watch.attend(taken.chunk.attempts, taken.start);
+        taken.reserve();
+        match attended.as_ref().filter(|it| it.is_close()) {
+            None => self.run_all(&mut taken, f, &Alone),
+            Some(attendant) => self.run_all(&mut taken, f, attendant),
+        }
+        // Before the answer, after which the run may end.
+        drop(attended);
+        taken.close()
+    }
+
+    #[inline]
+    fn run_all<F>(&self, taken: &mut Taken<I, T, E>, f: &F, attendant: &impl Attend)
+    where
+        F: Fn(&I) -> Result<T, E>,
+        E: fmt::Debug,
+    {
+        while taken.run(f, &self.signals, attendant) {
+            let (may_go_on, part) = taken.advance(self.signals.is_hungry());
+            if let Some(part) = part {
+                // One answer will do: a consumer that is slow to wake up is not to be sent item after item.
+                // Whoever has become hungry before this is woken by the ring after it.
+                self.signals.set_hungry(false);
+                self.send(part);
+                self.tray.ring();
+            }
+            if !may_go_on {
+                return;
+            }
+        }
+    }
+
+    /// Sends what has finished in chunks that go on.
+    pub(crate) fn sweep(&self) {
+        for part in self.queue.sweep() {
+            self.send(part);
+        }
+    }
+
+    /// Answers for the items of a chunk.
+    pub(crate) fn send(&self, mut chunk: Parcel<I, T, E>) {
         chunk.turn_round();
         // Where a retry may follow, only the caller knows whether a failure is final; it counts those.
         let failed = if chunk.is_final { chunk.failed() } else { 0 };
         let succeeded = chunk.len() - chunk.failed();
-        let Shared {
-            tray,
-            signals,
-            counters,
-            ..
-        } = &*self.shared;
-        counters.complete((succeeded + failed) as u64, failed as u64);
+        self.counters
+            .complete((succeeded + failed) as u64, failed as u64);
         let busy = chunk.busy;
-        tray.put(chunk, busy, self.width.unwrap_or(1) as u32, signals);
+        let width = self.queue.width() as u32;
+        self.tray.put(chunk, busy, width, &self.signals);
     }
 }
 
-impl<I, T, E> Drop for Reply<I, T, E> {
+/// The right to take a chunk: what is handed to the home.
+pub(crate) struct Permit<F, I, T, E> {
+    /// Up to its beginning.
+    bench: Option<Arc<Bench<F, I, T, E>>>,
+}
+
+impl<F, I, T, E> Permit<F, I, T, E> {
+    pub(crate) fn new(bench: &Arc<Bench<F, I, T, E>>) -> Self {
+        Self {
+            bench: Some(Arc::clone(bench)),
+        }
+    }
+}
+
+impl<F, I, T, E> Permit<F, I, T, E>
+where
+    F: Fn(&I) -> Result<T, E>,
+    E: fmt::Debug,
+{
+    pub(crate) fn run(mut self) {
+        if let Some(bench) = self.bench.take() {
+            bench.work();
+        }
+    }
+}
+
+impl<F, I, T, E> Drop for Permit<F, I, T, E> {
     fn drop(&mut self) {
-        if let Some(chunk) = self.chunk.take() {
-            self.send(chunk);
-            if bugs::has("missed wake-up") {
-                return;
-            }
-            let Shared { tray, signals, .. } = &*self.shared;
-            let width = self.width.unwrap_or(1);
-            if signals.answer(width) {
-                tray.ring();
-            }
-            if self.width.is_some() && signals.is_short_of_work(width) {
-                signals.linger();
-            }
+        // Its home has dropped it.
+        let Some(bench) = self.bench.take() else {
+            return;
+        };
+        let shared = &*bench.shared;
+        if let Some(chunk) = shared.queue.forsake() {
+            shared.send(chunk);
+            shared.signals.answer();
+        }
+        if !bugs::has("missed wake-up") {
+            shared.tray.ring();
         }
     }
 }
@@ -146,6 +236,7 @@ mod tests {
         f: impl Fn(&u64) -> Result<u64, Infallible>,
     ) -> Arc<Shared<u64, u64, Infallible>> {
         let shared = Arc::new(Shared {
+            queue: RunQueue::new(),
             tray: Tray::new(),
             signals,
             counters: Arc::default(),
@@ -153,20 +244,16 @@ mod tests {
         });
         let mut chunk = Box::new(Chunk::new());
         chunk.first = first;
-        chunk.inputs.extend(first..first + count);
-        let reply = Reply {
-            chunk: Some(chunk),
-            width: Some(2),
-            shared: Arc::clone(&shared),
-        };
-        let function = Arc::new(f);
-        Job { function, reply }.run();
+        chunk.rest.extend(first..first + count);
+        assert_eq!(shared.queue.push(chunk), 1);
+        let bench = Arc::new(Bench::new(f, Arc::clone(&shared)));
+        Permit::new(&bench).run();
         shared
     }
 
     #[test]
     fn a_hungry_consumer_that_is_slow_to_come_is_fed_once() {
-        let signals = Signals::new(None, false, None);
+        let signals = Signals::new(None, false, Vec::new());
         signals.set_hungry(true);
         let shared = run(signals, 0, 1_000, |n| Ok(*n));
         let mut answers = VecDeque::new();
@@ -178,7 +265,7 @@ mod tests {
 
     #[test]
     fn in_order_a_panic_stops_only_what_comes_after_it() {
-        let signals = Signals::new(Some(0), true, None);
+        let signals = Signals::new(Some(0), true, Vec::new());
         let shared = run(signals, 10, 3, |n| match n {
             11 => resume_unwind(Box::new("no hook is called")),
             _ => Ok(*n),

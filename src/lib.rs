@@ -48,6 +48,7 @@ mod progress_bar;
 mod read_ahead;
 mod report;
 mod retry;
+mod run_queue;
 mod signals;
 mod sizing;
 mod spawn;

@@ -35,7 +35,7 @@ pub(crate) struct Plan {
     pub(crate) warn_after: Option<Duration>,
     /// Empty if none was given.
     pub(crate) name: String,
-    pub(crate) token: Option<CancellationToken>,
+    pub(crate) tokens: Vec<CancellationToken>,
     pub(crate) deadline: Option<Duration>,
 }
 
@@ -52,7 +52,7 @@ impl Plan {
             readers: Vec::new(),
             warn_after: None,
             name: String::new(),
-            token: None,
+            tokens: Vec::new(),
             deadline: None,
         }
     }
@@ -94,7 +94,7 @@ impl Plan {
 
     /// Whether something from outside can end the run between any two tasks.
     pub(crate) fn is_guarded(&self) -> bool {
-        self.token.is_some() || self.deadline.is_some()
+        !self.tokens.is_empty() || self.deadline.is_some()
     }
 
     /// Whether something can end the run before its source does.
@@ -114,7 +114,7 @@ impl Plan {
     /// one worker.
     pub(crate) fn share(&self, window: usize, width: usize) -> usize {
         match self.chunk_size {
-            0 => (window / (2 * width)).max(1),
+            0 => (window / width.saturating_mul(2)).max(1),
             _ => usize::MAX,
         }
     }

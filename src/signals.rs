@@ -4,6 +4,7 @@
 //! may be relaxed since nothing is published through them: results travel through a channel, and a
 //! stop that is seen an item later is a stop all the same.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::cancel::{CancellationToken, OnCancel};
@@ -24,16 +25,19 @@ pub(crate) struct Signals {
     tolerated: Option<u64>,
     /// In an ordered run, what comes before the failure that stops it is still run.
     ordered: bool,
-    token: Option<CancellationToken>,
-    /// The tasks' own: cancelled when nobody waits for them any more, with `token` at the latest.
+    /// Each of them stops the run.
+    tokens: Vec<CancellationToken>,
+    /// The tasks' own: cancelled when nobody waits for them any more, with one of `tokens` at the latest.
     tasks_token: CancellationToken,
-    _link: Option<OnCancel>,
+    _links: Vec<OnCancel>,
+    /// When the run itself was told to end.
+    deadline: OnceLock<Instant>,
     /// Chunks submitted and chunks answered.
     submitted: AtomicU64,
     answered: AtomicU64,
     /// The number of the answer at which a consumer that waits is to be woken.
     awaited: AtomicU64,
-    /// How many chunks were submitted when a worker last found nothing to do.
+    /// One more than the chunks that were submitted when a worker found nothing to do, the latest time that one did.
     starved_at: AtomicU64,
 }
 
@@ -44,13 +48,14 @@ impl Signals {
     pub(crate) fn new(
         tolerated: Option<u64>,
         ordered: bool,
-        token: Option<CancellationToken>,
+        tokens: Vec<CancellationToken>,
     ) -> Self {
         let tasks_token = CancellationToken::new();
-        let link = token.as_ref().map(|token| {
+        let link = |token: &CancellationToken| {
             let tasks_token = tasks_token.clone();
             token.on_cancel(move || tasks_token.cancel())
-        });
+        };
+        let links = tokens.iter().map(link).collect();
         Self {
             limit: AtomicU64::new(u64::MAX),
             hungry: AtomicBool::new(false),
@@ -58,13 +63,14 @@ impl Signals {
             highest: AtomicU64::new(0),
             tolerated,
             ordered,
-            token,
+            tokens,
             tasks_token,
-            _link: link,
+            _links: links,
+            deadline: OnceLock::new(),
             submitted: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             awaited: AtomicU64::new(u64::MAX),
-            starved_at: AtomicU64::new(u64::MAX),
+            starved_at: AtomicU64::new(0),
         }
     }
 
@@ -77,9 +83,8 @@ impl Signals {
     pub(crate) fn guard(&self) -> Guard<'_> {
         Guard {
             limit: &self.limit,
-            hungry: &self.hungry,
-            token: self.token.as_ref(),
-            deadline: self.deadline(),
+            tokens: &self.tokens,
+            deadline: self.deadline.get().copied(),
         }
     }
 
@@ -123,14 +128,14 @@ impl Signals {
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.token
-            .as_ref()
-            .is_some_and(CancellationToken::is_cancelled)
+        self.tokens.iter().any(CancellationToken::is_cancelled)
     }
 
-    /// Whether the deadline has passed. Reads the clock only if there is one.
+    /// Whether the run's own deadline has passed. Reads the clock only if there is one.
     pub(crate) fn is_late(&self) -> bool {
-        self.deadline().is_some_and(|deadline| now() >= deadline)
+        self.deadline
+            .get()
+            .is_some_and(|deadline| now() >= *deadline)
     }
 
     /// Whether the run is cut short from outside.
@@ -141,22 +146,32 @@ impl Signals {
     /// The run starts, and may last so long.
     pub(crate) fn start(&self, deadline: Option<Duration>) {
         // A deadline past the end of time is none.
-        let deadline = deadline.and_then(|after| now().checked_add(after));
-        if let Some(deadline) = deadline {
+        if let Some(deadline) = deadline.and_then(|after| now().checked_add(after)) {
+            let _ = self.deadline.set(deadline);
+        }
+        // Tasks, and what they start, learn of the earliest that ends the run.
+        if let Some(deadline) = self.deadline() {
             self.tasks_token.set_deadline(deadline);
         }
     }
 
+    /// When the run is cut short: at its own deadline, or at that of a token.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.tasks_token.deadline()
+        let of_tokens = self.tokens.iter().filter_map(CancellationToken::deadline);
+        self.deadline
+            .get()
+            .copied()
+            .into_iter()
+            .chain(of_tokens)
+            .min()
     }
 
     pub(crate) fn tasks_token(&self) -> &CancellationToken {
         &self.tasks_token
     }
 
-    pub(crate) fn token(&self) -> Option<&CancellationToken> {
-        self.token.as_ref()
+    pub(crate) fn tokens(&self) -> &[CancellationToken] {
+        &self.tokens
     }
 
     /// A chunk is about to be submitted.
@@ -164,17 +179,22 @@ impl Signals {
         self.submitted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A chunk has been answered, where `width` are at work. Returns whether the consumer should be woken.
-    pub(crate) fn answer(&self, width: usize) -> bool {
+    /// A chunk has been answered. Returns whether so many were that the consumer should be woken.
+    pub(crate) fn answer(&self) -> bool {
         let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
-        answered >= self.awaited.load(Ordering::Relaxed) || self.is_short_of_work(width)
+        answered >= self.awaited.load(Ordering::Relaxed)
     }
 
-    /// The consumer will wait, but not longer than until half of what is `outstanding` is answered.
-    pub(crate) fn await_answers(&self, outstanding: usize) {
-        let submitted = self.submitted();
-        self.awaited
-            .store(submitted - outstanding as u64 / 2, Ordering::Relaxed);
+    /// How many chunks are not answered.
+    pub(crate) fn outstanding(&self) -> usize {
+        let answered = self.answered.load(Ordering::Relaxed);
+        self.submitted().saturating_sub(answered) as usize
+    }
+
+    /// The consumer will wait, but not longer than until half of what is outstanding is answered.
+    pub(crate) fn await_answers(&self) {
+        let awaited = self.submitted() - self.outstanding() as u64 / 2;
+        self.awaited.store(awaited, Ordering::Relaxed);
     }
 
     /// Whether the consumer waits, or is about to.
@@ -187,12 +207,6 @@ impl Signals {
         self.awaited.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// Whether there are no more chunks than the `width` that are at work can be busy with.
-    pub(crate) fn is_short_of_work(&self, width: usize) -> bool {
-        let answered = self.answered.load(Ordering::Relaxed);
-        self.submitted().saturating_sub(answered) < width as u64
-    }
-
     /// A worker that is out of work stays a moment, and says so if none comes.
     ///
     /// A consumer that fills a chunk does not look at the clock after each pull: that would cost more than a
@@ -202,23 +216,33 @@ impl Signals {
         let submitted = self.submitted();
         // Spinning, for so short a time: on a busy machine, a thread that yields is away for milliseconds.
         let start = now();
-        loop {
-            if self.submitted() != submitted || self.limit.load(Ordering::Relaxed) == 0 {
-                return;
-            }
+        while self.submitted() == submitted && self.may_go_on() {
             // A consumer that waits has been woken, and is to know at once when it goes on.
             if self.is_awaited() || now() - start >= LINGER {
                 break;
             }
             hint::spin_loop();
         }
-        self.starved_at.store(submitted, Ordering::Relaxed);
+        // The latest counts, whoever is late to say so.
+        self.starved_at.fetch_max(submitted + 1, Ordering::Relaxed);
     }
 
-    /// Whether a worker has found nothing to do since the last chunk was submitted.
+    /// Whether a worker has found nothing to do since so many chunks were submitted.
     #[inline]
     pub(crate) fn is_starved(&self, submitted: u64) -> bool {
-        self.starved_at.load(Ordering::Relaxed) == submitted
+        self.starved_at.load(Ordering::Relaxed) > submitted
+    }
+
+    /// Whether anything may still start.
+    #[inline]
+    pub(crate) fn may_go_on(&self) -> bool {
+        self.limit() > 0
+    }
+
+    /// No item at or past this index starts.
+    #[inline]
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// How many chunks have been submitted.
@@ -231,8 +255,7 @@ impl Signals {
 #[derive(Debug)]
 pub(crate) struct Guard<'a> {
     limit: &'a AtomicU64,
-    hungry: &'a AtomicBool,
-    token: Option<&'a CancellationToken>,
+    tokens: &'a [CancellationToken],
     deadline: Option<Instant>,
 }
 
@@ -241,14 +264,8 @@ impl Guard<'_> {
     #[inline]
     pub(crate) fn allows(&self, index: u64) -> bool {
         index < self.limit.load(Ordering::Relaxed)
-            && !self.token.is_some_and(CancellationToken::is_cancelled)
+            && !self.tokens.iter().any(CancellationToken::is_cancelled)
             && self.deadline.is_none_or(|deadline| now() < deadline)
-    }
-
-    /// Whether results are to be handed over as soon as they are there.
-    #[inline]
-    pub(crate) fn is_hungry(&self) -> bool {
-        self.hungry.load(Ordering::Relaxed)
     }
 }
 
@@ -258,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_failure_past_the_tolerated_ones_stops_everything() {
-        let signals = Signals::new(Some(1), false, None);
+        let signals = Signals::new(Some(1), false, Vec::new());
         signals.failed(10);
         assert!(signals.allows(0) && signals.allows(1_000));
         signals.failed(5);
@@ -267,7 +284,7 @@ mod tests {
 
     #[test]
     fn in_order_what_comes_before_the_failure_still_runs() {
-        let signals = Signals::new(Some(0), true, None);
+        let signals = Signals::new(Some(0), true, Vec::new());
         signals.failed(10);
         assert!(signals.allows(9) && !signals.allows(10));
         signals.failed(5);
@@ -278,7 +295,7 @@ mod tests {
 
     #[test]
     fn in_order_tolerated_failures_leave_room_for_each_other() {
-        let signals = Signals::new(Some(1), true, None);
+        let signals = Signals::new(Some(1), true, Vec::new());
         signals.failed(10);
         signals.failed(3);
         // In order, 10 is the second failure.
@@ -287,7 +304,7 @@ mod tests {
 
     #[test]
     fn any_number_is_tolerated_without_a_budget() {
-        let signals = Signals::new(None, false, None);
+        let signals = Signals::new(None, false, Vec::new());
         (0..100).for_each(|index| signals.failed(index));
         assert!(signals.allows(0));
         signals.halt();
@@ -296,26 +313,18 @@ mod tests {
 
     #[test]
     fn a_consumer_is_woken_at_half_of_what_is_outstanding() {
-        let signals = Signals::new(None, false, None);
+        let signals = Signals::new(None, false, Vec::new());
         (0..10).for_each(|_| signals.submit());
-        signals.await_answers(10);
-        let wakes: Vec<bool> = (0..6).map(|_| signals.answer(1)).collect();
+        signals.await_answers();
+        let wakes: Vec<bool> = (0..6).map(|_| signals.answer()).collect();
         assert_eq!(wakes, [false, false, false, false, true, true]);
         signals.await_nothing();
-        assert!(!signals.answer(1));
-    }
-
-    #[test]
-    fn a_consumer_is_woken_when_work_runs_short() {
-        let signals = Signals::new(None, false, None);
-        (0..4).for_each(|_| signals.submit());
-        let wakes: Vec<bool> = (0..4).map(|_| signals.answer(2)).collect();
-        assert_eq!(wakes, [false, false, true, true]);
+        assert!(!signals.answer());
     }
 
     #[test]
     fn a_worker_that_waits_in_vain_says_so() {
-        let signals = Signals::new(None, false, None);
+        let signals = Signals::new(None, false, Vec::new());
         signals.submit();
         assert!(!signals.is_starved(1));
         signals.linger();
@@ -325,17 +334,27 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_says_nothing_when_it_is_over() {
-        let signals = Signals::new(None, false, None);
+    fn whoever_is_late_to_say_so_hides_nobody() {
+        let signals = Signals::new(None, false, Vec::new());
+        (0..3).for_each(|_| signals.submit());
+        signals.linger();
+        // Stored late: it was seen before the last two were submitted.
+        signals.starved_at.fetch_max(2, Ordering::Relaxed);
+        assert!(signals.is_starved(3));
+    }
+
+    #[test]
+    fn a_worker_that_finds_the_run_over_says_so_too() {
+        let signals = Signals::new(None, false, Vec::new());
         signals.halt();
         signals.linger();
-        assert!(!signals.is_starved(0));
+        assert!(signals.is_starved(0));
     }
 
     #[test]
     fn a_consumer_that_waits_is_told_as_well() {
-        let signals = Signals::new(None, false, None);
-        signals.await_answers(0);
+        let signals = Signals::new(None, false, Vec::new());
+        signals.await_answers();
         assert!(signals.is_awaited());
         signals.linger();
         assert!(signals.is_starved(0));
@@ -346,14 +365,14 @@ mod tests {
     #[test]
     fn a_cancel_and_a_deadline_each_interrupt() {
         let token = CancellationToken::new();
-        let signals = Signals::new(None, false, Some(token.clone()));
+        let signals = Signals::new(None, false, vec![token.clone()]);
         assert!(!signals.is_interrupted());
         token.cancel();
         assert!(signals.is_interrupted() && !signals.is_late());
-        let signals = Signals::new(None, false, None);
+        let signals = Signals::new(None, false, Vec::new());
         signals.start(Some(Duration::from_secs(3_600)));
         assert!(!signals.is_interrupted() && signals.allows(0));
-        let signals = Signals::new(None, false, None);
+        let signals = Signals::new(None, false, Vec::new());
         signals.start(Some(Duration::ZERO));
         assert!(signals.is_late() && signals.is_interrupted() && !signals.allows(0));
     }

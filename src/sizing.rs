@@ -17,6 +17,10 @@ const DEPTH: RangeInclusive<usize> = 8..=64;
 const PULL_SLICE: f64 = 20_000.0;
 /// An item that takes this long to pull, in nanoseconds, is submitted by itself.
 const SLOW_PULL: f64 = 1_000.0;
+/// A worker takes a lock to begin tasks, which costs more than a tiny one. So it begins as many at a time as take this
+/// long, in nanoseconds; but all workers together not more than this, as tasks that were begun can wait for a neighbour.
+const GRAIN: f64 = 2_000.0;
+const GRAINS: usize = 128;
 /// A chunk's inputs and outputs should stay in a core's cache.
 const BYTES: usize = 128 << 10;
 
@@ -55,6 +59,11 @@ impl Sizing {
     /// Whether an item is had so quickly that pulling a chunk of them delays nothing.
     pub(crate) fn is_source_quick(&self) -> bool {
         self.by_pull > 1
+    }
+
+    /// How many items each of `width` workers may begin at a time.
+    pub(crate) fn grain(&self, width: usize) -> usize {
+        ((GRAIN / self.each) as usize).clamp(1, (GRAINS / width.max(1)).max(1))
     }
 
     /// The most that `next` can become.

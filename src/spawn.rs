@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::mem;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -36,10 +37,11 @@ use crate::monitor::TARGET;
 /// assert_eq!(run.map(|task| task.unwrap().output).sum::<u32>(), 55);
 /// ```
 pub trait Spawn<'s>: Send {
-    /// Runs `job` once, on another thread, now or later; or drops it, and the run ends as if it were
-    /// [cancelled](crate::Ending::Cancelled), earlier than its `size_hint` may have said.
+    /// Runs `job` once, on another thread, now or later. A job that is dropped instead is made up for by those that
+    /// run; if there are none, the run ends as if it were [cancelled](crate::Ending::Cancelled), earlier than its
+    /// `size_hint` may have said.
     ///
-    /// Jobs do not panic. They do not wait for each other.
+    /// Jobs do not panic, and a job waits for another for a fraction of a millisecond at most.
     fn spawn(&self, job: impl FnOnce() + Send + 's);
 
     /// Gets ready. Called once, at the run's first `next`, with what the builder was given; 0 threads
@@ -53,14 +55,8 @@ pub trait Spawn<'s>: Send {
         }
     }
 
-    /// The caller has submitted all that it may for now, and waits until `is_over`. Returns whether that is so.
-    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
-        let _ = is_over;
-        false
-    }
-
     /// Whether the current thread is one that jobs run on, so that waiting here for a job could be
-    /// waiting for oneself. Jobs are then run inline.
+    /// waiting for oneself. The caller then works as well, on what no other thread has begun.
     fn is_current(&self) -> bool {
         false
     }
@@ -77,8 +73,9 @@ pub trait Spawn<'s>: Send {
 /// assert_eq!(careful(0..10).map_tasks(infallible(|n: &u32| n + 1)).count(), 10);
 /// ```
 ///
-/// Its first thread is alone for a moment: to start another beside it would slow down both, and take longer
-/// than a small job. Then the others start as jobs come, or all at once when the caller waits.
+/// Its threads start as work needs them: the first with the first job, and one more whenever a job begins while others
+/// are queued. If a job takes longer than a moment and the caller waits for it, the others start as well (up to 64),
+/// for a function that uses rayon itself.
 #[derive(Debug, Default)]
 pub struct OwnPool {
     pool: Option<JoiningPool>,
@@ -86,15 +83,14 @@ pub struct OwnPool {
 
 impl Spawn<'static> for OwnPool {
     fn spawn(&self, job: impl FnOnce() + Send + 'static) {
-        match &self.pool {
-            Some(joining) => {
-                joining.pool.spawn(job);
-                if !joining.is_new() {
-                    joining.start_another();
-                }
-            }
-            None => unreachable!("a pool is opened before it is used"),
-        }
+        let Some(joining) = &self.pool else {
+            unreachable!("a pool is opened before it is used");
+        };
+        let starter = Starter::queue(&joining.starter.0);
+        joining.pool.spawn(move || {
+            starter.begin();
+            job();
+        });
     }
 
     fn open(&mut self, num_threads: usize, name: &str) -> usize {
@@ -102,16 +98,20 @@ impl Spawn<'static> for OwnPool {
         self.pool.insert(joining).pool.current_num_threads()
     }
 
-    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
-        self.pool
-            .as_ref()
-            .is_some_and(|joining| joining.settle(is_over))
-    }
-
     fn is_current(&self) -> bool {
         self.pool
             .as_ref()
             .is_some_and(|joining| is_current(&joining.pool))
+    }
+}
+
+impl OwnPool {
+    /// The caller waits until `is_over`, and starts the threads that are left if that takes more than a moment.
+    /// Returns whether it is over.
+    pub(crate) fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+        self.pool
+            .as_ref()
+            .is_some_and(|joining| joining.settle(is_over))
     }
 }
 
@@ -131,7 +131,11 @@ impl Spawn<'static> for Arc<ThreadPool> {
 
 impl<'e> Spawn<'e> for &Scope<'_, 'e> {
     fn spawn(&self, job: impl FnOnce() + Send + 'e) {
-        self.scope.spawn(|_| job());
+        let starter = Starter::queue(self.starter);
+        self.scope.spawn(move |_| {
+            starter.begin();
+            job();
+        });
     }
 
     fn open(&mut self, _: usize, _: &str) -> usize {
@@ -182,6 +186,7 @@ fn is_current(pool: &ThreadPool) -> bool {
 pub struct Scope<'x, 'e> {
     scope: &'x rayon_core::Scope<'e>,
     pool: &'x ThreadPool,
+    starter: &'x Arc<Starter>,
 }
 
 impl fmt::Debug for Scope<'_, '_> {
@@ -224,9 +229,15 @@ impl fmt::Debug for Scope<'_, '_> {
 /// If the threads cannot be had, and with the panic of `f`.
 pub fn scope<'e, R>(num_threads: usize, f: impl for<'x> FnOnce(&Scope<'x, 'e>) -> R) -> R {
     let joining = JoiningPool::build(num_threads, "");
-    joining.start_all();
-    let pool = &joining.pool;
-    pool.in_place_scope(|scope| f(&Scope { scope, pool }))
+    joining.start_ready();
+    let (pool, starter) = (&joining.pool, &joining.starter.0);
+    pool.in_place_scope(|scope| {
+        f(&Scope {
+            scope,
+            pool,
+            starter,
+        })
+    })
 }
 
 /// A pool whose threads are gone when it is dropped. rayon's own drop does not wait.
@@ -234,22 +245,24 @@ pub fn scope<'e, R>(num_threads: usize, f: impl for<'x> FnOnce(&Scope<'x, 'e>) -
 struct JoiningPool {
     // Dropped first: that is what makes the threads end.
     pool: ThreadPool,
-    /// Workers that have no thread yet, the last first. To rayon, they are busy.
-    unstarted: Mutex<Vec<ThreadBuilder>>,
-    threads: Mutex<Threads>,
-    name: String,
+    starter: Joiner,
     built: Instant,
 }
 
-/// How long a pool's first thread is alone.
-const ALONE: Duration = Duration::from_micros(50);
+/// Joins the threads when dropped.
+#[derive(Debug)]
+struct Joiner(Arc<Starter>);
+
+/// How long a caller waits before it starts the threads that no job has asked for, and up to how many there are then.
+const MOMENT: Duration = Duration::from_micros(50);
+const READY: usize = 64;
 
 impl JoiningPool {
     /// Makes a pool, and starts the first of its threads.
     fn build(num_threads: usize, name: &str) -> Self {
         let name = if name.is_empty() { "futureproof" } else { name };
         let built = Self::try_build(num_threads, name).and_then(|pool| {
-            pool.try_start_another()?;
+            pool.starter.0.try_start_another()?;
             Ok(pool)
         });
         built.unwrap_or_else(|error| {
@@ -263,37 +276,109 @@ impl JoiningPool {
     }
 
     fn try_build(num_threads: usize, name: &str) -> Result<Self, Box<dyn Error>> {
-        // rayon would take a larger number for this one, and try.
-        let max = rayon_core::max_num_threads();
-        if num_threads > max {
-            return Err(format!("there can be at most {max}").into());
-        }
         let mut unstarted = Vec::new();
         let pool = ThreadPoolBuilder::new()
-            .num_threads(num_threads)
+            .num_threads(num_threads.min(rayon_core::max_num_threads()))
             .spawn_handler(|worker| {
                 unstarted.push(worker);
                 Ok(())
             })
             .build()?;
         unstarted.reverse();
+        let starter = Starter {
+            unstarted: Mutex::new(unstarted),
+            handles: Mutex::default(),
+            queued: AtomicUsize::new(0),
+            name: name.to_owned(),
+        };
         Ok(Self {
             pool,
-            unstarted: Mutex::new(unstarted),
-            threads: Mutex::default(),
-            name: name.to_owned(),
+            starter: Joiner(Arc::new(starter)),
             built: Instant::now(),
         })
     }
 
+    /// Starts other threads unless the first alone is quick enough. Returns whether `is_over`.
+    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+        let left = lock(&self.starter.0.unstarted).len();
+        if left <= self.pool.current_num_threads().saturating_sub(READY) {
+            return false;
+        }
+        // Not blocking, for so short a time: to be woken would take as long.
+        while self.built.elapsed() < MOMENT {
+            if is_over() {
+                return true;
+            }
+            thread::yield_now();
+        }
+        self.start_ready();
+        false
+    }
+
+    fn start_ready(&self) {
+        let ready = self.pool.current_num_threads().min(READY);
+        while lock(&self.starter.0.handles).len() < ready && self.starter.0.start_another() {}
+    }
+}
+
+impl Drop for JoiningPool {
+    fn drop(&mut self) {
+        // No job that is left starts one more.
+        lock(&self.starter.0.unstarted).clear();
+    }
+}
+
+impl Drop for Joiner {
+    fn drop(&mut self) {
+        let handles = mem::take(&mut *lock(&self.0.handles));
+        // One of these threads cannot wait for itself, nor for others that may wait for it.
+        let current = thread::current().id();
+        if handles.iter().any(|it| it.thread().id() == current) {
+            return;
+        }
+        for handle in handles {
+            // A worker that panicked has aborted the process: there is no result to look at.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// Starts the threads of a pool, and joins them.
+#[derive(Debug)]
+struct Starter {
+    /// Workers that have no thread yet, the last first. To rayon, they are busy.
+    unstarted: Mutex<Vec<ThreadBuilder>>,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+    /// Jobs that have not begun.
+    queued: AtomicUsize,
+    name: String,
+}
+
+impl Starter {
+    /// A job is queued.
+    fn queue(starter: &Arc<Self>) -> Arc<Self> {
+        starter.queued.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(starter)
+    }
+
+    /// A job begins. Whatever it does, those that are queued behind it have a thread to run on.
+    fn begin(&self) {
+        let others = self.queued.fetch_sub(1, Ordering::Relaxed) - 1;
+        if others > 0 {
+            self.start_another();
+        }
+    }
+
     /// Starts one more thread; `false` if all have been started.
     fn try_start_another(&self) -> io::Result<bool> {
-        let Some(worker) = lock(&self.unstarted).pop() else {
+        let mut unstarted = lock(&self.unstarted);
+        let Some(worker) = unstarted.pop() else {
             return Ok(false);
         };
         let builder = thread::Builder::new().name(format!("{}-{}", self.name, worker.index()));
         let handle = builder.spawn(|| worker.run())?;
-        lock(&self.threads).handles.push(handle);
+        // Still under the lock: once nothing is left to be started, all handles are here.
+        lock(&self.handles).push(handle);
         Ok(true)
     }
 
@@ -301,62 +386,16 @@ impl JoiningPool {
     fn start_another(&self) -> bool {
         self.try_start_another().unwrap_or_else(|error| {
             let left = mem::take(&mut *lock(&self.unstarted)).len() + 1;
+            let started = lock(&self.handles).len();
+            let (name, all) = (&self.name, started + left);
             contain(
-                || warn!(target: TARGET, "{}: runs with {left} threads less: {error}", self.name),
+                || warn!(target: TARGET, "{name}: started {started} of {all} threads: {error}"),
             );
             false
         })
-    }
-
-    fn start_all(&self) {
-        while self.start_another() {}
-    }
-
-    fn is_new(&self) -> bool {
-        self.built.elapsed() < ALONE
-    }
-
-    /// Starts the other threads unless the first alone is quick enough. Returns whether `is_over`.
-    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
-        if lock(&self.unstarted).is_empty() {
-            return false;
-        }
-        // Not blocking, for so short a time: to be woken would take as long.
-        while self.is_new() {
-            if is_over() {
-                return true;
-            }
-            thread::yield_now();
-        }
-        self.start_all();
-        false
     }
 }
 
 fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Joins the threads when dropped.
-#[derive(Debug, Default)]
-struct Threads {
-    handles: Vec<JoinHandle<()>>,
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        // One of these threads cannot wait for itself, nor for others that may wait for it.
-        let current = thread::current().id();
-        if self
-            .handles
-            .iter()
-            .any(|handle| handle.thread().id() == current)
-        {
-            return;
-        }
-        for handle in self.handles.drain(..) {
-            // A worker that panicked has aborted the process: there is no result to look at.
-            let _ = handle.join();
-        }
-    }
 }

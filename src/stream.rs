@@ -117,7 +117,7 @@ pub struct TaskStream<I: Iterator, T, E> {
     driver: Option<Driver>,
     remote: Remote<I::Item, T, E>,
     /// Wakes whoever waits: the driver may be busy with a pull.
-    _on_cancel: Option<OnCancel>,
+    _on_cancel: Vec<OnCancel>,
     handover: Arc<Handover<TaskResult<I::Item, T, E>>>,
     is_terminated: bool,
 }

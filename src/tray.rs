@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn rings_once_enough_has_piled_up() {
-        let signals = Signals::new(None, false, None);
+        let signals = Signals::new(None, false, Vec::new());
         let tray = Tray::new();
         tray.put('a', WORTH / 2, 1, &signals);
         assert!(!has_rung(&tray));
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn rings_at_once_for_the_hungry() {
-        let signals = Signals::new(None, false, None);
+        let signals = Signals::new(None, false, Vec::new());
         let tray = Tray::new();
         signals.set_hungry(true);
         tray.put('a', Duration::ZERO, 1, &signals);

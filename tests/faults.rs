@@ -588,7 +588,7 @@ fn a_pool_makes_do_with_the_threads_that_it_gets() {
         .env("RUST_MIN_STACK", (256u64 << 20).to_string());
     let ended = watch(child, None);
     assert!(ended.status.success(), "{}", ended.text);
-    assert!(ended.text.contains("threads less"), "{}", ended.text);
+    assert!(ended.text.contains("of 32 threads:"), "{}", ended.text);
 }
 
 fn some_threads() {
@@ -600,22 +600,29 @@ fn some_threads() {
     assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 100);
 }
 
+/// No value of an option is an error, with whatever home.
 #[test]
-fn more_threads_than_there_can_be_are_refused() {
-    let calls = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&calls);
-    let source = (0..10u32).inspect(move |_| {
-        count.fetch_add(1, SeqCst);
-    });
-    let run = source.futureproof(Raise).num_threads(usize::MAX);
-    let mut run = run.map_tasks(infallible(|n: &u32| *n));
-    for _ in 0..2 {
-        let payload = catch_unwind(AssertUnwindSafe(|| run.next().is_some())).unwrap_err();
-        let message = payload.downcast_ref::<String>().unwrap();
-        assert!(message.contains("there can be at most"), "{message}");
+fn threads_without_number_are_no_trouble() {
+    for items in [1, 1_000u32] {
+        let run = (0..items).futureproof(Raise).num_threads(usize::MAX);
+        assert_eq!(
+            run.map_tasks(infallible(|n: &u32| *n)).count(),
+            items as usize
+        );
+        let run = (0..items).futureproof(Raise).num_threads(usize::MAX);
+        let run = run.max_in_flight(usize::MAX).on(AThreadEach);
+        let mut run = run.map_tasks(infallible(|n: &u32| *n));
+        assert_eq!(run.by_ref().count(), items as usize);
+        assert!(!run.report().workers().is_empty());
     }
-    assert_eq!(calls.load(SeqCst), 0, "pulled");
-    assert_eq!(run.into_remainder().source.count(), 10);
+}
+
+struct AThreadEach;
+
+impl futureproof::Spawn<'static> for AThreadEach {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        thread::spawn(job);
+    }
 }
 
 /// One run with these options, whose every index must come once.

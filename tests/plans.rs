@@ -130,8 +130,8 @@ impl Fate {
 enum Place {
     /// At once, on the caller's thread.
     Inline,
-    /// In a random order, on the caller's thread, while it waits.
-    Settled,
+    /// The consumer is a worker itself, and may be the only one: of the jobs, some are run when it leaves, or dropped.
+    Helped,
     /// In a random order, some later than others, on threads of the test's.
     Threads,
     Shared,
@@ -189,7 +189,7 @@ impl Plan {
                 0 => Place::Own,
                 1..4 => Place::Shared,
                 4..20 => Place::Inline,
-                20..44 => Place::Settled,
+                20..44 => Place::Helped,
                 _ => Place::Threads,
             },
             threads: 1 + random.below(4) as usize,
@@ -247,13 +247,13 @@ impl Plan {
 
     /// Whether all jobs run on the thread of the consumer, one after the other.
     fn is_sequential(&self) -> bool {
-        matches!(self.place, Place::Inline | Place::Settled)
+        matches!(self.place, Place::Inline | Place::Helped)
     }
 
     /// Whether nothing but its items decides how the run ends.
     fn is_undisturbed(&self) -> bool {
         let cancels_inside = self.leave == Leave::CancelledInside && self.step < self.fates.len();
-        let is_dropped = matches!(self.place, Place::Inline | Place::Settled | Place::Threads)
+        let is_dropped = matches!(self.place, Place::Inline | Place::Helped | Place::Threads)
             && self.drops_job.is_some();
         matches!(
             self.leave,
@@ -357,7 +357,7 @@ impl Spawn<'static> for Home {
         }
         match self.place {
             Place::Inline => job(),
-            Place::Settled => self.queue.push(Box::new(job)),
+            Place::Helped => self.queue.push(Box::new(job)),
             _ => {
                 self.queue.push(Box::new(job));
                 let later = self.queue.below(4) * self.queue.below(8);
@@ -374,24 +374,10 @@ impl Spawn<'static> for Home {
         }
     }
 
-    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
-        match self.place {
-            Place::Own => return self.own.settle(is_over),
-            Place::Settled => {}
-            _ => return false,
-        }
-        while let Some(job) = self.queue.take() {
-            job();
-            if is_over() && self.queue.below(2) == 0 {
-                return true;
-            }
-        }
-        is_over()
-    }
-
     fn is_current(&self) -> bool {
         match self.place {
             Place::Own => self.own.is_current(),
+            Place::Helped => true,
             _ => false,
         }
     }
@@ -576,7 +562,7 @@ struct Release {
 
 impl Drop for Release {
     fn drop(&mut self) {
-        if self.place == Place::Settled {
+        if self.place == Place::Helped {
             match self.queue.below(3) {
                 0 => self.queue.run_all(),
                 1 => self.queue.jobs.lock().unwrap().clear(),

@@ -77,12 +77,12 @@ fn the_delays_of_retries_are_named() {
 fn workers_that_have_others_to_work_for_are_named() {
     let pool = Arc::new(
         rayon::ThreadPoolBuilder::new()
-            .num_threads(8)
+            .num_threads(1)
             .build()
             .unwrap(),
     );
     let work = |_: &u64| sleep(5 * MS);
-    // Inline: the caller is one of the workers.
+    // The caller is the only worker.
     let report = pool.install(|| {
         let run = (0..20).futureproof(Raise).on(Arc::clone(&pool));
         let mut run = run.map_tasks(infallible(work));

@@ -80,11 +80,10 @@ impl Running {
 fn a_failure_stops_the_others_before_it_is_seen() {
     explore(|| {
         let is_seen = Arc::new(AtomicBool::new(false));
-        let [mates, late] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
-        let (seen, started) = (Arc::clone(&is_seen), [&mates, &late].map(Arc::clone));
+        let late = Arc::new(AtomicUsize::new(0));
+        let (seen, started) = (Arc::clone(&is_seen), Arc::clone(&late));
         let mut run = run!(12u32, Raise, 4, move |n: &u32| {
-            started[0].fetch_add((1..4).contains(n).into(), SeqCst);
-            started[1].fetch_add(seen.load(SeqCst).into(), SeqCst);
+            started.fetch_add(seen.load(SeqCst).into(), SeqCst);
             if *n == 0 { Err("none") } else { Ok(*n) }
         });
         let mut failures = 0;
@@ -99,12 +98,7 @@ fn a_failure_stops_the_others_before_it_is_seen() {
         assert_eq!(failures, 1);
         assert_eq!(run.ending(), Some(Ending::Failed));
         drop(run);
-        assert_eq!(
-            mates.load(SeqCst),
-            0,
-            "calls started after the one that failed"
-        );
-        // A call in each of the two other chunks may have been allowed just before.
+        // A call of each of two other workers may have been allowed just before.
         assert!(late.load(SeqCst) <= 2, "{late:?} calls started later");
     });
 }
@@ -297,7 +291,7 @@ fn figures_are_in_order_at_every_moment() {
 }
 
 #[test]
-fn a_job_that_is_dropped_ends_the_run() {
+fn a_job_that_is_dropped_loses_nothing() {
     /// Drops one job of all.
     struct Dropper(AtomicUsize);
 
@@ -320,10 +314,16 @@ fn a_job_that_is_dropped_ends_the_run() {
             .on(Dropper(AtomicUsize::new(0)))
             .map_tasks(infallible(|n: &u32| *n));
         let delivered = run.by_ref().count();
-        assert_eq!(run.ending(), Some(Ending::Cancelled));
+        let ending = run.ending();
         let remainder = run.into_remainder();
-        let left = remainder.finished.len() + remainder.unprocessed.len();
-        assert_eq!(delivered + left + remainder.source.count(), 4);
-        assert!(remainder.unprocessed.iter().any(|(index, _)| *index == 1));
+        let unprocessed = remainder.unprocessed.len();
+        let left = remainder.finished.len() + unprocessed + remainder.source.count();
+        assert_eq!(delivered + left, 4);
+        // Others may have made up for it.
+        match ending {
+            Some(Ending::Exhausted) => assert_eq!(delivered, 4),
+            Some(Ending::Cancelled) => assert!(unprocessed > 0),
+            other => panic!("ended as {other:?}"),
+        }
     });
 }

@@ -1,0 +1,520 @@
+//! What a run has handed out and nobody has begun, and who works on it.
+//!
+//! Jobs on the home are permits: each takes one chunk from here. So whoever is free takes what waits, also the
+//! consumer where it is a worker itself, and a run that is left takes back what nobody has begun.
+//!
+//! # Invariants
+//!
+//! 1. Queued chunks are never more than the permits that have not begun, the workers that are parked and those that
+//!    will look here again. So each chunk is taken, whoever takes which.
+//! 2. A worker leaves once nothing waits, or while as many others as can work are there or have a permit. Else it takes
+//!    what is queued, or parks until a chunk that another one runs has had its slice, and takes half of what waits
+//!    there. So an item waits for a slice at most while somebody has nothing to do.
+//! 3. Whenever a chunk of several items comes, there are permits for as many workers as can share it.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::attend::Attend;
+use crate::chunk::{Chunk, Parcel};
+use crate::signals::Signals;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::channel::{Receiver, Sender, bounded};
+use crate::sync::thread::{self, Thread};
+use crate::sync::{Mutex, MutexGuard, now};
+
+/// How long a chunk belongs to one worker. It is planned to take less.
+const SLICE: Duration = Duration::from_micros(150);
+
+/// So many of the last items of a chunk are begun one by one.
+const LAST: usize = 4;
+
+/// The chunks of one run that wait to be run, and those that are being run.
+#[derive(Debug)]
+pub(crate) struct RunQueue<I, T, E> {
+    state: Mutex<State<I, T, E>>,
+    /// Wakes one parked worker, which wakes the next if there is more to do.
+    waker: Sender<()>,
+    wakes: Receiver<()>,
+    /// How many can be at work at once.
+    width: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct State<I, T, E> {
+    queued: VecDeque<Parcel<I, T, E>>,
+    /// Jobs that were handed to the home and have not begun.
+    permits: usize,
+    /// Jobs that have begun and not ended, parked ones included.
+    running: usize,
+    parked: usize,
+    /// One for each worker that runs a chunk, and those that nobody uses.
+    slots: Vec<Arc<Slot<I, T, E>>>,
+    free: Vec<usize>,
+    /// Nothing is taken any more.
+    is_closed: bool,
+}
+
+/// A chunk, or a part of one, that was taken; its first item is begun. So as long as a worker has something to run, it
+/// has an item that is not answered.
+pub(crate) struct Taken<I, T, E> {
+    pub(crate) chunk: Parcel<I, T, E>,
+    pub(crate) slot: Arc<Slot<I, T, E>>,
+    place: usize,
+    /// Whether it was taken from a worker.
+    pub(crate) is_part: bool,
+    pub(crate) start: Instant,
+}
+
+/// What a worker is to do.
+pub(crate) enum Next<I, T, E> {
+    Run(Taken<I, T, E>),
+    /// Wait until then: there may be something to share.
+    Park(Instant),
+    /// Look once more, a moment later.
+    Linger,
+    Leave,
+}
+
+/// What a worker may take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Whatever is queued: its permit has just begun.
+    First,
+    /// What nobody else has a permit for. It looks again before it leaves.
+    Again,
+    /// The same, and it leaves or parks if there is nothing.
+    Last,
+}
+
+impl<I, T, E> RunQueue<I, T, E> {
+    pub(crate) fn new() -> Self {
+        let (waker, wakes) = bounded(1);
+        let state = State {
+            queued: VecDeque::new(),
+            permits: 0,
+            running: 0,
+            parked: 0,
+            slots: Vec::new(),
+            free: Vec::new(),
+            is_closed: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            waker,
+            wakes,
+            width: AtomicUsize::new(1),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<I, T, E>> {
+        // Nothing that could panic is done under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake_one(&self) {
+        let _ = self.waker.try_send(());
+    }
+
+    pub(crate) fn set_width(&self, width: usize) {
+        self.width.store(width, Ordering::Relaxed);
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.width.load(Ordering::Relaxed)
+    }
+
+    /// Queues a chunk. Returns how many permits its home is to be given.
+    pub(crate) fn push(&self, chunk: Parcel<I, T, E>) -> usize {
+        let len = chunk.rest.len();
+        let mut state = self.state();
+        state.queued.push_back(chunk);
+        let mut permits = 0;
+        if state.queued.len() > state.permits + state.parked {
+            permits = 1;
+        } else if state.parked > 0 {
+            self.wake_one();
+        }
+        if len > 1 {
+            let sharers = len.min(self.width());
+            permits = permits.max(sharers.saturating_sub(state.permits + state.running));
+        }
+        state.permits += permits;
+        permits
+    }
+
+    /// A permit begins.
+    pub(crate) fn begin(&self) {
+        let mut state = self.state();
+        state.permits -= 1;
+        state.running += 1;
+    }
+
+    /// A permit was dropped by its home. Returns the chunk that nobody will come for.
+    pub(crate) fn forsake(&self) -> Option<Parcel<I, T, E>> {
+        let mut state = self.state();
+        state.permits -= 1;
+        if state.queued.len() > state.permits + state.parked {
+            state.queued.pop_back()
+        } else {
+            None
+        }
+    }
+
+    /// What a worker is to do next.
+    pub(crate) fn next(&self, look: Look) -> Next<I, T, E> {
+        let mut state = self.state();
+        let mut until = None;
+        if !state.is_closed {
+            // Whoever else uses the home is to have a turn as well, so a worker goes after each chunk; but only
+            // while enough others are there, or on their way, to share in what is left.
+            let others = state.permits + state.running - 1;
+            let may_take = look == Look::First || state.is_owed() || others < self.width();
+            match state.queued.pop_front() {
+                Some(chunk) if may_take => {
+                    if state.is_owed() && state.parked > 0 {
+                        self.wake_one();
+                    }
+                    return Next::Run(self.take(&mut state, chunk, None));
+                }
+                Some(chunk) => {
+                    state.queued.push_front(chunk);
+                    state.running -= 1;
+                    return Next::Leave;
+                }
+                None => {}
+            }
+            match state.steal(|since| since + SLICE) {
+                Stolen::Part(chunk, since) => {
+                    return Next::Run(self.take(&mut state, chunk, Some(since)));
+                }
+                Stolen::NotYet(time) => until = Some(time),
+                Stolen::Nothing => {}
+            }
+        }
+        match (look, until) {
+            (Look::Again, _) => Next::Linger,
+            (_, Some(until)) => {
+                state.parked += 1;
+                Next::Park(until)
+            }
+            (_, None) => {
+                state.running -= 1;
+                Next::Leave
+            }
+        }
+    }
+
+    /// The same for a consumer on a thread of the home: it takes whatever nobody runs.
+    #[inline(never)]
+    pub(crate) fn next_for_consumer(&self) -> Option<Taken<I, T, E>> {
+        let mut state = self.state();
+        if let Some(chunk) = state.queued.pop_front() {
+            return Some(self.take(&mut state, chunk, None));
+        }
+        match state.steal(|since| since) {
+            Stolen::Part(chunk, since) => Some(self.take(&mut state, chunk, Some(since))),
+            Stolen::NotYet(_) | Stolen::Nothing => None,
+        }
+    }
+
+    fn take(
+        &self,
+        state: &mut State<I, T, E>,
+        mut chunk: Parcel<I, T, E>,
+        since: Option<Instant>,
+    ) -> Taken<I, T, E> {
+        let place = state.free.pop().unwrap_or_else(|| {
+            state.slots.push(Arc::new(Slot::new()));
+            state.slots.len() - 1
+        });
+        let slot = Arc::clone(&state.slots[place]);
+        let is_part = since.is_some();
+        let start = now();
+        // Before the lock is released: whoever looks next is to see what waits here.
+        slot.open(&mut chunk, start, since);
+        slot.is_wanted
+            .store(is_part || chunk.grain == 1, Ordering::Relaxed);
+        Taken {
+            chunk,
+            slot,
+            place,
+            is_part,
+            start,
+        }
+    }
+
+    /// What was taken has been run.
+    pub(crate) fn put_back(&self, place: usize) {
+        self.state().free.push(place);
+    }
+
+    /// Waits until `until`, or for a chunk.
+    pub(crate) fn park(&self, until: Instant) {
+        let _ = self.wakes.recv_deadline(until);
+        let mut state = self.state();
+        state.parked -= 1;
+        if state.is_closed && state.parked > 0 {
+            self.wake_one();
+        }
+    }
+
+    /// Nothing begins any more. Returns what nobody has begun.
+    pub(crate) fn close(&self) -> VecDeque<Parcel<I, T, E>> {
+        let mut state = self.state();
+        state.is_closed = true;
+        if state.parked > 0 {
+            self.wake_one();
+        }
+        mem::take(&mut state.queued)
+    }
+
+    /// What has finished in chunks that go on.
+    pub(crate) fn sweep(&self) -> Vec<Parcel<I, T, E>> {
+        let slots = self.state().slots.clone();
+        let finished = slots.iter().filter_map(|slot| {
+            // First: what finishes after the look is laid where the next one finds it, or is answered.
+            slot.is_wanted.store(true, Ordering::Relaxed);
+            slot.opened().take_done()
+        });
+        finished.collect()
+    }
+
+    /// Whether this thread runs a task.
+    pub(crate) fn runs_here(&self) -> bool {
+        let me = thread::current().id();
+        self.calls().iter().any(|(worker, _)| worker.id() == me)
+    }
+
+    /// The threads that run tasks, and the indices of those.
+    pub(crate) fn calls(&self) -> Vec<(Thread, Range<u64>)> {
+        let slots = self.state().slots.clone();
+        let calls = slots.iter().filter_map(|slot| {
+            let opened = slot.opened();
+            Some((opened.worker.clone()?, opened.begun.clone()))
+        });
+        calls.collect()
+    }
+}
+
+enum Stolen<I, T, E> {
+    Part(Parcel<I, T, E>, Instant),
+    /// Something may be taken from then on.
+    NotYet(Instant),
+    Nothing,
+}
+
+impl<I, T, E> State<I, T, E> {
+    /// Whether a chunk is queued that no permit will come for.
+    fn is_owed(&self) -> bool {
+        self.queued.len() > self.permits
+    }
+
+    /// Takes half of what waits in the chunk where most does, of those that were begun long enough ago.
+    fn steal(&self, due: impl Fn(Instant) -> Instant) -> Stolen<I, T, E> {
+        let mut time = None;
+        let mut most: Option<(usize, &Slot<I, T, E>)> = None;
+        let mut next: Option<Instant> = None;
+        for slot in &self.slots {
+            let opened = slot.opened();
+            let (waiting, due) = (opened.rest.len(), due(opened.since));
+            if waiting == 0 {
+                continue;
+            }
+            if *time.get_or_insert_with(now) < due {
+                next = Some(next.map_or(due, |next| next.min(due)));
+            } else if most.is_none_or(|(most, _)| most < waiting) {
+                most = Some((waiting, slot));
+            }
+        }
+        // Its worker may have gone on meanwhile.
+        let split = |(_, slot): (usize, &Slot<I, T, E>)| {
+            // What its worker has begun and not run is wanted as well.
+            slot.is_wanted.store(true, Ordering::Relaxed);
+            slot.opened().split()
+        };
+        match most.and_then(split) {
+            Some((chunk, since)) => Stolen::Part(chunk, since),
+            None => next.map_or(Stolen::Nothing, Stolen::NotYet),
+        }
+    }
+}
+
+/// A chunk that a worker runs, as far as others may help themselves to it.
+#[derive(Debug)]
+pub(crate) struct Slot<I, T, E> {
+    /// Held for a moment only, and never while code of others runs.
+    opened: Mutex<Opened<I, T, E>>,
+    /// Whether others want what is here: its worker begins one item at a time, and lays down what has finished.
+    is_wanted: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Opened<I, T, E> {
+    /// What waits, and the index of its first item.
+    rest: VecDeque<I>,
+    next: u64,
+    /// What has finished and can be delivered.
+    done: Parcel<I, T, E>,
+    /// When the chunk was begun, and from when on its time was not told yet.
+    since: Instant,
+    untold: Instant,
+    /// Who runs it; `None` if nobody does.
+    worker: Option<Thread>,
+    /// What was begun last.
+    begun: Range<u64>,
+    attempts: u32,
+    is_final: bool,
+}
+
+impl<I, T, E> Slot<I, T, E> {
+    fn new() -> Self {
+        let now = now();
+        Self {
+            opened: Mutex::new(Opened {
+                rest: VecDeque::new(),
+                next: 0,
+                done: Box::new(Chunk::new()),
+                since: now,
+                untold: now,
+                worker: None,
+                begun: 0..0,
+                attempts: 1,
+                is_final: true,
+            }),
+            is_wanted: AtomicBool::new(false),
+        }
+    }
+
+    /// Begins the first item of `chunk`, and lets others see the rest. It is part of one that was begun at `since`, if it is one.
+    fn open(&self, chunk: &mut Chunk<I, T, E>, start: Instant, since: Option<Instant>) {
+        let opened = &mut *self.opened();
+        mem::swap(&mut opened.rest, &mut chunk.rest);
+        opened.next = chunk.first;
+        opened.since = since.unwrap_or(start);
+        opened.untold = start;
+        opened.attempts = chunk.attempts;
+        opened.is_final = chunk.is_final;
+        opened.worker = Some(thread::current());
+        opened.begin(chunk, 1);
+    }
+
+    fn opened(&self) -> MutexGuard<'_, Opened<I, T, E>> {
+        // Nothing that could panic is done under the lock.
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<I, T, E> Opened<I, T, E> {
+    /// The next items are begun by the worker that has `chunk`.
+    #[inline]
+    fn begin(&mut self, chunk: &mut Chunk<I, T, E>, count: usize) {
+        chunk.inputs.extend(self.rest.drain(..count));
+        self.begun = self.next..self.next + count as u64;
+        self.next = self.begun.end;
+    }
+
+    /// Takes what has finished, if there is something.
+    fn take_done(&mut self) -> Option<Parcel<I, T, E>> {
+        if self.done.len() == 0 {
+            return None;
+        }
+        let mut done = mem::replace(&mut self.done, Box::new(Chunk::new()));
+        self.tell(&mut done);
+        Some(done)
+    }
+
+    /// Writes down who ran a part, and for how long.
+    fn tell(&mut self, part: &mut Chunk<I, T, E>) {
+        let now = now();
+        part.busy = now - self.untold;
+        part.worker = self.worker.as_ref().map(Thread::id);
+        self.untold = now;
+    }
+
+    /// Takes half of what waits; the last item, if it is one.
+    fn split(&mut self) -> Option<(Parcel<I, T, E>, Instant)> {
+        let kept = self.rest.len() / 2;
+        if self.rest.is_empty() {
+            return None;
+        }
+        let mut part = Box::new(Chunk::new());
+        part.rest = self.rest.split_off(kept);
+        part.first = self.next + kept as u64;
+        part.attempts = self.attempts;
+        part.is_final = self.is_final;
+        Some((part, self.since))
+    }
+}
+
+impl<I, T, E> Taken<I, T, E> {
+    /// Begins the next items. Returns whether there were any, and, with `is_hungry`, what has finished.
+    #[inline]
+    pub(crate) fn advance(&mut self, is_hungry: bool) -> (bool, Option<Parcel<I, T, E>>) {
+        let chunk = &mut *self.chunk;
+        let opened = &mut *self.slot.opened();
+        let is_wanted = self.slot.is_wanted.load(Ordering::Relaxed);
+        if is_wanted || is_hungry {
+            opened.next -= chunk.give_up_begun() as u64;
+            while let Some(input) = chunk.rest.pop_back() {
+                opened.rest.push_front(input);
+            }
+        }
+        let waiting = opened.rest.len();
+        if waiting == 0 {
+            // What has run last is not laid down: with it, its worker lets go of the function.
+            return (false, None);
+        }
+        let mut part = None;
+        // The last few go one by one: nobody else may have anything left.
+        let mut count = chunk.grain.min(waiting.div_ceil(LAST));
+        if is_wanted || is_hungry {
+            count = 1;
+            opened.done.append(chunk);
+            if is_hungry {
+                part = opened.take_done();
+            }
+        }
+        opened.begin(chunk, count);
+        (true, part)
+    }
+
+    /// Runs what was begun. Returns whether more may follow.
+    #[inline]
+    pub(crate) fn run<F>(&mut self, f: &F, signals: &Signals, attendant: &impl Attend) -> bool
+    where
+        F: Fn(&I) -> Result<T, E>,
+        E: fmt::Debug,
+    {
+        let is_wanted = &self.slot.is_wanted;
+        self.chunk.run(f, signals, is_wanted, attendant)
+    }
+
+    /// Room for what it gives.
+    pub(crate) fn reserve(&mut self) {
+        let waiting = self.slot.opened().rest.len();
+        self.chunk.reserve(waiting);
+    }
+
+    /// Nobody works on it any more: all that has run, with what has not.
+    pub(crate) fn close(self) -> (Parcel<I, T, E>, usize) {
+        let opened = &mut *self.slot.opened();
+        let mut chunk = self.chunk;
+        mem::swap(&mut chunk.rest, &mut opened.rest);
+        chunk.give_up_begun();
+        if opened.done.len() > 0 {
+            opened.done.append(&mut chunk);
+            mem::swap(&mut opened.done.rest, &mut chunk.rest);
+            mem::swap(&mut opened.done, &mut chunk);
+            // Emptied, and the next will begin elsewhere.
+            debug_assert!(opened.done.len() == 0 && opened.done.rest.is_empty());
+        }
+        opened.tell(&mut chunk);
+        opened.worker = None;
+        (chunk, self.place)
+    }
+}
