@@ -10,7 +10,7 @@ use crate::contain::Buried;
 use crate::crew::{Crew, Settle};
 use crate::plan::Plan;
 use crate::policy::ErrorPolicy;
-use crate::read_ahead::{Bell, ReadAhead};
+use crate::read_ahead::{Bell, ReadAhead, ToReadAhead};
 use crate::signals::Signals;
 use crate::spawn::{OwnPool, Spawn};
 use crate::tasks::MapTasks;
@@ -31,57 +31,27 @@ pub trait FutureproofIterator: Iterator + Sized {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
-        Futureproof::new(self, policy, None)
+        Futureproof {
+            source: self,
+            bell: None,
+            plan: Plan::new(policy),
+            pool: OwnPool::default(),
+            settle: Some(OwnPool::settle),
+        }
     }
 
-    /// Pulls this iterator on a thread of its own, up to `limit` items ahead; 0 means 64, and more than
-    /// 65,536 are not read ahead.
-    ///
-    /// For a source that blocks, such as a socket or a directory walk over a network. Without this, a
-    /// run pulls its source on the consumer's thread, and while that blocks in a pull it delivers
-    /// nothing; with it, a finished task is delivered and a failure is seen at once.
-    ///
-    /// What was read ahead is held besides [`max_in_flight`](Futureproof::max_in_flight). Dropping the
-    /// run waits for the pull that is under way.
-    ///
-    /// ```
-    /// use futureproof::prelude::*;
-    /// use std::sync::mpsc;
-    ///
-    /// let (sender, receiver) = mpsc::channel();
-    /// sender.send(1).unwrap();
-    /// // The channel stays open: a pull of the second item blocks.
-    /// let mut run = receiver.into_iter().read_ahead(16).futureproof(Raise).map_tasks(infallible(|n: &i32| n + 1));
-    /// assert_eq!(run.next().unwrap().unwrap().output, 2);
-    /// drop(sender);
-    /// assert!(run.next().is_none());
-    /// ```
-    fn read_ahead(self, limit: usize) -> ReadAhead<Self>
+    /// Short for [`futureproof`](Self::futureproof) and its step [`read_ahead`](Futureproof::read_ahead):
+    /// `iter.read_ahead(64).futureproof(Raise)`.
+    fn read_ahead(self, limit: usize) -> ToReadAhead<Self>
     where
         Self: Send + 'static,
         Self::Item: Send + 'static,
     {
-        ReadAhead::new(self, limit)
+        ToReadAhead::new(self, limit)
     }
 }
 
 impl<I: Iterator> FutureproofIterator for I {}
-
-impl<I> ReadAhead<I>
-where
-    I: Iterator + Send + 'static,
-    I::Item: Send + 'static,
-{
-    /// As [`FutureproofIterator::futureproof`]; the run knows that its source is read ahead, and waits
-    /// for an item or a result, whichever comes first.
-    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
-        let bell = Bell {
-            start: Self::start,
-            items: Self::items,
-        };
-        Futureproof::new(self, policy, Some(bell))
-    }
-}
 
 /// The options of a run, each with a default that is right for most.
 ///
@@ -103,18 +73,6 @@ pub struct Futureproof<I: Iterator, P = OwnPool> {
     pub(crate) plan: Plan,
     pool: P,
     settle: Option<Settle<P>>,
-}
-
-impl<I: Iterator> Futureproof<I> {
-    fn new(source: I, policy: ErrorPolicy, bell: Option<Bell<I>>) -> Self {
-        Self {
-            source,
-            bell,
-            plan: Plan::new(policy),
-            pool: OwnPool::default(),
-            settle: Some(OwnPool::settle),
-        }
-    }
 }
 
 impl<I: Iterator, P> Futureproof<I, P> {
@@ -148,6 +106,54 @@ impl<I: Iterator, P> Futureproof<I, P> {
     pub fn max_in_flight(mut self, n: usize) -> Self {
         self.plan.max_in_flight = n;
         self
+    }
+
+    /// Pulls the source on its own thread, up to `limit` items ahead, so that a source that blocks does not delay
+    /// results. 0 means 64; more than 65,536 are not read ahead.
+    ///
+    /// For a source such as a socket or a directory walk over a network. Without this, a run pulls its source on the
+    /// consumer's thread, and delivers nothing while that blocks.
+    ///
+    /// What was read ahead is held besides [`max_in_flight`](Self::max_in_flight). Leaving the run never waits for
+    /// the source: its thread ends with the pull that is under way. A source that can look at
+    /// [`CancellationToken::current`] in its `next` is told when nobody wants its items any more.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    /// use std::sync::mpsc;
+    ///
+    /// let (sender, receiver) = mpsc::channel();
+    /// sender.send(1).unwrap();
+    /// // The channel stays open: a pull of the second item blocks.
+    /// let run = receiver.into_iter().futureproof(Raise).read_ahead(16);
+    /// let mut run = run.map_tasks(infallible(|n: &i32| n + 1));
+    /// assert_eq!(run.next().unwrap().unwrap().output, 2);
+    /// drop(run); // does not wait for the channel
+    /// drop(sender);
+    /// ```
+    pub fn read_ahead(self, limit: usize) -> Futureproof<ReadAhead<I>, P>
+    where
+        I: Send + 'static,
+        I::Item: Send + 'static,
+    {
+        let Self {
+            source,
+            plan,
+            pool,
+            settle,
+            ..
+        } = self;
+        let bell = Bell {
+            start: ReadAhead::start,
+            items: ReadAhead::items,
+        };
+        Futureproof {
+            source: ReadAhead::new(source, limit),
+            bell: Some(bell),
+            plan,
+            pool,
+            settle,
+        }
     }
 
     /// How many items travel together to a worker and back; 65,536 at most.
@@ -260,6 +266,9 @@ impl<I: Iterator, P> Futureproof<I, P> {
 
     /// Stops the run when `token` is cancelled: no further call starts, and a consumer that is blocked
     /// in `next` gets `None` at once. See [`CancellationToken`].
+    ///
+    /// It can be called several times: each of the tokens stops the run. A token hands its deadline on: with
+    /// [`CancellationToken::current`] inside a task, an inner run ends when the outer one's deadline comes.
     ///
     /// ```
     /// # use futureproof::{Ending, prelude::*};

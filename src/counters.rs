@@ -7,6 +7,7 @@ use crate::bugs;
 use crate::load::Load;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::now;
+use crate::task::Ending;
 
 /// A call's number and the index of its task.
 pub(crate) type Numbered = (u64, u64);
@@ -69,6 +70,8 @@ pub(crate) struct Counters {
     total: OnceLock<u64>,
     /// Known at the end.
     load: OnceLock<Load>,
+    /// Set when the run ends or is left, with how it has ended.
+    left: OnceLock<Option<Ending>>,
     started: OnceLock<Instant>,
     ended: OnceLock<Instant>,
 }
@@ -86,6 +89,11 @@ impl Counters {
 
     pub(crate) fn end(&self) {
         let _ = self.ended.set(now());
+    }
+
+    /// The run has ended in this way, or is being left before it has. What runs may still be waited for.
+    pub(crate) fn leave(&self, ending: Option<Ending>) {
+        let _ = self.left.set(ending);
     }
 
     /// So many items were pulled so far. Called before they are submitted.
@@ -140,6 +148,7 @@ impl Counters {
             total,
             elapsed,
             is_over: self.ended.get().is_some(),
+            left: self.left.get().copied(),
             load: self.load.get().copied(),
         }
     }
@@ -187,6 +196,7 @@ pub struct Snapshot {
     total: Option<u64>,
     elapsed: Duration,
     is_over: bool,
+    left: Option<Option<Ending>>,
     load: Option<Load>,
 }
 
@@ -229,6 +239,11 @@ impl Snapshot {
     /// Completed tasks per second since the start; 0 when no time has passed.
     pub fn rate(&self) -> f64 {
         per_second(self.completed, self.elapsed)
+    }
+
+    /// Whether the run has ended or is being left, and how it has ended.
+    pub(crate) fn left(&self) -> Option<Option<Ending>> {
+        self.left
     }
 
     /// Who was how busy; known at the end.
@@ -276,6 +291,7 @@ mod tests {
             total,
             elapsed,
             is_over: false,
+            left: None,
             load: None,
         }
     }

@@ -162,6 +162,12 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         }
     }
 
+    pub(crate) fn halt(&self) -> Halt<I, T, E> {
+        Halt {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
     pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.shared.counters
     }
@@ -294,6 +300,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     /// Stops everybody, waits for those who run, and gives what comes back to `keep`.
     pub(crate) fn bring_home(&mut self, mut keep: impl FnMut(Parcel<I, T, E>)) {
         self.signals().halt();
+        self.counters().leave(None);
         // What nobody has begun comes back at once, however busy the home is with other things.
         for chunk in self.shared.queue.close() {
             self.items -= chunk.rest.len();
@@ -345,6 +352,18 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         self.monitor = None;
         #[cfg(feature = "tracing")]
         self.shared.watch.trace.end();
+    }
+}
+
+/// When dropped, nothing starts any more, and what runs is told that nobody waits for it.
+pub(crate) struct Halt<I, T, E> {
+    shared: Arc<Shared<I, T, E>>,
+}
+
+impl<I, T, E> Drop for Halt<I, T, E> {
+    fn drop(&mut self) {
+        self.shared.signals.halt();
+        self.shared.signals.abandon();
     }
 }
 

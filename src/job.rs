@@ -140,8 +140,9 @@ impl<I, T, E> Shared<I, T, E> {
         F: Fn(&I) -> Result<T, E>,
         E: fmt::Debug,
     {
+        let width = self.queue.width();
         while taken.run(f, &self.signals, attendant) {
-            let (may_go_on, part) = taken.advance(self.signals.is_hungry());
+            let (may_go_on, part) = taken.advance(width, self.signals.is_hungry());
             if let Some(part) = part {
                 // One answer will do: a consumer that is slow to wake up is not to be sent item after item.
                 // Whoever has become hungry before this is woken by the ring after it.

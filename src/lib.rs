@@ -68,7 +68,7 @@ pub use combine::{infallible, with_state};
 pub use counters::{Progress, Snapshot};
 pub use load::Bottleneck;
 pub use policy::{ErrorPolicy, ParseErrorPolicyError};
-pub use read_ahead::ReadAhead;
+pub use read_ahead::{ReadAhead, ToReadAhead};
 pub use report::{Report, SlowTask, WorkerTime};
 pub use spawn::{OwnPool, Scope, Spawn, scope};
 #[cfg(feature = "stream")]

@@ -8,6 +8,7 @@ use crate::contain::contain;
 use crate::counters::{Snapshot, per_second};
 use crate::monitor::{Moment, Reader, TARGET};
 use crate::sync::now;
+use crate::task::Ending;
 
 /// Writes how the run called `name` is going, unless nobody would see it.
 pub(crate) fn reader(name: &str, every: Duration) -> Option<Reader> {
@@ -22,7 +23,10 @@ pub(crate) fn reader(name: &str, every: Duration) -> Option<Reader> {
         let time = now();
         let text = match (moment, &last) {
             (Moment::End, _) => totals(figures),
-            (Moment::Tick, Some((last, since))) => line(figures, last, time - *since),
+            (Moment::Tick, Some((last, since))) => match figures.left() {
+                Some(ending) => waits(ending),
+                None => line(figures, last, time - *since),
+            },
             _ => format!("started{}", items(figures)),
         };
         last = Some((*figures, time));
@@ -37,6 +41,19 @@ fn items(snapshot: &Snapshot) -> String {
     snapshot
         .total()
         .map_or_else(String::new, |total| format!(", {total} items"))
+}
+
+/// After the end, while calls run on.
+fn waits(ending: Option<Ending>) -> String {
+    let how = match ending {
+        Some(Ending::Exhausted) => "all items are done",
+        Some(Ending::Failed) => "stopped by a failure",
+        Some(Ending::Cancelled) => "cancelled",
+        Some(Ending::DeadlineExceeded) => "the deadline has passed",
+        Some(Ending::SourcePanicked) => "the source has panicked",
+        None => "left before its end",
+    };
+    format!("{how}; waits for the calls that still run")
 }
 
 fn line(now: &Snapshot, last: &Snapshot, time: Duration) -> String {

@@ -20,7 +20,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Bottleneck {
-    /// Items come too slowly. [`read_ahead`](crate::FutureproofIterator::read_ahead) may help, or a
+    /// Items come too slowly. [`read_ahead`](crate::Futureproof::read_ahead) may help, or a
     /// source that only names the work and leaves the reading to the function.
     Source,
     /// The function takes the time, as it should: more threads help if there are cores for them.

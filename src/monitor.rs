@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::warn;
+
 use crate::contain::{Buried, bury, contain};
 use crate::counters::{Counters, Snapshot};
 use crate::sync::channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -55,8 +57,14 @@ impl Reader {
 pub(crate) struct Monitor {
     // Nothing is sent: dropping the sender wakes the thread.
     alive: Option<Sender<Infallible>>,
+    /// Nothing is sent here either: the thread drops its end when it is done.
+    done: Receiver<Infallible>,
     thread: Option<JoinHandle<()>>,
+    name: String,
 }
+
+/// How long the end of a run waits for readers of its figures.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Monitor {
     /// Starts a monitor, if anybody would see what it says.
@@ -69,14 +77,28 @@ impl Monitor {
             return Ok(None);
         }
         let (alive, stop) = bounded(0);
+        let (is_busy, done) = bounded(0);
         let first = counters.snapshot();
         let thread = thread::Builder::new()
             .name(format!("{name}-monitor"))
-            .spawn(move || watch(&stop, &counters, first, readers))?;
+            .spawn(move || {
+                watch(&stop, &counters, first, readers);
+                drop::<Sender<Infallible>>(is_busy);
+            })?;
         Ok(Some(Self {
             alive: Some(alive),
+            done,
             thread: Some(thread),
+            name: name.to_owned(),
         }))
+    }
+}
+
+impl Monitor {
+    /// Whether all readers have had the last figures; waits for them, but not for ever.
+    fn is_done(&self) -> bool {
+        // There, time passes at random.
+        cfg!(shuttle) || self.done.recv_deadline(now() + PATIENCE) != Err(RecvTimeoutError::Timeout)
     }
 }
 
@@ -89,8 +111,15 @@ impl Drop for Monitor {
             .take()
             .filter(|it| it.thread().id() != thread::current().id())
         {
-            // It contains the panics of user code, so it ends well.
-            let _ = thread.join();
+            if self.is_done() {
+                // It contains the panics of user code, so it ends well.
+                let _ = thread.join();
+            } else {
+                let name = &self.name;
+                contain(
+                    || warn!(target: TARGET, "{name}: the run ends without its monitor: a callback of on_progress, or the log, has been blocked for {PATIENCE:?}"),
+                );
+            }
         }
     }
 }

@@ -4,11 +4,14 @@ use std::any::Any;
 use std::fmt;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::builder::{Futureproof, FutureproofIterator};
+use crate::cancel::CancellationToken;
 use crate::contain::{Buried, bury};
+use crate::policy::ErrorPolicy;
 
 /// The buffer that is chosen for those who ask for 0 items, and the largest there is: a channel's
 /// slots are made in advance.
@@ -35,16 +38,44 @@ pub(crate) struct Bell<I: Iterator> {
     pub(crate) items: fn(&I) -> Option<&Items<I::Item>>,
 }
 
-/// An iterator that another one is read into, on a thread of its own and ahead of its consumer.
+/// An iterator that is to be read ahead, and that waits for its policy; made by
+/// [`FutureproofIterator::read_ahead`].
 ///
-/// Made by [`read_ahead`](crate::FutureproofIterator::read_ahead). It is an ordinary iterator as well:
+/// It is no iterator itself: behind an adaptor, a run could not tell that its source reads ahead, and would block with it.
 ///
-/// ```
+/// ```compile_fail,E0599
 /// use futureproof::prelude::*;
 ///
-/// let lines = ["a", "b", "c"].into_iter().read_ahead(2);
-/// assert!(lines.eq(["a", "b", "c"]));
+/// let numbered = ["a", "b"].into_iter().read_ahead(2).enumerate();
 /// ```
+///
+/// Adaptors come first: `iter.enumerate().read_ahead(2)`.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is read before a run is made and its tasks are consumed"]
+pub struct ToReadAhead<I> {
+    source: I,
+    limit: usize,
+}
+
+impl<I> ToReadAhead<I>
+where
+    I: Iterator + Send + 'static,
+    I::Item: Send + 'static,
+{
+    pub(crate) fn new(source: I, limit: usize) -> Self {
+        Self { source, limit }
+    }
+
+    /// As [`FutureproofIterator::futureproof`], followed by [`Futureproof::read_ahead`].
+    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<ReadAhead<I>> {
+        self.source.futureproof(policy).read_ahead(self.limit)
+    }
+}
+
+/// A source that is read on a thread of its own, ahead of its run; made by [`Futureproof::read_ahead`].
+///
+/// As part of a [`Remainder`](crate::Remainder) it gives what was read and not pulled, and goes on with the source.
+#[must_use = "iterators are lazy and do nothing unless consumed"]
 pub struct ReadAhead<I: Iterator> {
     state: State<I>,
     limit: usize,
@@ -58,9 +89,10 @@ enum State<I: Iterator> {
 }
 
 struct Reader<T> {
-    /// Taken only to be dropped: that stops the thread, at its next item.
-    items: Option<Items<T>>,
-    thread: Option<JoinHandle<()>>,
+    /// Dropping it stops the thread, at its next item.
+    items: Items<T>,
+    /// Cancelled when nobody wants the items any more.
+    token: CancellationToken,
 }
 
 impl<I: Iterator> ReadAhead<I> {
@@ -79,7 +111,7 @@ impl<I: Iterator> ReadAhead<I> {
     /// Where the items come from, once the thread runs.
     pub(crate) fn items(&self) -> Option<&Items<I::Item>> {
         match &self.state {
-            State::Reading(reader) => reader.items.as_ref(),
+            State::Reading(reader) => Some(&reader.items),
             State::Idle(_) | State::Ended => None,
         }
     }
@@ -148,14 +180,16 @@ where
 impl<T: Send + 'static> Reader<T> {
     fn start(source: impl Iterator<Item = T> + Send + 'static, limit: usize) -> Self {
         let (sender, items) = bounded(limit);
-        let thread = thread::Builder::new()
+        let token = CancellationToken::new();
+        let current = token.clone();
+        thread::Builder::new()
             .name("futureproof-read-ahead".into())
-            .spawn(move || read(source, &sender))
+            .spawn(move || {
+                let _entered = current.enter();
+                read(source, &sender);
+            })
             .unwrap_or_else(|error| panic!("cannot start the thread that reads ahead: {error}"));
-        Self {
-            items: Some(items),
-            thread: Some(thread),
-        }
+        Self { items, token }
     }
 }
 
@@ -177,11 +211,9 @@ fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<Buried<Read<T>>>
 
 impl<T> Drop for Reader<T> {
     fn drop(&mut self) {
-        self.items = None;
-        if let Some(thread) = self.thread.take() {
-            // The panics of the source were caught.
-            let _ = thread.join();
-        }
+        // Not joined: a source that blocks could keep whoever leaves for ever. Its thread ends with the pull that is
+        // under way.
+        self.token.cancel();
     }
 }
 

@@ -92,7 +92,7 @@ impl Report {
         self.elapsed
     }
 
-    /// Time in the source's `next`; for one that is [read ahead](crate::FutureproofIterator::read_ahead), time in
+    /// Time in the source's `next`; for one that is [read ahead](crate::Futureproof::read_ahead), time in
     /// which workers waited for it.
     pub fn source(&self) -> Duration {
         self.source

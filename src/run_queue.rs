@@ -30,9 +30,6 @@ use crate::sync::{Mutex, MutexGuard, now};
 /// How long a chunk belongs to one worker. It is planned to take less.
 const SLICE: Duration = Duration::from_micros(150);
 
-/// So many of the last items of a chunk are begun one by one.
-const LAST: usize = 4;
-
 /// The chunks of one run that wait to be run, and those that are being run.
 #[derive(Debug)]
 pub(crate) struct RunQueue<I, T, E> {
@@ -47,6 +44,8 @@ pub(crate) struct RunQueue<I, T, E> {
 #[derive(Debug)]
 struct State<I, T, E> {
     queued: VecDeque<Parcel<I, T, E>>,
+    /// The items in those.
+    waiting: usize,
     /// Jobs that were handed to the home and have not begun.
     permits: usize,
     /// Jobs that have begun and not ended, parked ones included.
@@ -96,6 +95,7 @@ impl<I, T, E> RunQueue<I, T, E> {
         let (waker, wakes) = bounded(1);
         let state = State {
             queued: VecDeque::new(),
+            waiting: 0,
             permits: 0,
             running: 0,
             parked: 0,
@@ -130,8 +130,8 @@ impl<I, T, E> RunQueue<I, T, E> {
 
     /// Queues a chunk. Returns how many permits its home is to be given.
     pub(crate) fn push(&self, chunk: Parcel<I, T, E>) -> usize {
-        let len = chunk.rest.len();
         let mut state = self.state();
+        state.waiting += chunk.rest.len();
         state.queued.push_back(chunk);
         let mut permits = 0;
         if state.queued.len() > state.permits + state.parked {
@@ -139,10 +139,9 @@ impl<I, T, E> RunQueue<I, T, E> {
         } else if state.parked > 0 {
             self.wake_one();
         }
-        if len > 1 {
-            let sharers = len.min(self.width());
-            permits = permits.max(sharers.saturating_sub(state.permits + state.running));
-        }
+        let busy = state.slots.len() - state.free.len();
+        let sharers = (busy + state.waiting).min(self.width());
+        permits = permits.max(sharers.saturating_sub(state.permits + state.running));
         state.permits += permits;
         permits
     }
@@ -159,7 +158,7 @@ impl<I, T, E> RunQueue<I, T, E> {
         let mut state = self.state();
         state.permits -= 1;
         if state.queued.len() > state.permits + state.parked {
-            state.queued.pop_back()
+            state.pop()
         } else {
             None
         }
@@ -174,19 +173,15 @@ impl<I, T, E> RunQueue<I, T, E> {
             // while enough others are there, or on their way, to share in what is left.
             let others = state.permits + state.running - 1;
             let may_take = look == Look::First || state.is_owed() || others < self.width();
-            match state.queued.pop_front() {
-                Some(chunk) if may_take => {
-                    if state.is_owed() && state.parked > 0 {
-                        self.wake_one();
-                    }
-                    return Next::Run(self.take(&mut state, chunk, None));
+            if !may_take && !state.queued.is_empty() {
+                state.running -= 1;
+                return Next::Leave;
+            }
+            if let Some(chunk) = state.pop() {
+                if state.is_owed() && state.parked > 0 {
+                    self.wake_one();
                 }
-                Some(chunk) => {
-                    state.queued.push_front(chunk);
-                    state.running -= 1;
-                    return Next::Leave;
-                }
-                None => {}
+                return Next::Run(self.take(&mut state, chunk, None));
             }
             match state.steal(|since| since + SLICE) {
                 Stolen::Part(chunk, since) => {
@@ -213,7 +208,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     #[inline(never)]
     pub(crate) fn next_for_consumer(&self) -> Option<Taken<I, T, E>> {
         let mut state = self.state();
-        if let Some(chunk) = state.queued.pop_front() {
+        if let Some(chunk) = state.pop() {
             return Some(self.take(&mut state, chunk, None));
         }
         match state.steal(|since| since) {
@@ -270,6 +265,7 @@ impl<I, T, E> RunQueue<I, T, E> {
         if state.parked > 0 {
             self.wake_one();
         }
+        state.waiting = 0;
         mem::take(&mut state.queued)
     }
 
@@ -309,6 +305,13 @@ enum Stolen<I, T, E> {
 }
 
 impl<I, T, E> State<I, T, E> {
+    /// The next chunk that is queued.
+    fn pop(&mut self) -> Option<Parcel<I, T, E>> {
+        let chunk = self.queued.pop_front()?;
+        self.waiting -= chunk.rest.len();
+        Some(chunk)
+    }
+
     /// Whether a chunk is queued that no permit will come for.
     fn is_owed(&self) -> bool {
         self.queued.len() > self.permits
@@ -454,7 +457,11 @@ impl<I, T, E> Opened<I, T, E> {
 impl<I, T, E> Taken<I, T, E> {
     /// Begins the next items. Returns whether there were any, and, with `is_hungry`, what has finished.
     #[inline]
-    pub(crate) fn advance(&mut self, is_hungry: bool) -> (bool, Option<Parcel<I, T, E>>) {
+    pub(crate) fn advance(
+        &mut self,
+        width: usize,
+        is_hungry: bool,
+    ) -> (bool, Option<Parcel<I, T, E>>) {
         let chunk = &mut *self.chunk;
         let opened = &mut *self.slot.opened();
         let is_wanted = self.slot.is_wanted.load(Ordering::Relaxed);
@@ -470,8 +477,8 @@ impl<I, T, E> Taken<I, T, E> {
             return (false, None);
         }
         let mut part = None;
-        // The last few go one by one: nobody else may have anything left.
-        let mut count = chunk.grain.min(waiting.div_ceil(LAST));
+        // Less and less, and the last few one by one: nobody else may have anything left.
+        let mut count = chunk.grain.min(waiting.div_ceil(2 * width));
         if is_wanted || is_hungry {
             count = 1;
             opened.done.append(chunk);

@@ -67,7 +67,7 @@ where
     /// - The source waits for whoever polls: nothing is pulled while a result waits to be taken. So the window
     ///   bounds what is in flight here as well.
     /// - Finished results wait for a pull that is under way, since one thread pulls and hands over, unless
-    ///   the source [is read ahead](crate::FutureproofIterator::read_ahead).
+    ///   the source [is read ahead](crate::Futureproof::read_ahead).
     /// - `None` waits for the calls that run when the tasks are exhausted or the policy ends the run. By then the
     ///   run's threads, the function and the source are gone.
     /// - After a cancel or at the deadline, `None` waits for nothing, and no result is delivered any more

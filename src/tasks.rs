@@ -11,7 +11,7 @@ use std::mem;
 
 use crate::chunk::{Chunk, Parcel};
 use crate::circle::Circle;
-use crate::crew::Crew;
+use crate::crew::{Crew, Halt};
 use crate::failure_log::FailureLog;
 use crate::plan::Plan;
 use crate::read_ahead::{Bell, Items};
@@ -39,7 +39,10 @@ use crate::task::{Ending, Remainder, Task, TaskError, TaskResult};
 /// ```
 #[must_use = "iterator adaptors are lazy and do nothing unless consumed"]
 pub struct MapTasks<'a, I: Iterator, T, E> {
-    // Dropped first: all work ends before anything else goes.
+    // Dropped first: nothing starts any more. Then the source goes, as a task may wait for it to be gone; and then what
+    // runs is waited for, before anything else goes.
+    _halt: Halt<I::Item, T, E>,
+    source: I,
     pub(crate) circle: Circle<'a, I::Item, T, E>,
     /// The answer that is being delivered.
     pub(crate) current: Parcel<I::Item, T, E>,
@@ -58,7 +61,6 @@ pub struct MapTasks<'a, I: Iterator, T, E> {
     has_fed: bool,
     is_exhausted: bool,
     bell: Option<Bell<I>>,
-    source: I,
 }
 
 impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
@@ -72,6 +74,8 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         E: fmt::Debug,
     {
         Self {
+            _halt: crew.halt(),
+            source,
             circle: Circle::new(crew, &plan),
             current: Box::new(Chunk::new()),
             is_guarded: plan.is_guarded(),
@@ -86,7 +90,6 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             has_fed: false,
             is_exhausted: false,
             bell,
-            source,
         }
     }
 
@@ -165,6 +168,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         if self.ending.is_none() {
             self.ending = Some(ending);
             self.circle.ledger.take_back();
+            self.circle.crew.counters().leave(Some(ending));
             self.circle.crew.counters().end();
             let signals = self.circle.crew.signals();
             signals.halt();

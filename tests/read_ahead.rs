@@ -296,8 +296,10 @@ fn remainder_goes_on_with_what_was_read_ahead() {
 }
 
 #[test]
-fn read_ahead_without_a_run_is_the_same_iterator() {
-    let mut source = (0..100u32).read_ahead(3);
+fn what_comes_back_is_the_same_iterator() {
+    let run = (0..100u32).futureproof(Raise).read_ahead(3);
+    let run = run.map_tasks(infallible(|n: &u32| *n));
+    let mut source = run.into_remainder().source;
     assert_eq!(source.size_hint(), (100, Some(100)));
     assert!(source.by_ref().eq(0..100));
     assert!(source.next().is_none() && source.next().is_none());

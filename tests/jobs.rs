@@ -1,0 +1,543 @@
+//! Runs that have the shape of people's jobs: cheap items and slow ones mixed, tasks that wait for each other, a
+//! consumer that is away, a source that blocks, a run that is left half-way.
+//!
+//! That something is not held up is asserted as a deadlock would be: by a gate that opens only if the promise holds.
+//! Where that cannot be, two times of one run are compared, with room.
+
+mod common;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use common::{Gate, soon, watchdog};
+use futureproof::prelude::*;
+use futureproof::{Ending, Spawn};
+use rayon::ThreadPool;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn pool(num_threads: usize) -> Arc<ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads);
+    Arc::new(pool.build().unwrap())
+}
+
+/// Opens once so many wait at it. Whoever waits in vain fails the test.
+struct Meeting {
+    expected: usize,
+    there: Mutex<usize>,
+    all: Condvar,
+}
+
+impl Meeting {
+    fn of(expected: usize) -> Arc<Self> {
+        Arc::new(Self {
+            expected,
+            there: Mutex::new(0),
+            all: Condvar::new(),
+        })
+    }
+
+    fn meet(&self) {
+        let mut there = self.there.lock().unwrap();
+        *there += 1;
+        self.all.notify_all();
+        let is_missing = |there: &mut usize| *there < self.expected;
+        let patience = Duration::from_secs(30);
+        let (there, timeout) = self
+            .all
+            .wait_timeout_while(there, patience, is_missing)
+            .unwrap();
+        assert!(!timeout.timed_out(), "only {} of {}", *there, self.expected);
+    }
+}
+
+/// How a job's results are taken.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Completion,
+    Order,
+    Pool,
+}
+
+/// All of `threads` workers meet in the last items, after so many that cost nothing.
+fn meet_after(cheap: usize, threads: usize, way: Way) {
+    let meeting = Meeting::of(threads);
+    let f = move |n: &usize| {
+        if *n >= cheap {
+            meeting.meet();
+        }
+    };
+    let run = (0..cheap + threads)
+        .futureproof(Raise)
+        .num_threads(threads)
+        .max_in_flight(1 << 17);
+    let count = match way {
+        Way::Completion => run.map_tasks(infallible(f)).flatten().count(),
+        Way::Order => run.ordered().map_tasks(infallible(f)).flatten().count(),
+        Way::Pool => run
+            .on(pool(threads))
+            .map_tasks(infallible(f))
+            .flatten()
+            .count(),
+    };
+    assert_eq!(
+        count,
+        cheap + threads,
+        "{cheap} cheap ones, {threads}, {way:?}"
+    );
+}
+
+#[test]
+fn tasks_that_wait_for_each_other_meet_after_cheap_ones() {
+    watchdog(|| {
+        for cheap in [0, 1, 10, 300, 1_000, 10_000, 50_000, 100_000] {
+            for threads in [2, 8] {
+                for way in [Way::Completion, Way::Order, Way::Pool] {
+                    meet_after(cheap, threads, way);
+                }
+            }
+        }
+    });
+}
+
+/// How long slow tasks take that follow cheap ones, beside what they would if every thread had its share.
+#[test]
+fn slow_tasks_after_cheap_ones_have_every_thread() {
+    watchdog(|| {
+        for cheap in [10, 100, 1_000, 10_000, 100_000u32] {
+            // On a busy machine, one of three must do.
+            let is_quick = || {
+                let start = Instant::now();
+                let run = (0..cheap + 64).futureproof(Raise).num_threads(8);
+                let run = run.map_tasks(infallible(move |n| {
+                    if *n >= cheap {
+                        sleep(20 * MS);
+                    }
+                }));
+                assert_eq!(run.count(), cheap as usize + 64);
+                start.elapsed() < 8 * 20 * MS * 13 / 10
+            };
+            assert!((0..3).any(|_| is_quick()), "after {cheap} cheap ones");
+        }
+    });
+}
+
+#[test]
+fn slow_tasks_are_shared_out_while_the_consumer_is_away() {
+    watchdog(|| {
+        let (threads, cheap) = (8, 300);
+        let meeting = Meeting::of(threads);
+        let met = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&met);
+        let run = (0..cheap + threads)
+            .futureproof(Raise)
+            .num_threads(threads)
+            .chunk_size(cheap + threads);
+        let mut run = run.map_tasks(infallible(move |n: &usize| {
+            if *n >= cheap {
+                meeting.meet();
+                count.fetch_add(1, SeqCst);
+            }
+        }));
+        // All is one chunk. Its first result comes, and then nobody asks for any.
+        assert!(run.next().is_some());
+        assert!(soon(|| met.load(SeqCst) == threads), "{met:?} have met");
+        assert_eq!(run.count(), cheap + threads - 1);
+    });
+}
+
+#[test]
+fn a_task_that_a_later_one_releases_is_released() {
+    watchdog(|| {
+        for chunk in [0, 1, 2, 64] {
+            for at in [0, 1, 5, 40, 62] {
+                let gate = Gate::default();
+                let run = (0..64).futureproof(Raise).num_threads(2).chunk_size(chunk);
+                let run = run.map_tasks(infallible(move |n: &u32| match *n {
+                    n if n == at => gate.pass(),
+                    63 => gate.open(),
+                    _ => {}
+                }));
+                assert_eq!(run.count(), 64, "chunks of {chunk}, {at} waits");
+            }
+        }
+    });
+}
+
+/// What has finished is delivered although its neighbour in the chunk goes on.
+#[test]
+fn a_result_does_not_wait_for_its_neighbour() {
+    watchdog(|| {
+        let (gate, inner) = (Gate::default(), Gate::default());
+        let release = gate.clone();
+        let run = (0..2).futureproof(Raise).num_threads(1).chunk_size(2);
+        let mut run = run.map_tasks(infallible(move |n: &u32| {
+            if *n == 1 {
+                inner.open();
+                gate.pass();
+            }
+            *n
+        }));
+        assert_eq!(run.next().unwrap().unwrap().output, 0);
+        release.open();
+        assert_eq!(run.next().unwrap().unwrap().output, 1);
+    });
+}
+
+/// A source that is quick at first and blocks later on: it waits until what came before was delivered.
+#[test]
+fn a_source_that_turns_slow_delays_nothing() {
+    watchdog(|| {
+        for position in 0..60u32 {
+            for fails in [false, true] {
+                let first = 20_000 + 37 * position;
+                let late = Arc::new(AtomicU32::new(0));
+                let pulls = Arc::clone(&late);
+                let source = (0..first + 200).inspect(move |n| {
+                    if *n > first {
+                        pulls.fetch_add(1, SeqCst);
+                        sleep(2 * MS);
+                    }
+                });
+                let run = source.futureproof(Raise).num_threads(2);
+                let mut run = run.map_tasks(move |n| {
+                    if fails && *n == first {
+                        Err(*n)
+                    } else {
+                        Ok(*n)
+                    }
+                });
+                // The last quick item, or its failure, comes within a few pulls.
+                let _ = run.find(|task| task.as_ref().map_or(true, |task| task.input == first));
+                let pulls = late.load(SeqCst);
+                assert!(
+                    pulls < 25,
+                    "after {pulls} pulls, at {first}, fails: {fails}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn every_thread_works_while_the_consumer_is_away() {
+    watchdog(|| {
+        for _ in 0..50 {
+            let threads = Arc::new(Mutex::new(HashSet::new()));
+            let seen = Arc::clone(&threads);
+            let meeting = Meeting::of(2);
+            let mut run = (0..32)
+                .futureproof(Raise)
+                .num_threads(2)
+                .map_tasks(infallible(move |n: &u32| {
+                    seen.lock().unwrap().insert(thread::current().id());
+                    if (1..3).contains(n) {
+                        meeting.meet();
+                    }
+                }));
+            run.next();
+            assert!(soon(|| threads.lock().unwrap().len() == 2));
+        }
+    });
+}
+
+/// The threads of a run's own pool are there for what its tasks do with rayon, whoever waits.
+#[test]
+fn leaving_ends_though_tasks_wait_for_threads() {
+    watchdog(|| {
+        for round in 0..200 {
+            let run = (0..2).futureproof(Raise).num_threads(2);
+            let mut run = run.map_tasks(infallible(|_: &u32| {
+                rayon::broadcast(|_| ());
+            }));
+            assert!(run.next().is_some());
+            if round % 2 == 0 {
+                drop(run);
+            } else {
+                drop(run.into_remainder());
+            }
+        }
+    });
+}
+
+#[test]
+fn a_run_on_the_pool_of_its_consumer_uses_all_of_it() {
+    watchdog(|| {
+        for threads in [1, 2, 8] {
+            let pool = pool(threads);
+            let meet = |meeting: Arc<Meeting>| infallible(move |_: &usize| meeting.meet());
+            let here = Arc::clone(&pool);
+            let inside = pool.install(|| {
+                let run = (0..threads).futureproof(Raise).on(here);
+                run.map_tasks(meet(Meeting::of(threads))).count()
+            });
+            let scoped = pool.scope(|scope| {
+                let run = (0..threads)
+                    .futureproof(Raise)
+                    .num_threads(threads)
+                    .on(scope);
+                run.map_tasks(meet(Meeting::of(threads))).count()
+            });
+            assert_eq!((inside, scoped), (threads, threads));
+        }
+    });
+}
+
+#[test]
+fn results_come_as_they_finish_on_the_pool_of_the_consumer() {
+    watchdog(|| {
+        let pool = pool(2);
+        let here = Arc::clone(&pool);
+        pool.install(|| {
+            let gate = Gate::default();
+            let release = gate.clone();
+            let run = (0..40)
+                .futureproof(Raise)
+                .on(here)
+                .map_tasks(infallible(move |n: &u32| {
+                    // The first waits for the consumer to have seen another one. It may be the consumer that took it.
+                    if *n == 0 && rayon::current_thread_index() != Some(0) {
+                        gate.pass();
+                    }
+                }));
+            let mut count = 0;
+            for task in run {
+                task.unwrap();
+                count += 1;
+                release.open();
+            }
+            assert_eq!(count, 40);
+        });
+    });
+}
+
+/// A run that is left takes back what was queued on a home that is busy with other things.
+#[test]
+fn leaving_does_not_wait_for_others_on_a_shared_pool() {
+    watchdog(|| {
+        let pool = pool(1);
+        let (gate, busy) = (Gate::default(), Gate::default());
+        let (passes, begun) = (gate.clone(), busy.clone());
+        pool.spawn(move || {
+            begun.open();
+            passes.pass();
+        });
+        busy.pass();
+        let token = CancellationToken::new();
+        let run = (0..10)
+            .futureproof(Raise)
+            .on(Arc::clone(&pool))
+            .cancel_on(&token);
+        let mut run = run.map_tasks(infallible(|n: &u32| *n));
+        thread::spawn(move || token.cancel());
+        assert!(run.next().is_none());
+        let left = run.into_remainder();
+        assert_eq!(left.unprocessed.len() + left.source.count(), 10);
+        gate.open();
+    });
+}
+
+#[test]
+fn a_token_hands_its_deadline_on() {
+    watchdog(|| {
+        let outer = [()].into_iter().futureproof(Raise).deadline(200 * MS);
+        let (sender, inner_ended) = mpsc::channel();
+        let mut outer = outer.map_tasks(infallible(move |()| {
+            let inner = (0..)
+                .futureproof(Raise)
+                .num_threads(1)
+                .cancel_on(&CancellationToken::current());
+            // Nothing of this run comes to its end before the deadline.
+            let mut inner = inner.map_tasks(infallible(|_: &u32| sleep(Duration::from_secs(1))));
+            let start = Instant::now();
+            assert!(inner.next().is_none());
+            sender.send((start.elapsed(), inner.ending())).unwrap();
+        }));
+        let watcher = thread::spawn(move || inner_ended.recv().unwrap());
+        let _ = outer.next();
+        drop(outer);
+        let (time, ending) = watcher.join().unwrap();
+        assert_eq!(ending, Some(Ending::Cancelled));
+        assert!(time < 900 * MS, "{time:?}");
+    });
+}
+
+#[test]
+fn each_of_several_tokens_stops_the_run() {
+    watchdog(|| {
+        for which in 0..2 {
+            let tokens = [(); 2].map(|()| CancellationToken::new());
+            let run = (0..).futureproof(Raise).num_threads(1);
+            let run = run.cancel_on(&tokens[0]).cancel_on(&tokens[1]);
+            let mut run = run.map_tasks(infallible(|n: &u32| *n));
+            assert!(run.next().is_some());
+            tokens[which].cancel();
+            assert!(run.next().is_none());
+            assert_eq!(run.ending(), Some(Ending::Cancelled));
+        }
+    });
+}
+
+/// Twice as many take about twice as long, not four times.
+#[test]
+fn what_waits_for_a_retry_costs_nothing_at_each_delivery() {
+    fn time(items: usize) -> Duration {
+        let run = (0..items)
+            .futureproof(Ignore)
+            .num_threads(1)
+            .chunk_size(1)
+            .max_in_flight(items);
+        let run = run.map_tasks(move |n| if n + 1 < items { Err(()) } else { Ok(()) });
+        let mut run = run.retry(|| [Duration::from_secs(3_600)]);
+        let start = Instant::now();
+        assert!(run.next().is_some());
+        start.elapsed()
+    }
+    watchdog(|| {
+        let is_linear = || time(32_000) < 8 * time(8_000) + 20 * MS;
+        assert!((0..3).any(|_| is_linear()));
+    });
+}
+
+#[test]
+fn a_run_whose_source_is_read_ahead_is_left_at_once() {
+    fn job(receiver: mpsc::Receiver<u32>) -> Result<(), u32> {
+        let run = receiver.into_iter().futureproof(Raise).read_ahead(64);
+        for task in run.map_tasks(|n: &u32| if *n == 0 { Err(*n) } else { Ok(()) }) {
+            task.map_err(|error| *error.input())?;
+        }
+        Ok(())
+    }
+    watchdog(|| {
+        let (sender, receiver) = mpsc::channel();
+        sender.send(0).unwrap();
+        assert_eq!(job(receiver), Err(0));
+        // Up to here, the source blocks.
+        drop(sender);
+    });
+}
+
+#[test]
+fn a_source_that_is_read_ahead_is_told_that_nobody_wants_it() {
+    watchdog(|| {
+        let (sender, told) = mpsc::channel();
+        let (is_read, reads) = mpsc::channel();
+        let source = std::iter::from_fn(move || {
+            is_read.send(()).unwrap();
+            let (woken, wait) = mpsc::channel();
+            let _listener = CancellationToken::current().on_cancel(move || woken.send(()).unwrap());
+            wait.recv().unwrap();
+            sender.send(()).unwrap();
+            Some(0u32)
+        });
+        let token = CancellationToken::new();
+        let run = source.futureproof(Raise).read_ahead(2).cancel_on(&token);
+        let mut run = run.map_tasks(infallible(|n: &u32| *n));
+        thread::spawn(move || {
+            reads.recv().unwrap();
+            token.cancel();
+            // Up to its last pull.
+            reads.iter().for_each(drop);
+        });
+        assert!(run.next().is_none());
+        drop(run);
+        told.recv().unwrap();
+    });
+}
+
+#[test]
+fn a_task_that_feeds_its_own_source_ends_with_the_run() {
+    watchdog(|| {
+        let (sender, receiver) = mpsc::sync_channel(4);
+        sender.send(1).unwrap();
+        let run = receiver.into_iter().futureproof(Raise).num_threads(2);
+        let mut run = run.map_tasks(infallible(move |n: &u32| {
+            if *n == 1 {
+                sender.send(0).unwrap();
+                while sender.send(2).is_ok() {}
+            }
+        }));
+        // One result comes. Then nobody pulls, so that the task blocks, until the source is gone.
+        assert!(run.next().is_some());
+        drop(run);
+    });
+}
+
+#[test]
+fn a_callback_that_blocks_does_not_keep_the_run() {
+    watchdog(|| {
+        let (sender, figures) = mpsc::sync_channel(0);
+        let run = (0..10u32).futureproof(Raise).on_progress(move |now| {
+            let _ = sender.send(*now);
+        });
+        assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 10);
+        // Read only now.
+        assert_eq!(figures.recv().unwrap().completed(), 10);
+    });
+}
+
+/// A home that starts a thread for each job, and says that there can be any number.
+struct Endless;
+
+impl Spawn<'static> for Endless {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        thread::spawn(job);
+    }
+
+    fn open(&mut self, _: usize, _: &str) -> usize {
+        usize::MAX
+    }
+}
+
+#[test]
+fn a_home_without_bounds_is_no_trouble() {
+    watchdog(|| {
+        let run = (0..100u32).futureproof(Raise).on(Endless).max_in_flight(16);
+        let mut run = run.map_tasks(infallible(|n: &u32| *n));
+        assert_eq!(run.by_ref().count(), 100);
+        assert!(!run.report().workers().is_empty());
+    });
+}
+
+/// Threads start as work needs them, so a large number that was asked for costs little.
+#[test]
+fn many_threads_are_started_only_if_they_are_needed() {
+    watchdog(|| {
+        let at_once = Arc::new(AtomicUsize::new(0));
+        let is_started = Arc::new(AtomicBool::new(false));
+        let (count, flag) = (Arc::clone(&at_once), Arc::clone(&is_started));
+        let run = (0..3u32).futureproof(Raise).num_threads(4_000).name("many");
+        let run = run.map_tasks(infallible(move |_: &u32| {
+            #[cfg(target_os = "linux")]
+            count.fetch_max(common::threads_named("many-").len(), SeqCst);
+            flag.store(true, SeqCst);
+            let _ = &count;
+        }));
+        assert_eq!(run.count(), 3);
+        assert!(is_started.load(SeqCst));
+        assert!(
+            at_once.load(SeqCst) <= 70,
+            "{at_once:?} threads for three items"
+        );
+    });
+}
+
+#[test]
+fn chunk_mates_meet() {
+    watchdog(|| {
+        for chunk in [2, 3, 16, 100] {
+            let barrier = Arc::new(Barrier::new(2));
+            let run = (0..100u32)
+                .futureproof(Raise)
+                .num_threads(2)
+                .chunk_size(chunk);
+            let run = run.map_tasks(infallible(move |_: &u32| {
+                barrier.wait();
+            }));
+            assert_eq!(run.count(), 100);
+        }
+    });
+}
