@@ -44,8 +44,8 @@ pub(crate) struct RunQueue<I, T, E> {
 #[derive(Debug)]
 struct State<I, T, E> {
     queued: VecDeque<Parcel<I, T, E>>,
-    /// The items in those.
-    waiting: usize,
+    /// The items in those, and in the chunks that are being run.
+    items: usize,
     /// Jobs that were handed to the home and have not begun.
     permits: usize,
     /// Jobs that have begun and not ended, parked ones included.
@@ -53,6 +53,8 @@ struct State<I, T, E> {
     parked: usize,
     /// One for each worker that runs a chunk, and those that nobody uses.
     slots: Vec<Arc<Slot<I, T, E>>>,
+    /// How many items were taken into each, and not from it by others.
+    taken: Vec<usize>,
     free: Vec<usize>,
     /// Nothing is taken any more.
     is_closed: bool,
@@ -95,11 +97,12 @@ impl<I, T, E> RunQueue<I, T, E> {
         let (waker, wakes) = bounded(1);
         let state = State {
             queued: VecDeque::new(),
-            waiting: 0,
+            items: 0,
             permits: 0,
             running: 0,
             parked: 0,
             slots: Vec::new(),
+            taken: Vec::new(),
             free: Vec::new(),
             is_closed: false,
         };
@@ -131,7 +134,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     /// Queues a chunk. Returns how many permits its home is to be given.
     pub(crate) fn push(&self, chunk: Parcel<I, T, E>) -> usize {
         let mut state = self.state();
-        state.waiting += chunk.rest.len();
+        state.items += chunk.rest.len();
         state.queued.push_back(chunk);
         let mut permits = 0;
         if state.queued.len() > state.permits + state.parked {
@@ -139,8 +142,7 @@ impl<I, T, E> RunQueue<I, T, E> {
         } else if state.parked > 0 {
             self.wake_one();
         }
-        let busy = state.slots.len() - state.free.len();
-        let sharers = (busy + state.waiting).min(self.width());
+        let sharers = state.items.min(self.width());
         permits = permits.max(sharers.saturating_sub(state.permits + state.running));
         state.permits += permits;
         permits
@@ -157,11 +159,12 @@ impl<I, T, E> RunQueue<I, T, E> {
     pub(crate) fn forsake(&self) -> Option<Parcel<I, T, E>> {
         let mut state = self.state();
         state.permits -= 1;
-        if state.queued.len() > state.permits + state.parked {
-            state.pop()
-        } else {
-            None
+        if state.queued.len() <= state.permits + state.parked {
+            return None;
         }
+        let chunk = state.queued.pop_front()?;
+        state.items -= chunk.rest.len();
+        Some(chunk)
     }
 
     /// What a worker is to do next.
@@ -177,7 +180,7 @@ impl<I, T, E> RunQueue<I, T, E> {
                 state.running -= 1;
                 return Next::Leave;
             }
-            if let Some(chunk) = state.pop() {
+            if let Some(chunk) = state.queued.pop_front() {
                 if state.is_owed() && state.parked > 0 {
                     self.wake_one();
                 }
@@ -208,7 +211,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     #[inline(never)]
     pub(crate) fn next_for_consumer(&self) -> Option<Taken<I, T, E>> {
         let mut state = self.state();
-        if let Some(chunk) = state.pop() {
+        if let Some(chunk) = state.queued.pop_front() {
             return Some(self.take(&mut state, chunk, None));
         }
         match state.steal(|since| since) {
@@ -225,8 +228,10 @@ impl<I, T, E> RunQueue<I, T, E> {
     ) -> Taken<I, T, E> {
         let place = state.free.pop().unwrap_or_else(|| {
             state.slots.push(Arc::new(Slot::new()));
-            state.slots.len() - 1
+            state.taken.push(0);
+            state.taken.len() - 1
         });
+        state.taken[place] = chunk.rest.len();
         let slot = Arc::clone(&state.slots[place]);
         let is_part = since.is_some();
         let start = now();
@@ -245,7 +250,9 @@ impl<I, T, E> RunQueue<I, T, E> {
 
     /// What was taken has been run.
     pub(crate) fn put_back(&self, place: usize) {
-        self.state().free.push(place);
+        let mut state = self.state();
+        state.items -= state.taken[place];
+        state.free.push(place);
     }
 
     /// Waits until `until`, or for a chunk.
@@ -265,8 +272,9 @@ impl<I, T, E> RunQueue<I, T, E> {
         if state.parked > 0 {
             self.wake_one();
         }
-        state.waiting = 0;
-        mem::take(&mut state.queued)
+        let left = mem::take(&mut state.queued);
+        state.items -= left.iter().map(|chunk| chunk.rest.len()).sum::<usize>();
+        left
     }
 
     /// What has finished in chunks that go on.
@@ -305,44 +313,40 @@ enum Stolen<I, T, E> {
 }
 
 impl<I, T, E> State<I, T, E> {
-    /// The next chunk that is queued.
-    fn pop(&mut self) -> Option<Parcel<I, T, E>> {
-        let chunk = self.queued.pop_front()?;
-        self.waiting -= chunk.rest.len();
-        Some(chunk)
-    }
-
     /// Whether a chunk is queued that no permit will come for.
     fn is_owed(&self) -> bool {
         self.queued.len() > self.permits
     }
 
     /// Takes half of what waits in the chunk where most does, of those that were begun long enough ago.
-    fn steal(&self, due: impl Fn(Instant) -> Instant) -> Stolen<I, T, E> {
+    fn steal(&mut self, due: impl Fn(Instant) -> Instant) -> Stolen<I, T, E> {
         let mut time = None;
-        let mut most: Option<(usize, &Slot<I, T, E>)> = None;
-        let mut next: Option<Instant> = None;
-        for slot in &self.slots {
-            let opened = slot.opened();
-            let (waiting, due) = (opened.rest.len(), due(opened.since));
-            if waiting == 0 {
-                continue;
+        loop {
+            let mut most: Option<(usize, usize)> = None;
+            let mut next: Option<Instant> = None;
+            for (place, slot) in self.slots.iter().enumerate() {
+                let opened = slot.opened();
+                let (waiting, due) = (opened.rest.len(), due(opened.since));
+                if waiting == 0 {
+                    continue;
+                }
+                if *time.get_or_insert_with(now) < due {
+                    next = Some(next.map_or(due, |next| next.min(due)));
+                } else if most.is_none_or(|(most, _)| most < waiting) {
+                    most = Some((waiting, place));
+                }
             }
-            if *time.get_or_insert_with(now) < due {
-                next = Some(next.map_or(due, |next| next.min(due)));
-            } else if most.is_none_or(|(most, _)| most < waiting) {
-                most = Some((waiting, slot));
-            }
-        }
-        // Its worker may have gone on meanwhile.
-        let split = |(_, slot): (usize, &Slot<I, T, E>)| {
+            let Some((_, place)) = most else {
+                return next.map_or(Stolen::Nothing, Stolen::NotYet);
+            };
+            let slot = &self.slots[place];
             // What its worker has begun and not run is wanted as well.
             slot.is_wanted.store(true, Ordering::Relaxed);
-            slot.opened().split()
-        };
-        match most.and_then(split) {
-            Some((chunk, since)) => Stolen::Part(chunk, since),
-            None => next.map_or(Stolen::Nothing, Stolen::NotYet),
+            if let Some((chunk, since)) = slot.opened().split() {
+                self.taken[place] -= chunk.rest.len();
+                return Stolen::Part(chunk, since);
+            }
+            // Its worker has gone on meanwhile, but something may wait in another slot.
         }
     }
 }

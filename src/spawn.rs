@@ -73,8 +73,8 @@ pub trait Spawn<'s>: Send {
 /// assert_eq!(careful(0..10).map_tasks(infallible(|n: &u32| n + 1)).count(), 10);
 /// ```
 ///
-/// Its threads start as work needs them: the first with the first job, and one more whenever a job begins while others
-/// are queued. If a job takes longer than a moment and the caller waits for it, the others start as well (up to 64),
+/// Its threads start as work needs them: the first with the first job, and one more whenever a job is queued and all
+/// threads have one. If a job takes longer than a moment and the caller waits for it, the others start as well (up to 64),
 /// for a function that uses rayon itself.
 #[derive(Debug, Default)]
 pub struct OwnPool {
@@ -87,10 +87,7 @@ impl Spawn<'static> for OwnPool {
             unreachable!("a pool is opened before it is used");
         };
         let starter = Starter::queue(&joining.starter.0);
-        joining.pool.spawn(move || {
-            starter.begin();
-            job();
-        });
+        joining.pool.spawn(move || starter.run(job));
     }
 
     fn open(&mut self, num_threads: usize, name: &str) -> usize {
@@ -132,10 +129,7 @@ impl Spawn<'static> for Arc<ThreadPool> {
 impl<'e> Spawn<'e> for &Scope<'_, 'e> {
     fn spawn(&self, job: impl FnOnce() + Send + 'e) {
         let starter = Starter::queue(self.starter);
-        self.scope.spawn(move |_| {
-            starter.begin();
-            job();
-        });
+        self.scope.spawn(move |_| starter.run(job));
     }
 
     fn open(&mut self, _: usize, _: &str) -> usize {
@@ -288,7 +282,9 @@ impl JoiningPool {
         let starter = Starter {
             unstarted: Mutex::new(unstarted),
             handles: Mutex::default(),
+            started: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
             name: name.to_owned(),
         };
         Ok(Self {
@@ -349,22 +345,37 @@ struct Starter {
     /// Workers that have no thread yet, the last first. To rayon, they are busy.
     unstarted: Mutex<Vec<ThreadBuilder>>,
     handles: Mutex<Vec<JoinHandle<()>>>,
-    /// Jobs that have not begun.
+    /// Threads that run; `usize::MAX` once no more can be started.
+    started: AtomicUsize,
+    /// Jobs that have not begun, and those that have and are not over.
     queued: AtomicUsize,
+    running: AtomicUsize,
     name: String,
 }
 
 impl Starter {
-    /// A job is queued.
+    /// A job is queued. If all threads have one, it gets a new thread: they may be busy for long.
     fn queue(starter: &Arc<Self>) -> Arc<Self> {
-        starter.queued.fetch_add(1, Ordering::Relaxed);
+        starter.queued.fetch_add(1, Ordering::SeqCst);
+        starter.start_if_short();
         Arc::clone(starter)
     }
 
-    /// A job begins. Whatever it does, those that are queued behind it have a thread to run on.
-    fn begin(&self) {
-        let others = self.queued.fetch_sub(1, Ordering::Relaxed) - 1;
-        if others > 0 {
+    /// A job is run. Whatever it does, those that are queued behind it have a thread to run on.
+    fn run(&self, job: impl FnOnce()) {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        self.queued.fetch_sub(1, Ordering::SeqCst);
+        self.start_if_short();
+        job();
+        self.running.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Starts a thread for what is queued if all others have a job. Of a job that begins and one that is queued at the same time,
+    /// one sees the other: each has written before it reads.
+    fn start_if_short(&self) {
+        let started = self.started.load(Ordering::SeqCst);
+        if self.running.load(Ordering::SeqCst) >= started && self.queued.load(Ordering::SeqCst) > 0
+        {
             self.start_another();
         }
     }
@@ -373,12 +384,14 @@ impl Starter {
     fn try_start_another(&self) -> io::Result<bool> {
         let mut unstarted = lock(&self.unstarted);
         let Some(worker) = unstarted.pop() else {
+            self.started.store(usize::MAX, Ordering::SeqCst);
             return Ok(false);
         };
         let builder = thread::Builder::new().name(format!("{}-{}", self.name, worker.index()));
         let handle = builder.spawn(|| worker.run())?;
         // Still under the lock: once nothing is left to be started, all handles are here.
         lock(&self.handles).push(handle);
+        self.started.fetch_add(1, Ordering::SeqCst);
         Ok(true)
     }
 
@@ -386,6 +399,7 @@ impl Starter {
     fn start_another(&self) -> bool {
         self.try_start_another().unwrap_or_else(|error| {
             let left = mem::take(&mut *lock(&self.unstarted)).len() + 1;
+            self.started.store(usize::MAX, Ordering::SeqCst);
             let started = lock(&self.handles).len();
             let (name, all) = (&self.name, started + left);
             contain(
