@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
@@ -89,6 +90,11 @@ impl<I, T, E> Chunk<I, T, E> {
     /// Makes an emptied chunk ready to be filled from index `first` on.
     pub(crate) fn reset(&mut self, first: u64, is_final: bool) {
         debug_assert!(self.holds_nothing());
+        // One buffer for the items, whether they wait or have been run.
+        let inputs = mem::take(&mut self.inputs);
+        if self.rest.capacity() < inputs.capacity() {
+            self.rest = inputs.into();
+        }
         self.first = first;
         if !bugs::has("buffer not cleared") {
             self.delivered = 0;
@@ -193,8 +199,10 @@ impl<I, T, E> Chunk<I, T, E> {
 
     /// Room for the results of `count` more items.
     pub(crate) fn reserve(&mut self, count: usize) {
-        self.inputs.reserve(count);
-        self.outputs.reserve(count);
+        // In few sizes, so that buffers that go round are soon large enough for any chunk.
+        let wanted = (self.inputs.len() + count).next_power_of_two();
+        self.inputs.reserve_exact(wanted - self.inputs.len());
+        self.outputs.reserve_exact(wanted - self.outputs.len());
     }
 
     /// Takes over what `next` has run, which follows what this has.

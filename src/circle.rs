@@ -97,9 +97,10 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         self.spare.pop().unwrap_or_else(|| Box::new(Chunk::new()))
     }
 
-    /// Keeps an emptied chunk for another use, unless there are as many as will be needed.
+    /// Keeps an emptied chunk for another use, unless those that are under way will do.
     pub(crate) fn recycle(&mut self, emptied: Parcel<I, T, E>) {
-        if self.spare.len() < self.sizing.depth().saturating_mul(self.crew.width()) {
+        let others = self.spare.len() + self.crew.outstanding() + self.arrivals.len();
+        if others < self.sizing.depth().saturating_mul(self.crew.width()) {
             self.spare.push(emptied);
         }
     }

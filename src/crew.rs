@@ -204,6 +204,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         self.items += chunk.rest.len();
         self.signals().submit();
         hands.spawn(self.shared.queue.push(chunk));
+        self.signals().has_submitted();
     }
 
     /// How many chunks are not answered.

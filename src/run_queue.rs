@@ -401,6 +401,11 @@ impl<I, T, E> Slot<I, T, E> {
     fn open(&self, chunk: &mut Chunk<I, T, E>, start: Instant, since: Option<Instant>) {
         let opened = &mut *self.opened();
         mem::swap(&mut opened.rest, &mut chunk.rest);
+        // The buffer of what was here before, for what will have run.
+        let emptied = mem::take(&mut chunk.rest);
+        if chunk.inputs.capacity() < emptied.capacity() {
+            chunk.inputs = emptied.into();
+        }
         opened.next = chunk.first;
         opened.since = since.unwrap_or(start);
         opened.untold = start;
@@ -515,7 +520,9 @@ impl<I, T, E> Taken<I, T, E> {
     pub(crate) fn close(self) -> (Parcel<I, T, E>, usize) {
         let opened = &mut *self.slot.opened();
         let mut chunk = self.chunk;
-        mem::swap(&mut chunk.rest, &mut opened.rest);
+        if !opened.rest.is_empty() {
+            mem::swap(&mut chunk.rest, &mut opened.rest);
+        }
         chunk.give_up_begun();
         if opened.done.len() > 0 {
             opened.done.append(&mut chunk);

@@ -32,6 +32,8 @@ pub(crate) struct Signals {
     _links: Vec<OnCancel>,
     /// When the run itself was told to end.
     deadline: OnceLock<Instant>,
+    /// A chunk is being handed out: workers are about to have something to do.
+    is_submitting: AtomicBool,
     /// Chunks submitted and chunks answered.
     submitted: AtomicU64,
     answered: AtomicU64,
@@ -67,6 +69,7 @@ impl Signals {
             tasks_token,
             _links: links,
             deadline: OnceLock::new(),
+            is_submitting: AtomicBool::new(false),
             submitted: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             awaited: AtomicU64::new(u64::MAX),
@@ -176,7 +179,13 @@ impl Signals {
 
     /// A chunk is about to be submitted.
     pub(crate) fn submit(&self) {
+        self.is_submitting.store(true, Ordering::Relaxed);
         self.submitted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It has been.
+    pub(crate) fn has_submitted(&self) {
+        self.is_submitting.store(false, Ordering::Relaxed);
     }
 
     /// A chunk has been answered. Returns whether so many were that the consumer should be woken.
@@ -213,6 +222,10 @@ impl Signals {
     /// tiny task. But it must notice when a pull takes long, or what it has pulled would wait for more
     /// slow ones. Then the workers run dry, and they have the time to notice.
     pub(crate) fn linger(&self) {
+        // Where jobs are run inline, it would be the caller who waits here for itself.
+        if self.is_submitting.load(Ordering::Relaxed) {
+            return;
+        }
         let submitted = self.submitted();
         // Spinning, for so short a time: on a busy machine, a thread that yields is away for milliseconds.
         let start = now();
@@ -273,6 +286,11 @@ impl Guard<'_> {
 mod tests {
     use super::*;
 
+    fn submit(signals: &Signals) {
+        signals.submit();
+        signals.has_submitted();
+    }
+
     #[test]
     fn a_failure_past_the_tolerated_ones_stops_everything() {
         let signals = Signals::new(Some(1), false, Vec::new());
@@ -314,7 +332,7 @@ mod tests {
     #[test]
     fn a_consumer_is_woken_at_half_of_what_is_outstanding() {
         let signals = Signals::new(None, false, Vec::new());
-        (0..10).for_each(|_| signals.submit());
+        (0..10).for_each(|_| submit(&signals));
         signals.await_answers();
         let wakes: Vec<bool> = (0..6).map(|_| signals.answer()).collect();
         assert_eq!(wakes, [false, false, false, false, true, true]);
@@ -325,18 +343,18 @@ mod tests {
     #[test]
     fn a_worker_that_waits_in_vain_says_so() {
         let signals = Signals::new(None, false, Vec::new());
-        signals.submit();
+        submit(&signals);
         assert!(!signals.is_starved(1));
         signals.linger();
         assert!(signals.is_starved(1));
-        signals.submit();
+        submit(&signals);
         assert!(!signals.is_starved(2));
     }
 
     #[test]
     fn whoever_is_late_to_say_so_hides_nobody() {
         let signals = Signals::new(None, false, Vec::new());
-        (0..3).for_each(|_| signals.submit());
+        (0..3).for_each(|_| submit(&signals));
         signals.linger();
         // Stored late: it was seen before the last two were submitted.
         signals.starved_at.fetch_max(2, Ordering::Relaxed);

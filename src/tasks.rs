@@ -234,6 +234,12 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
                 return false;
             }
             self.circle.resubmit();
+            // Before it is asked whether there is room: what has come back takes some.
+            let has_received = self.circle.receive();
+            if has_received && self.circle.is_deserted() {
+                self.end(Ending::Cancelled);
+                continue;
+            }
             // A quick source is fed from between any two answers, or workers would run dry while a
             // slow consumer works off what has arrived. A slow one would delay what has arrived.
             if !self.has_fed && self.circle.sizing.is_source_quick() && self.can_feed() {
@@ -243,10 +249,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
                 self.turn_to(chunk);
                 return true;
             }
-            if self.circle.receive() {
-                if self.circle.is_deserted() {
-                    self.end(Ending::Cancelled);
-                }
+            if has_received {
                 continue;
             }
             if self.can_feed() {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use common::Random;
 use futureproof::prelude::*;
 use futureproof::{Ending, MapTasks, OwnPool, Progress, Spawn};
 use rayon::ThreadPool;
@@ -76,28 +77,6 @@ fn whatever_the_plan_nothing_is_lost() {
 fn fail(seed: u64, text: &str) -> ! {
     let _ = panic::take_hook();
     panic!("{text}\nwith SEED={seed}: {:?}", Plan::new(seed));
-}
-
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// True once in `n` times.
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,6 +1,9 @@
 //! How many instructions an item costs on its way, counted by valgrind's callgrind and so the same on a busy
 //! machine. Fails if it is over 5 % more than what `instructions.txt` says.
 //!
+//! valgrind makes tasks slow, so that each is begun by itself, as those of 2 µs and more are; what tiny ones cost, of which
+//! several are begun at a time, is in the report.
+//!
 //! Jobs are run inline, so that no other thread interferes: threads that wait for each other spin a little,
 //! and to count that says nothing.
 //!
