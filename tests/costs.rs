@@ -257,7 +257,7 @@ impl Job {
         }
         let mut seen = vec![false; self.len as usize];
         let mut delivered = 0;
-        while let Some(task) = run.next() {
+        for task in run.by_ref() {
             let (index, fails) = match &task {
                 Ok(task) => (task.output, false),
                 Err(error) => (error.index(), true),
