@@ -20,7 +20,7 @@ use crate::job::{Bench, Permit, Shared};
 use crate::monitor::{Monitor, TARGET};
 use crate::plan::Plan;
 use crate::run_queue::RunQueue;
-use crate::signals::Signals;
+use crate::signals::{HandingOut, Signals};
 use crate::spawn::Spawn;
 use crate::sync::channel::Select;
 use crate::sync::now;
@@ -203,8 +203,9 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         let hands = hands.expect("nothing is submitted once the run has ended");
         self.items += chunk.rest.len();
         self.signals().submit();
-        hands.spawn(self.shared.queue.push(chunk));
-        self.signals().has_submitted();
+        let permits = self.shared.queue.push(chunk);
+        let _handing_out = HandingOut::new();
+        hands.spawn(permits);
     }
 
     /// How many chunks are not answered.

@@ -4,12 +4,13 @@
 //! may be relaxed since nothing is published through them: results travel through a channel, and a
 //! stop that is seen an item later is a stop all the same.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::cancel::{CancellationToken, OnCancel};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{hint, now};
+use crate::sync::{hint, now, thread_local};
 
 /// What the caller's half and the workers of one run tell each other while it runs.
 #[derive(Debug)]
@@ -32,8 +33,6 @@ pub(crate) struct Signals {
     _links: Vec<OnCancel>,
     /// When the run itself was told to end.
     deadline: OnceLock<Instant>,
-    /// A chunk is being handed out: workers are about to have something to do.
-    is_submitting: AtomicBool,
     /// Chunks submitted and chunks answered.
     submitted: AtomicU64,
     answered: AtomicU64,
@@ -45,6 +44,29 @@ pub(crate) struct Signals {
 
 /// How long a worker without work waits for some before it says so.
 const LINGER: Duration = Duration::from_micros(20);
+
+thread_local! {
+    /// Whether this thread hands a chunk to a home at this moment.
+    static HANDS_OUT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, this thread hands a chunk out: what it runs meanwhile, it runs inline.
+pub(crate) struct HandingOut {
+    before: bool,
+}
+
+impl HandingOut {
+    pub(crate) fn new() -> Self {
+        let before = HANDS_OUT.with(|it| it.replace(true));
+        Self { before }
+    }
+}
+
+impl Drop for HandingOut {
+    fn drop(&mut self) {
+        HANDS_OUT.with(|it| it.set(self.before));
+    }
+}
 
 impl Signals {
     pub(crate) fn new(
@@ -69,7 +91,6 @@ impl Signals {
             tasks_token,
             _links: links,
             deadline: OnceLock::new(),
-            is_submitting: AtomicBool::new(false),
             submitted: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             awaited: AtomicU64::new(u64::MAX),
@@ -179,13 +200,7 @@ impl Signals {
 
     /// A chunk is about to be submitted.
     pub(crate) fn submit(&self) {
-        self.is_submitting.store(true, Ordering::Relaxed);
         self.submitted.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// It has been.
-    pub(crate) fn has_submitted(&self) {
-        self.is_submitting.store(false, Ordering::Relaxed);
     }
 
     /// A chunk has been answered. Returns whether so many were that the consumer should be woken.
@@ -223,7 +238,7 @@ impl Signals {
     /// slow ones. Then the workers run dry, and they have the time to notice.
     pub(crate) fn linger(&self) {
         // Where jobs are run inline, it would be the caller who waits here for itself.
-        if self.is_submitting.load(Ordering::Relaxed) {
+        if HANDS_OUT.with(Cell::get) {
             return;
         }
         let submitted = self.submitted();
@@ -286,11 +301,6 @@ impl Guard<'_> {
 mod tests {
     use super::*;
 
-    fn submit(signals: &Signals) {
-        signals.submit();
-        signals.has_submitted();
-    }
-
     #[test]
     fn a_failure_past_the_tolerated_ones_stops_everything() {
         let signals = Signals::new(Some(1), false, Vec::new());
@@ -332,7 +342,7 @@ mod tests {
     #[test]
     fn a_consumer_is_woken_at_half_of_what_is_outstanding() {
         let signals = Signals::new(None, false, Vec::new());
-        (0..10).for_each(|_| submit(&signals));
+        (0..10).for_each(|_| signals.submit());
         signals.await_answers();
         let wakes: Vec<bool> = (0..6).map(|_| signals.answer()).collect();
         assert_eq!(wakes, [false, false, false, false, true, true]);
@@ -343,18 +353,18 @@ mod tests {
     #[test]
     fn a_worker_that_waits_in_vain_says_so() {
         let signals = Signals::new(None, false, Vec::new());
-        submit(&signals);
+        signals.submit();
         assert!(!signals.is_starved(1));
         signals.linger();
         assert!(signals.is_starved(1));
-        submit(&signals);
+        signals.submit();
         assert!(!signals.is_starved(2));
     }
 
     #[test]
     fn whoever_is_late_to_say_so_hides_nobody() {
         let signals = Signals::new(None, false, Vec::new());
-        (0..3).for_each(|_| submit(&signals));
+        (0..3).for_each(|_| signals.submit());
         signals.linger();
         // Stored late: it was seen before the last two were submitted.
         signals.starved_at.fetch_max(2, Ordering::Relaxed);

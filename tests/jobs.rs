@@ -593,3 +593,33 @@ fn mates_of_several_chunks_meet() {
         }
     });
 }
+
+/// A home that is slow to come back from handing a job out: the job is over by then.
+struct Slow;
+
+impl Spawn<'static> for Slow {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        thread::spawn(job).join().unwrap();
+    }
+}
+
+/// A worker that runs dry says so, also while the caller hands out what it has just run.
+#[test]
+fn a_caller_that_is_held_up_delays_nothing() {
+    watchdog(|| {
+        let first = 5_000u32;
+        let late = Arc::new(AtomicU32::new(0));
+        let pulls = Arc::clone(&late);
+        let source = (0..first + 200).inspect(move |n| {
+            if *n > first {
+                pulls.fetch_add(1, SeqCst);
+                sleep(2 * MS);
+            }
+        });
+        let run = source.futureproof(Raise).num_threads(2).on(Slow);
+        let mut run = run.map_tasks(infallible(|n: &u32| *n));
+        let _ = run.find(|task| task.as_ref().is_ok_and(|task| task.input == first));
+        let pulls = late.load(SeqCst);
+        assert!(pulls < 25, "after {pulls} pulls");
+    });
+}
