@@ -304,6 +304,10 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// runs share, on a [`&Scope`](crate::Scope) to borrow from the stack, or on anything that is
     /// [`Spawn`].
     ///
+    /// A consumer that is itself on a thread of that pool works as well while it waits, and pulls nothing meanwhile. So its
+    /// tasks must not wait for items that are still to be pulled. Pools whose tasks wait for each other in a circle
+    /// wait for ever.
+    ///
     /// ```
     /// use futureproof::prelude::*;
     /// use std::sync::Arc;

@@ -75,7 +75,8 @@ pub trait Spawn<'s>: Send {
 ///
 /// Its threads start as work needs them: the first with the first job, and one more whenever a job is queued and all
 /// threads have one. If a job takes longer than a moment and the caller waits for it, the others start as well (up to 64),
-/// for a function that uses rayon itself.
+/// for a function that uses rayon itself. On more threads than that, a function must not call `rayon::broadcast`: it waits
+/// for all of them.
 #[derive(Debug, Default)]
 pub struct OwnPool {
     pool: Option<JoiningPool>,
