@@ -109,7 +109,8 @@ where
         let Shared { queue, tray, .. } = &*self.shared;
         queue.put_back(place);
         self.shared.send(chunk);
-        if !is_part && self.shared.signals.answer() && !bugs::has("missed wake-up") {
+        let width = queue.width();
+        if !is_part && self.shared.signals.answer(width) && !bugs::has("missed wake-up") {
             tray.ring();
         }
     }
@@ -212,7 +213,7 @@ impl<F, I, T, E> Drop for Permit<F, I, T, E> {
         let shared = &*bench.shared;
         if let Some(chunk) = shared.queue.forsake() {
             shared.send(chunk);
-            shared.signals.answer();
+            shared.signals.answer(shared.queue.width());
         }
         if !bugs::has("missed wake-up") {
             shared.tray.ring();

@@ -203,10 +203,12 @@ impl Signals {
         self.submitted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A chunk has been answered. Returns whether so many were that the consumer should be woken.
-    pub(crate) fn answer(&self) -> bool {
+    /// A chunk has been answered. Returns whether the consumer should be woken: if so many were, or if what is left is
+    /// less than `width` workers can be busy with. Whoever has answered may go on with another, and that may take long.
+    pub(crate) fn answer(&self, width: usize) -> bool {
         let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
-        answered >= self.awaited.load(Ordering::Relaxed)
+        let left = self.submitted().saturating_sub(answered);
+        answered >= self.awaited.load(Ordering::Relaxed) || left < width as u64
     }
 
     /// How many chunks are not answered.
@@ -344,10 +346,11 @@ mod tests {
         let signals = Signals::new(None, false, Vec::new());
         (0..10).for_each(|_| signals.submit());
         signals.await_answers();
-        let wakes: Vec<bool> = (0..6).map(|_| signals.answer()).collect();
+        let wakes: Vec<bool> = (0..6).map(|_| signals.answer(1)).collect();
         assert_eq!(wakes, [false, false, false, false, true, true]);
         signals.await_nothing();
-        assert!(!signals.answer());
+        assert!(!signals.answer(1));
+        assert!(signals.answer(3));
     }
 
     #[test]

@@ -623,3 +623,43 @@ fn a_caller_that_is_held_up_delays_nothing() {
         assert!(pulls < 25, "after {pulls} pulls");
     });
 }
+
+/// A home of one thread that says it has more.
+struct Overrated(mpsc::Sender<Box<dyn FnOnce() + Send>>);
+
+impl Spawn<'static> for Overrated {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        self.0.send(Box::new(job)).unwrap();
+    }
+}
+
+/// The consumer is woken although the worker goes on with the next chunk, and is held up there.
+#[test]
+fn a_result_does_not_wait_for_the_next_chunk() {
+    watchdog(|| {
+        for _ in 0..100 {
+            let (sender, jobs) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+            let worker = thread::spawn(move || jobs.iter().for_each(|job| job()));
+            let gate = Gate::default();
+            let release = gate.clone();
+            let run = (0..4).futureproof(Raise).num_threads(4).chunk_size(1);
+            let mut run = run
+                .on(Overrated(sender))
+                .map_tasks(infallible(move |n: &u32| {
+                    if *n == 0 {
+                        // The consumer falls asleep meanwhile; for a longer task it is woken in any case.
+                        let start = Instant::now();
+                        while start.elapsed() < MS / 5 {
+                            thread::yield_now();
+                        }
+                    } else {
+                        gate.pass();
+                    }
+                }));
+            assert!(run.next().is_some());
+            release.open();
+            assert_eq!(run.count(), 3);
+            worker.join().unwrap();
+        }
+    });
+}
