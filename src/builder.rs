@@ -12,7 +12,7 @@ use crate::plan::Plan;
 use crate::policy::ErrorPolicy;
 use crate::read_ahead::{Bell, ReadAhead, ToReadAhead};
 use crate::signals::Signals;
-use crate::spawn::{OwnPool, Spawn};
+use crate::pool::{OwnPool, Spawn};
 use crate::tasks::MapTasks;
 
 /// Adds [`futureproof`](Self::futureproof) to every iterator.

@@ -21,7 +21,7 @@ use crate::monitor::{Monitor, TARGET};
 use crate::plan::Plan;
 use crate::run_queue::RunQueue;
 use crate::signals::{HandingOut, Signals};
-use crate::spawn::Spawn;
+use crate::pool::Spawn;
 use crate::sync::channel::Select;
 use crate::sync::now;
 use crate::sync::thread::Thread;

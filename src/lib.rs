@@ -41,6 +41,7 @@ mod meters;
 mod monitor;
 mod plan;
 mod policy;
+mod pool;
 #[cfg(all(feature = "process", not(shuttle)))]
 pub mod process;
 #[cfg(feature = "indicatif")]
@@ -51,7 +52,6 @@ mod retry;
 mod run_queue;
 mod signals;
 mod sizing;
-mod spawn;
 #[cfg(feature = "stream")]
 mod stream;
 mod stuck;
@@ -70,7 +70,9 @@ pub use load::Bottleneck;
 pub use policy::{ErrorPolicy, ParseErrorPolicyError};
 pub use read_ahead::{ReadAhead, ToReadAhead};
 pub use report::{Report, SlowTask, WorkerTime};
-pub use spawn::{OwnPool, Scope, Spawn, scope};
+pub use pool::{OwnPool, Spawn};
+#[cfg(not(shuttle))]
+pub use pool::{Scope, scope};
 #[cfg(feature = "stream")]
 pub use stream::TaskStream;
 pub use task::{Cause, Ending, Panic, Remainder, Task, TaskError, TaskResult};

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 #[cfg(not(shuttle))]
-pub(crate) use {crossbeam_channel as channel, std::hint, std::sync::Mutex, std::thread};
+pub(crate) use {crossbeam_channel as channel, rayon_core as rayon, std::hint, std::thread};
 #[cfg(not(shuttle))]
-pub(crate) use {std::sync::MutexGuard, std::sync::atomic, std::thread_local};
+pub(crate) use {std::sync::Mutex, std::sync::MutexGuard, std::sync::atomic, std::thread_local};
 
 #[cfg(shuttle)]
 pub(crate) use shuttle::{hint, sync::Mutex, sync::MutexGuard, sync::atomic, thread, thread_local};
@@ -17,7 +17,10 @@ pub(crate) fn now() -> Instant {
     return channel::now();
 }
 
-/// shuttle has no channels like these, and no clock.
+/// shuttle has no channels like these, no pool and no clock.
 #[cfg(shuttle)]
 #[path = "../tests/model/channel.rs"]
 pub(crate) mod channel;
+#[cfg(shuttle)]
+#[path = "../tests/model/rayon.rs"]
+pub(crate) mod rayon;

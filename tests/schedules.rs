@@ -24,6 +24,49 @@ impl Spawn<'static> for Threads {
     }
 }
 
+/// One thread for all jobs, whatever it is asked for: they run one after another, as those of a pool whose other
+/// threads are busy with something else.
+struct OneThread(Option<shuttle::sync::mpsc::Sender<Box<dyn FnOnce() + Send>>>);
+
+impl Spawn<'static> for OneThread {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        self.0.as_ref().unwrap().send(Box::new(job)).unwrap();
+    }
+
+    fn open(&mut self, num_threads: usize, _: &str) -> usize {
+        let (sender, jobs) = shuttle::sync::mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        thread::spawn(move || {
+            while let Ok(job) = jobs.recv() {
+                job();
+            }
+        });
+        self.0 = Some(sender);
+        num_threads
+    }
+}
+
+/// Opens once so many have come.
+#[derive(Clone)]
+struct Gate(Arc<(Mutex<usize>, Condvar)>);
+
+impl Gate {
+    fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    fn come(&self) {
+        *self.0.0.lock().unwrap() += 1;
+        self.0.1.notify_all();
+    }
+
+    fn wait(&self, count: usize) {
+        let mut come = self.0.0.lock().unwrap();
+        while *come < count {
+            come = self.0.1.wait(come).unwrap();
+        }
+    }
+}
+
 /// Runs `scenario` under many schedules: random ones, and some with few, well-placed switches.
 fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     let schedules = std::env::var("SCHEDULES").map_or(50_000, |count| count.parse().unwrap());
@@ -325,5 +368,106 @@ fn a_job_that_is_dropped_loses_nothing() {
             Some(Ending::Cancelled) => assert!(unprocessed > 0),
             other => panic!("ended as {other:?}"),
         }
+    });
+}
+
+#[test]
+fn an_own_pool_has_a_thread_for_whoever_is_waited_for() {
+    explore(|| {
+        let gate = Gate::new();
+        let mut run = (0..4u32)
+            .futureproof(Raise)
+            .num_threads(2)
+            .monitor_interval(Duration::ZERO)
+            .map_tasks(infallible(move |n: &u32| {
+                gate.come();
+                // In twos: none goes on before another has begun.
+                gate.wait(*n as usize / 2 * 2 + 2);
+            }));
+        assert_eq!(run.by_ref().count(), 4);
+        assert_eq!(run.ending(), Some(Ending::Exhausted));
+    });
+}
+
+#[test]
+fn an_own_pool_is_left_while_tasks_wait_for_each_other() {
+    for into_remainder in [false, true] {
+        explore(move || {
+            let running = Running::new();
+            let (gate, inner) = (Gate::new(), running.clone());
+            let mut run = (0..9u32)
+                .futureproof(Raise)
+                .num_threads(2)
+                .chunk_size(1)
+                .monitor_interval(Duration::ZERO)
+                .map_tasks(infallible(move |n: &u32| {
+                    inner.during(|| match n {
+                        0 => gate.come(),
+                        // Released once both are there. What was never begun is not waited for.
+                        1 | 2 => {
+                            gate.come();
+                            if CancellationToken::current().is_cancelled() {
+                                gate.come();
+                            }
+                            gate.wait(2);
+                        }
+                        _ => {}
+                    });
+                }));
+            assert!(run.next().is_some());
+            if into_remainder {
+                let remainder = run.into_remainder();
+                let finished = remainder.finished.len();
+                let left = remainder.unprocessed.len() + remainder.source.count();
+                assert_eq!(1 + finished + left, 9);
+            } else {
+                drop(run);
+            }
+            running.assert_none();
+        });
+    }
+}
+
+#[test]
+fn a_source_may_wait_for_what_it_gave_before() {
+    // Pull `k + 2` blocks until item `k` is delivered.
+    for num_threads in [1, 2] {
+        explore(move || {
+            let delivered = Gate::new();
+            let gate = delivered.clone();
+            let source = (0..6u32).inspect(move |n| gate.wait((*n as usize).saturating_sub(1)));
+            let mut run = source
+                .futureproof(Raise)
+                .num_threads(num_threads)
+                .monitor_interval(Duration::ZERO)
+                .map_tasks(infallible(|n: &u32| *n));
+            for task in run.by_ref() {
+                task.unwrap();
+                delivered.come();
+            }
+            assert_eq!(run.ending(), Some(Ending::Exhausted));
+        });
+    }
+}
+
+#[test]
+fn an_answer_is_seen_while_its_worker_goes_on() {
+    explore(|| {
+        let is_delivered = Gate::new();
+        let gate = is_delivered.clone();
+        let mut run = (0..4u32)
+            .futureproof(Raise)
+            .num_threads(4)
+            .chunk_size(1)
+            .max_in_flight(4)
+            .monitor_interval(Duration::ZERO)
+            .on(OneThread(None))
+            // Each waits for the one before it to be delivered.
+            .map_tasks(infallible(move |n: &u32| gate.wait(*n as usize)));
+        for task in run.by_ref() {
+            task.unwrap();
+            is_delivered.come();
+        }
+        assert_eq!(run.ending(), Some(Ending::Exhausted));
     });
 }
