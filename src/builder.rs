@@ -10,9 +10,9 @@ use crate::contain::Buried;
 use crate::crew::{Crew, Settle};
 use crate::plan::Plan;
 use crate::policy::ErrorPolicy;
+use crate::pool::{OwnPool, Spawn};
 use crate::read_ahead::{Bell, ReadAhead, ToReadAhead};
 use crate::signals::Signals;
-use crate::pool::{OwnPool, Spawn};
 use crate::tasks::MapTasks;
 
 /// Adds [`futureproof`](Self::futureproof) to every iterator.

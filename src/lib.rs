@@ -68,11 +68,11 @@ pub use combine::{infallible, with_state};
 pub use counters::{Progress, Snapshot};
 pub use load::Bottleneck;
 pub use policy::{ErrorPolicy, ParseErrorPolicyError};
-pub use read_ahead::{ReadAhead, ToReadAhead};
-pub use report::{Report, SlowTask, WorkerTime};
 pub use pool::{OwnPool, Spawn};
 #[cfg(not(shuttle))]
 pub use pool::{Scope, scope};
+pub use read_ahead::{ReadAhead, ToReadAhead};
+pub use report::{Report, SlowTask, WorkerTime};
 #[cfg(feature = "stream")]
 pub use stream::TaskStream;
 pub use task::{Cause, Ending, Panic, Remainder, Task, TaskError, TaskResult};

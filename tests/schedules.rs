@@ -69,7 +69,13 @@ impl Gate {
 
 /// Runs `scenario` under many schedules: random ones, and some with few, well-placed switches.
 fn explore(scenario: impl Fn() + Send + Sync + 'static) {
+    explore_part(1, scenario);
+}
+
+/// The same, one in so many of the schedules: those of a pool with its threads are long.
+fn explore_part(part: usize, scenario: impl Fn() + Send + Sync + 'static) {
     let schedules = std::env::var("SCHEDULES").map_or(50_000, |count| count.parse().unwrap());
+    let schedules = schedules / part;
     let scenario = Arc::new(scenario);
     let config = || {
         let mut config = Config::new();
@@ -372,18 +378,28 @@ fn a_job_that_is_dropped_loses_nothing() {
 }
 
 #[test]
-fn an_own_pool_has_a_thread_for_whoever_is_waited_for() {
-    explore(|| {
-        let gate = Gate::new();
-        let mut run = (0..4u32)
+fn an_own_pool_starts_threads_while_the_consumer_is_away() {
+    explore_part(10, || {
+        let (pulled, met) = (Gate::new(), Gate::new());
+        let (pulls, waits, meets) = (pulled.clone(), pulled, met.clone());
+        let source = (0..5u32).inspect(move |_| pulls.come());
+        let mut run = source
             .futureproof(Raise)
             .num_threads(2)
+            .chunk_size(1)
+            .max_in_flight(3)
             .monitor_interval(Duration::ZERO)
-            .map_tasks(infallible(move |n: &u32| {
-                gate.come();
-                // In twos: none goes on before another has begun.
-                gate.wait(*n as usize / 2 * 2 + 2);
+            .map_tasks(infallible(move |n: &u32| match n {
+                // It comes back once the two that meet are on their way.
+                0 => waits.wait(3),
+                1 | 2 => {
+                    meets.come();
+                    meets.wait(2);
+                }
+                _ => {}
             }));
+        assert!(run.next().is_some());
+        met.wait(2);
         assert_eq!(run.by_ref().count(), 4);
         assert_eq!(run.ending(), Some(Ending::Exhausted));
     });
@@ -391,59 +407,54 @@ fn an_own_pool_has_a_thread_for_whoever_is_waited_for() {
 
 #[test]
 fn an_own_pool_is_left_while_tasks_wait_for_each_other() {
-    for into_remainder in [false, true] {
-        explore(move || {
-            let running = Running::new();
-            let (gate, inner) = (Gate::new(), running.clone());
-            let mut run = (0..9u32)
-                .futureproof(Raise)
-                .num_threads(2)
-                .chunk_size(1)
-                .monitor_interval(Duration::ZERO)
-                .map_tasks(infallible(move |n: &u32| {
-                    inner.during(|| match n {
-                        0 => gate.come(),
-                        // Released once both are there. What was never begun is not waited for.
-                        1 | 2 => {
-                            gate.come();
-                            if CancellationToken::current().is_cancelled() {
-                                gate.come();
-                            }
-                            gate.wait(2);
-                        }
-                        _ => {}
-                    });
-                }));
-            assert!(run.next().is_some());
-            if into_remainder {
-                let remainder = run.into_remainder();
-                let finished = remainder.finished.len();
-                let left = remainder.unprocessed.len() + remainder.source.count();
-                assert_eq!(1 + finished + left, 9);
-            } else {
-                drop(run);
-            }
-            running.assert_none();
-        });
-    }
+    explore_part(10, || {
+        let running = Running::new();
+        let (gate, inner) = (Gate::new(), running.clone());
+        let mut run = (0..9u32)
+            .futureproof(Raise)
+            .num_threads(2)
+            .chunk_size(1)
+            .monitor_interval(Duration::ZERO)
+            .map_tasks(infallible(move |n: &u32| {
+                inner.during(|| {
+                    if let 1 | 2 = n {
+                        let others = gate.clone();
+                        // The other one may never begin.
+                        let _told = CancellationToken::current().on_cancel(move || others.come());
+                        gate.come();
+                        gate.wait(2);
+                    }
+                });
+            }));
+        assert!(run.next().is_some());
+        drop(run);
+        running.assert_none();
+    });
 }
 
+/// Pull `k + 2` blocks until item `k` is delivered or, with a window that lets it be pulled before, has finished.
 #[test]
 fn a_source_may_wait_for_what_it_gave_before() {
-    // Pull `k + 2` blocks until item `k` is delivered.
-    for num_threads in [1, 2] {
-        explore(move || {
-            let delivered = Gate::new();
-            let gate = delivered.clone();
-            let source = (0..6u32).inspect(move |n| gate.wait((*n as usize).saturating_sub(1)));
+    for (num_threads, window) in [(1, 2), (2, 2), (1, 0), (2, 0)] {
+        explore_part(10, move || {
+            let gate = Gate::new();
+            let (pulls, finishes) = (gate.clone(), gate.clone());
+            let source = (0..6u32).inspect(move |n| pulls.wait((*n as usize).saturating_sub(1)));
             let mut run = source
                 .futureproof(Raise)
                 .num_threads(num_threads)
+                .max_in_flight(window)
                 .monitor_interval(Duration::ZERO)
-                .map_tasks(infallible(|n: &u32| *n));
+                .map_tasks(infallible(move |_: &u32| {
+                    if window == 0 {
+                        finishes.come();
+                    }
+                }));
             for task in run.by_ref() {
                 task.unwrap();
-                delivered.come();
+                if window > 0 {
+                    gate.come();
+                }
             }
             assert_eq!(run.ending(), Some(Ending::Exhausted));
         });
@@ -452,7 +463,7 @@ fn a_source_may_wait_for_what_it_gave_before() {
 
 #[test]
 fn an_answer_is_seen_while_its_worker_goes_on() {
-    explore(|| {
+    explore_part(5, || {
         let is_delivered = Gate::new();
         let gate = is_delivered.clone();
         let mut run = (0..4u32)

@@ -143,6 +143,7 @@ impl JoiningPool {
         false
     }
 
+    #[cfg(not(shuttle))]
     pub(super) fn starter(&self) -> &Arc<Starter> {
         &self.starter.0
     }

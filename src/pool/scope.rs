@@ -91,4 +91,3 @@ pub fn scope<'e, R>(num_threads: usize, f: impl for<'x> FnOnce(&Scope<'x, 'e>) -
         })
     })
 }
-
