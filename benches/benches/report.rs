@@ -18,8 +18,8 @@ use futureproof_benches::contenders::{
     BARE, CHANNEL, FOLD, ORDERED, OURS, PARITER, PLAIN, RETRY, Rig, SPLIT, STATE, WARN, WATCHED,
     all,
 };
-use futureproof_benches::jobs::SLEEPS;
-use futureproof_benches::long_jobs::{measure_blocking, measure_uneven};
+use futureproof_benches::jobs::{CHEAP, SLEEPS, SLOW, SLOW_SLEEP};
+use futureproof_benches::long_jobs::{measure_blocking, measure_mixed, measure_uneven};
 use futureproof_benches::machine;
 use futureproof_benches::overhead::{self, Effort, Table, WORKS, duration};
 
@@ -44,6 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let overhead = overhead::measure(&rig, &effort);
     let (uneven, uneven_behind) = measure_uneven(&rig, &effort);
     let (blocking, share_of_ideal, floor) = measure_blocking(&effort);
+    let (mixed, times_ideal, mixed_behind) = measure_mixed(&effort);
     let mut bars = Bars::default();
     judge(&overhead, &mut bars);
     bars.add(
@@ -57,6 +58,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         "≥ 97 %",
         format!("{share_of_ideal:.1} %; with 64 threads started and no time lost {floor:.1} %"),
         share_of_ideal >= 97.0,
+    );
+    bars.add(
+        "mixed tasks, times the ideal, in each order and on 2 and 8 threads",
+        "≤ 1.3",
+        format!("{times_ideal:.2}"),
+        times_ideal <= 1.3,
+    );
+    bars.add(
+        "mixed tasks, beside `par_bridge`, in the same jobs",
+        "≤ 5 % more",
+        format!("{mixed_behind:+.1} %"),
+        mixed_behind <= 5.0,
     );
     let mut sections = String::new();
     let mut bars = bars.rows();
@@ -88,6 +101,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     writeln!(
         page,
         "## Blocking tasks\n\n{SLEEPS} tasks that sleep 1 to 5 ms, on 64 threads; milliseconds.\n\n{blocking}"
+    )?;
+    writeln!(
+        page,
+        "## Mixed tasks\n\n{CHEAP} tasks that cost nothing and {SLOW} that wait for {} ms; milliseconds.\n\n{mixed}",
+        SLOW_SLEEP.as_millis()
     )?;
     page += &sections;
     let table = format!(

@@ -78,6 +78,7 @@ pub const WATCHED: &str = "futureproof, `on_progress`, `report`";
 pub const WARN: &str = "futureproof, `warn_after`";
 pub const STREAM: &str = "futureproof, `into_stream`";
 pub const POOL: &str = "futureproof, `on` a pool that runs";
+pub const BRIDGE: &str = "rayon `par_bridge`, reduced";
 pub const CHANNEL: &str = "rayon `par_bridge` into a channel";
 pub const PARITER: &str = "pariter, tuned";
 pub const SYNC: &str = "par-iter-sync";
@@ -104,7 +105,7 @@ pub fn all<W: Work>() -> Vec<Contender<W>> {
         of(STREAM, 20, true, as_stream),
         of(POOL, 4, true, on_pool),
         of("rayon `par_iter` of a `Vec`", 4, false, par_iter),
-        of("rayon `par_bridge`, reduced", 50, false, par_bridge),
+        of(BRIDGE, 50, false, par_bridge),
         of(CHANNEL, 80, true, par_bridge_channel),
         of("orx-parallel, reduced", 3, false, orx),
         of("pariter", 200, true, pariter_default),

@@ -61,3 +61,48 @@ pub fn greedy_sleeps(threads: usize) -> Duration {
     }
     free_at.into_iter().max().expect("there are threads")
 }
+
+/// Where the slow tasks of a mixed job stand.
+#[derive(Clone, Copy)]
+pub enum Mix {
+    CheapThenSlow,
+    SlowAmongCheap,
+}
+
+impl Mix {
+    pub const ALL: [Self; 2] = [Self::CheapThenSlow, Self::SlowAmongCheap];
+}
+
+impl fmt::Display for Mix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CheapThenSlow => "cheap, then slow",
+            Self::SlowAmongCheap => "slow among cheap",
+        })
+    }
+}
+
+/// How many tasks of a mixed job cost nothing, how many are slow, and for how long these wait.
+pub const CHEAP: u64 = 10_000;
+pub const SLOW: u64 = 64;
+pub const SLOW_SLEEP: Duration = Duration::from_millis(5);
+
+/// A job that skips what is there: most tasks return at once, some wait for a disk or a network.
+pub fn mixed(mix: Mix) -> impl crate::work::Work {
+    const EVERY: u64 = (CHEAP + SLOW) / SLOW;
+    move |item| {
+        let is_slow = match mix {
+            Mix::CheapThenSlow => item >= CHEAP,
+            Mix::SlowAmongCheap => item % EVERY == 0 && item < SLOW * EVERY,
+        };
+        if is_slow {
+            thread::sleep(SLOW_SLEEP);
+        }
+        item
+    }
+}
+
+/// How long a mixed job takes on `threads` threads that lose no time.
+pub fn ideal_of_mixed(threads: usize) -> Duration {
+    SLOW_SLEEP * SLOW.div_ceil(threads as u64) as u32
+}

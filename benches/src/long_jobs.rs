@@ -2,8 +2,10 @@
 
 use std::thread;
 
-use crate::contenders::{Contender, OURS, Rig, all};
-use crate::jobs::{Order, SLEEPS, greedy_sleeps, sleep, sleep_of, uneven};
+use crate::contenders::{BRIDGE, Contender, OURS, Rig, all};
+use crate::jobs::{
+    CHEAP, Mix, Order, SLEEPS, SLOW, greedy_sleeps, ideal_of_mixed, mixed, sleep, sleep_of, uneven,
+};
 use crate::overhead::Effort;
 use crate::stats::{median, paired, side_by_side};
 use crate::work::{Work, steps_for};
@@ -37,13 +39,7 @@ pub fn measure_uneven(rig: &Rig, effort: &Effort) -> (String, f64) {
         .iter()
         .for_each(|order| text += &format!(" {order} |"));
     text += "\n|---|--:|--:|--:|\n";
-    for (row, name) in names.iter().enumerate() {
-        text += &format!("| {} |", plainly(name));
-        columns
-            .iter()
-            .for_each(|column| text += &format!(" {:.1} |", 1e3 * column[row]));
-        text += "\n";
-    }
+    text += &rows(&names, &columns);
     (text, behind)
 }
 
@@ -88,6 +84,44 @@ pub fn measure_blocking(effort: &Effort) -> (String, f64, f64) {
     (text, share, floor)
 }
 
+/// How many threads a mixed job is run on.
+const WIDTHS: [usize; 2] = [2, 8];
+
+/// The table; how many times the ideal this crate takes where it is worst; and by how many percent it is behind
+/// `par_bridge` where it is most behind.
+pub fn measure_mixed(effort: &Effort) -> (String, f64, f64) {
+    let mut head = String::from("| |");
+    let mut ideals = String::from("| threads that lose no time |");
+    let mut columns = Vec::new();
+    let mut names = Vec::new();
+    let (mut times, mut behind) = (0.0f64, f64::NEG_INFINITY);
+    for (threads, mix) in WIDTHS.iter().flat_map(|it| Mix::ALL.map(|mix| (*it, mix))) {
+        let rig = Rig::new(threads);
+        let mut contenders = all();
+        contenders.retain(Contender::has_threads);
+        let mut runs = runs(&rig, &contenders, CHEAP + SLOW, mixed(mix));
+        let rounds = side_by_side(effort.rounds, &mut runs);
+        drop(runs);
+        names = contenders.iter().map(|it| it.name).collect();
+        let of = |name| {
+            &rounds[names
+                .iter()
+                .position(|it| *it == name)
+                .expect("it is there")]
+        };
+        let ideal = ideal_of_mixed(threads).as_secs_f64();
+        times = times.max(median(of(OURS).clone()) / ideal);
+        let more = paired(of(OURS), of(BRIDGE), |ours, theirs| ours / theirs) - 1.0;
+        behind = behind.max(100.0 * more);
+        head += &format!(" {mix}, {threads} threads |");
+        ideals += &format!(" {:.0} |", 1e3 * ideal);
+        columns.push(rounds.into_iter().map(median).collect::<Vec<f64>>());
+    }
+    let mut text = format!("{head}\n|---|{}\n{ideals}\n", "--:|".repeat(columns.len()));
+    text += &rows(&names, &columns);
+    (text, times, behind)
+}
+
 type Run<'a> = Box<dyn FnMut() + 'a>;
 
 /// Each contender on the same job.
@@ -103,6 +137,19 @@ fn runs<'a, W: Work>(
         })
     };
     contenders.iter().map(run).collect()
+}
+
+/// A row for each contender; `columns` are seconds, the rows milliseconds.
+fn rows(names: &[&str], columns: &[Vec<f64>]) -> String {
+    let mut text = String::new();
+    for (row, name) in names.iter().enumerate() {
+        text += &format!("| {} |", plainly(name));
+        columns
+            .iter()
+            .for_each(|column| text += &format!(" {:.1} |", 1e3 * column[row]));
+        text += "\n";
+    }
+    text
 }
 
 /// What is a limit is one for tasks of one length only.
