@@ -1,9 +1,8 @@
 //! A chunk of items, and the one loop that hands them to the user's function.
 //!
-//! In an answer, inputs and outputs stand last to first, so that delivering one is a `pop` and the emptied
-//! buffers can be filled again.
+//! What waits to be run stands last to first, and so do inputs and outputs in an answer: to take the next is a `pop`,
+//! and the emptied buffers can be filled again.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
@@ -23,14 +22,14 @@ use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
 pub(crate) struct Chunk<I, T, E> {
     /// The index of the first item; the others follow without a gap.
     pub(crate) first: u64,
-    /// Items that have been run, or that their worker has begun to run one after another.
+    /// Items that have been run, or that their worker has begun to run one after another; before that, those that are pulled.
     pub(crate) inputs: Vec<I>,
     /// One for each item that succeeded.
     outputs: Vec<T>,
     /// One for each item that failed, with its offset in the chunk.
     failures: Vec<(usize, Cause<E>)>,
-    /// Items that nobody has begun to run; in an answer, since the run was stopped. They follow the inputs.
-    pub(crate) rest: VecDeque<I>,
+    /// Items that nobody has begun to run, last to first; in an answer, since the run was stopped. They follow the inputs.
+    pub(crate) rest: Vec<I>,
     /// Tasks delivered so far.
     delivered: usize,
     /// Up to here, tasks have succeeded and may be delivered without a further look.
@@ -75,7 +74,7 @@ impl<I, T, E> Chunk<I, T, E> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             failures: Vec::new(),
-            rest: VecDeque::new(),
+            rest: Vec::new(),
             delivered: 0,
             smooth: 0,
             attempts: 1,
@@ -90,11 +89,6 @@ impl<I, T, E> Chunk<I, T, E> {
     /// Makes an emptied chunk ready to be filled from index `first` on.
     pub(crate) fn reset(&mut self, first: u64, is_final: bool) {
         debug_assert!(self.holds_nothing());
-        // One buffer for the items, whether they wait or have been run.
-        let inputs = mem::take(&mut self.inputs);
-        if self.rest.capacity() < inputs.capacity() {
-            self.rest = inputs.into();
-        }
         self.first = first;
         if !bugs::has("buffer not cleared") {
             self.delivered = 0;
@@ -103,6 +97,18 @@ impl<I, T, E> Chunk<I, T, E> {
         self.delays = None;
         self.is_final = is_final;
         self.grain = 1;
+    }
+
+    /// The items that were put into it are to be run.
+    pub(crate) fn seal(&mut self) {
+        self.inputs.reverse();
+        mem::swap(&mut self.inputs, &mut self.rest);
+    }
+
+    /// Takes what nobody has begun, with the indices.
+    pub(crate) fn take_rest(&mut self) -> impl Iterator<Item = (u64, I)> {
+        let first = self.first + self.inputs.len() as u64;
+        (first..).zip(self.rest.drain(..).rev())
     }
 
     fn holds_nothing(&self) -> bool {
@@ -208,27 +214,35 @@ impl<I, T, E> Chunk<I, T, E> {
     /// Takes over what `next` has run, which follows what this has.
     pub(crate) fn append(&mut self, next: &mut Self) {
         let (before, more) = (self.inputs.len(), next.inputs.len());
-        if before == 0 {
-            self.first = next.first;
-            self.attempts = next.attempts;
-            self.delays = next.delays.take();
-            self.is_final = next.is_final;
-        }
         self.inputs.append(&mut next.inputs);
         self.outputs.append(&mut next.outputs);
-        let failures = next.failures.drain(..);
-        self.failures
-            .extend(failures.map(|(offset, cause)| (before + offset, cause)));
+        if !next.failures.is_empty() {
+            let failures = next.failures.drain(..);
+            self.failures
+                .extend(failures.map(|(offset, cause)| (before + offset, cause)));
+        }
         next.first += more as u64;
     }
 
-    /// Of the items that were begun, those that were not run are as if they had not been. Returns how many.
-    pub(crate) fn give_up_begun(&mut self) -> usize {
+    /// Takes what has run, as an answer of its own.
+    pub(crate) fn take_run(&mut self) -> Parcel<I, T, E> {
+        let mut part = Box::new(Self::new());
+        part.first = self.first;
+        part.attempts = self.attempts;
+        part.delays = self.delays.take();
+        part.is_final = self.is_final;
+        part.inputs = mem::take(&mut self.inputs);
+        part.outputs = mem::take(&mut self.outputs);
+        part.failures = mem::take(&mut self.failures);
+        self.first += part.inputs.len() as u64;
+        part
+    }
+
+    /// Of the items that were begun, those that were not run go back to `rest`. Returns how many.
+    pub(crate) fn give_up_begun(&mut self, rest: &mut Vec<I>) -> usize {
         let done = self.done();
         let count = self.inputs.len() - done;
-        for input in self.inputs.drain(done..).rev() {
-            self.rest.push_front(input);
-        }
+        rest.extend(self.inputs.drain(done..).rev());
         count
     }
 

@@ -125,8 +125,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
             self.sizing.record_run(ran, answer.busy);
         }
         write_down(&mut self.ledger, &answer, self.crew.width());
-        let after = answer.first + ran as u64;
-        self.unrun.extend((after..).zip(answer.rest.drain(..)));
+        self.unrun.extend(answer.take_rest());
         if answer.failed() > 0 && !answer.is_final {
             self.sort_failures(&mut answer);
         } else if ran > 0 {
@@ -191,7 +190,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         chunk.reset(outcome.index, is_final);
         chunk.attempts = attempts + 1;
         chunk.delays = delays;
-        chunk.rest.push_back(outcome.input);
+        chunk.rest.push(outcome.input);
         // The error is the user's: its destructor may panic.
         bury(outcome.result);
         let now = now();
@@ -222,7 +221,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         if limit < self.limit {
             self.limit = limit;
             for mut chunk in self.waiting.remove(|index| index < limit) {
-                self.unrun.extend((chunk.first..).zip(chunk.rest.drain(..)));
+                self.unrun.extend(chunk.take_rest());
             }
         }
         while let Some(chunk) = self.waiting.pop_due() {
@@ -294,7 +293,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
     pub(crate) fn take_unprocessed(&mut self) -> Vec<(u64, I)> {
         let mut unprocessed = mem::take(&mut self.unrun);
         for mut chunk in self.waiting.remove(|_| false) {
-            unprocessed.extend((chunk.first..).zip(chunk.rest.drain(..)));
+            unprocessed.extend(chunk.take_rest());
         }
         unprocessed.sort_unstable_by_key(|(index, _)| *index);
         unprocessed

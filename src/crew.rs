@@ -238,16 +238,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     /// given, or `until`. Returns whether it was something else than `until`.
     pub(crate) fn wait<S>(&self, source: Option<&Receiver<S>>, until: Option<Instant>) -> bool {
         self.signals().await_answers();
-        let has_answer = || !self.shared.tray.is_empty();
-        if self
-            .hands
-            .as_ref()
-            .is_some_and(|hands| hands.settle(&has_answer))
-        {
-            self.signals().await_nothing();
-            return true;
-        }
-        if self.help() {
+        if self.settle() || self.help() {
             self.signals().await_nothing();
             return true;
         }
@@ -271,6 +262,14 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         // Before the tray is looked at: what comes after that rings again.
         let _ = rings.try_recv();
         is_ready
+    }
+
+    /// Whoever is about to wait gives a quick job a moment, and else starts the threads that no job has asked for: a
+    /// function may use them. Returns whether there is an answer.
+    fn settle(&self) -> bool {
+        let has_answer = || !self.shared.tray.is_empty();
+        let hands = self.hands.as_ref();
+        hands.is_some_and(|hands| hands.settle(&has_answer))
     }
 
     /// Whether something may be finished that is not known here: an item of a chunk that goes on, or a
@@ -317,6 +316,10 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
             }
             if self.items == 0 || self.hands.is_none() || is_inside {
                 break;
+            }
+            // What runs may need the threads that nobody has asked for.
+            if self.settle() {
+                continue;
             }
             // The last answer rings, if no other does.
             let until = now() + patience;

@@ -143,7 +143,7 @@ impl<I, T, E> Shared<I, T, E> {
     {
         let width = self.queue.width();
         while taken.run(f, &self.signals, attendant) {
-            let (may_go_on, part) = taken.advance(width, self.signals.is_hungry());
+            let (may_go_on, part) = taken.advance(width, &self.signals);
             if let Some(part) = part {
                 // One answer will do: a consumer that is slow to wake up is not to be sent item after item.
                 // Whoever has become hungry before this is woken by the ring after it.
@@ -246,7 +246,8 @@ mod tests {
         });
         let mut chunk = Box::new(Chunk::new());
         chunk.first = first;
-        chunk.rest.extend(first..first + count);
+        chunk.inputs.extend(first..first + count);
+        chunk.seal();
         assert_eq!(shared.queue.push(chunk), 1);
         let bench = Arc::new(Bench::new(f, Arc::clone(&shared)));
         Permit::new(&bench).run();

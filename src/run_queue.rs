@@ -237,8 +237,7 @@ impl<I, T, E> RunQueue<I, T, E> {
         let start = now();
         // Before the lock is released: whoever looks next is to see what waits here.
         slot.open(&mut chunk, start, since);
-        slot.is_wanted
-            .store(is_part || chunk.grain == 1, Ordering::Relaxed);
+        slot.is_wanted.store(is_part, Ordering::Relaxed);
         Taken {
             chunk,
             slot,
@@ -326,7 +325,7 @@ impl<I, T, E> State<I, T, E> {
             let mut next: Option<Instant> = None;
             for (place, slot) in self.slots.iter().enumerate() {
                 let opened = slot.opened();
-                let (waiting, due) = (opened.rest.len(), due(opened.since));
+                let (waiting, due) = (opened.chunk.rest.len(), due(opened.since));
                 if waiting == 0 {
                     continue;
                 }
@@ -362,11 +361,11 @@ pub(crate) struct Slot<I, T, E> {
 
 #[derive(Debug)]
 struct Opened<I, T, E> {
-    /// What waits, and the index of its first item.
-    rest: VecDeque<I>,
+    /// What waits, with what has finished before what its worker is at. While nobody works here, the chunk that the next
+    /// worker will begin its items in: two that change places.
+    chunk: Parcel<I, T, E>,
+    /// The index of the first item that waits.
     next: u64,
-    /// What has finished and can be delivered.
-    done: Parcel<I, T, E>,
     /// When the chunk was begun, and from when on its time was not told yet.
     since: Instant,
     untold: Instant,
@@ -374,8 +373,6 @@ struct Opened<I, T, E> {
     worker: Option<Thread>,
     /// What was begun last.
     begun: Range<u64>,
-    attempts: u32,
-    is_final: bool,
 }
 
 impl<I, T, E> Slot<I, T, E> {
@@ -383,34 +380,34 @@ impl<I, T, E> Slot<I, T, E> {
         let now = now();
         Self {
             opened: Mutex::new(Opened {
-                rest: VecDeque::new(),
+                chunk: Box::new(Chunk::new()),
                 next: 0,
-                done: Box::new(Chunk::new()),
                 since: now,
                 untold: now,
                 worker: None,
                 begun: 0..0,
-                attempts: 1,
-                is_final: true,
             }),
             is_wanted: AtomicBool::new(false),
         }
     }
 
-    /// Begins the first item of `chunk`, and lets others see the rest. It is part of one that was begun at `since`, if it is one.
-    fn open(&self, chunk: &mut Chunk<I, T, E>, start: Instant, since: Option<Instant>) {
+    /// Lets others see what waits in `chunk`, and begins its first item, in what `chunk` then is. It is part of one that
+    /// was begun at `since`, if it is one.
+    fn open(&self, chunk: &mut Parcel<I, T, E>, start: Instant, since: Option<Instant>) {
         let opened = &mut *self.opened();
-        mem::swap(&mut opened.rest, &mut chunk.rest);
-        // The buffer of what was here before, for what will have run.
-        let emptied = mem::take(&mut chunk.rest);
-        if chunk.inputs.capacity() < emptied.capacity() {
-            chunk.inputs = emptied.into();
+        mem::swap(&mut opened.chunk, chunk);
+        let whole = &mut opened.chunk;
+        // What has finished has the buffer of what waited here before.
+        if whole.inputs.capacity() < chunk.rest.capacity() {
+            mem::swap(&mut whole.inputs, &mut chunk.rest);
         }
-        opened.next = chunk.first;
+        chunk.first = whole.first;
+        chunk.attempts = whole.attempts;
+        chunk.is_final = whole.is_final;
+        chunk.grain = whole.grain;
+        opened.next = whole.first;
         opened.since = since.unwrap_or(start);
         opened.untold = start;
-        opened.attempts = chunk.attempts;
-        opened.is_final = chunk.is_final;
         opened.worker = Some(thread::current());
         opened.begin(chunk, 1);
     }
@@ -422,20 +419,22 @@ impl<I, T, E> Slot<I, T, E> {
 }
 
 impl<I, T, E> Opened<I, T, E> {
-    /// The next items are begun by the worker that has `chunk`.
+    /// The next items are begun, in `chunk`.
     #[inline]
     fn begin(&mut self, chunk: &mut Chunk<I, T, E>, count: usize) {
-        chunk.inputs.extend(self.rest.drain(..count));
+        let rest = &mut self.chunk.rest;
+        chunk.inputs.extend(rest.drain(rest.len() - count..).rev());
         self.begun = self.next..self.next + count as u64;
         self.next = self.begun.end;
     }
 
     /// Takes what has finished, if there is something.
     fn take_done(&mut self) -> Option<Parcel<I, T, E>> {
-        if self.done.len() == 0 {
+        // Where nobody works, there is nothing either.
+        if self.chunk.len() == 0 {
             return None;
         }
-        let mut done = mem::replace(&mut self.done, Box::new(Chunk::new()));
+        let mut done = self.chunk.take_run();
         self.tell(&mut done);
         Some(done)
     }
@@ -450,51 +449,52 @@ impl<I, T, E> Opened<I, T, E> {
 
     /// Takes half of what waits; the last item, if it is one.
     fn split(&mut self) -> Option<(Parcel<I, T, E>, Instant)> {
-        let kept = self.rest.len() / 2;
-        if self.rest.is_empty() {
+        let rest = &mut self.chunk.rest;
+        if rest.is_empty() {
             return None;
         }
+        let kept = rest.len() / 2;
         let mut part = Box::new(Chunk::new());
-        part.rest = self.rest.split_off(kept);
+        let first = rest.split_off(rest.len() - kept);
+        part.rest = mem::replace(rest, first);
         part.first = self.next + kept as u64;
-        part.attempts = self.attempts;
-        part.is_final = self.is_final;
+        part.attempts = self.chunk.attempts;
+        part.is_final = self.chunk.is_final;
         Some((part, self.since))
     }
 }
 
 impl<I, T, E> Taken<I, T, E> {
-    /// Begins the next items. Returns whether there were any, and, with `is_hungry`, what has finished.
+    /// Begins the next items. Returns whether there were any, and what has finished if the consumer is hungry for it.
     #[inline]
     pub(crate) fn advance(
         &mut self,
         width: usize,
-        is_hungry: bool,
+        signals: &Signals,
     ) -> (bool, Option<Parcel<I, T, E>>) {
         let chunk = &mut *self.chunk;
         let opened = &mut *self.slot.opened();
         let is_wanted = self.slot.is_wanted.load(Ordering::Relaxed);
+        // Under the lock, which a hungry consumer has held since it became so: either it has found what is laid down
+        // here, or this sees that it is hungry.
+        let is_hungry = signals.is_hungry();
         if is_wanted || is_hungry {
-            opened.next -= chunk.give_up_begun() as u64;
-            while let Some(input) = chunk.rest.pop_back() {
-                opened.rest.push_front(input);
-            }
+            opened.next -= chunk.give_up_begun(&mut opened.chunk.rest) as u64;
         }
-        let waiting = opened.rest.len();
+        let waiting = opened.chunk.rest.len();
         if waiting == 0 {
             // What has run last is not laid down: with it, its worker lets go of the function.
             return (false, None);
         }
-        let mut part = None;
+        // Whatever follows may hang: what has finished is to be found here.
+        opened.chunk.append(chunk);
+        let part = if is_hungry { opened.take_done() } else { None };
         // Less and less, and the last few one by one: nobody else may have anything left.
-        let mut count = chunk.grain.min(waiting.div_ceil(2 * width));
-        if is_wanted || is_hungry {
-            count = 1;
-            opened.done.append(chunk);
-            if is_hungry {
-                part = opened.take_done();
-            }
-        }
+        let count = if is_wanted || is_hungry {
+            1
+        } else {
+            chunk.grain.min(waiting.div_ceil(2 * width))
+        };
         opened.begin(chunk, count);
         (true, part)
     }
@@ -512,24 +512,19 @@ impl<I, T, E> Taken<I, T, E> {
 
     /// Room for what it gives.
     pub(crate) fn reserve(&mut self) {
-        let waiting = self.slot.opened().rest.len();
-        self.chunk.reserve(waiting);
+        let chunk = &mut self.slot.opened().chunk;
+        chunk.reserve(1 + chunk.rest.len());
     }
 
     /// Nobody works on it any more: all that has run, with what has not.
     pub(crate) fn close(self) -> (Parcel<I, T, E>, usize) {
         let opened = &mut *self.slot.opened();
         let mut chunk = self.chunk;
-        if !opened.rest.is_empty() {
-            mem::swap(&mut chunk.rest, &mut opened.rest);
-        }
-        chunk.give_up_begun();
-        if opened.done.len() > 0 {
-            opened.done.append(&mut chunk);
-            mem::swap(&mut opened.done.rest, &mut chunk.rest);
-            mem::swap(&mut opened.done, &mut chunk);
-            // Emptied, and the next will begin elsewhere.
-            debug_assert!(opened.done.len() == 0 && opened.done.rest.is_empty());
+        chunk.give_up_begun(&mut opened.chunk.rest);
+        opened.chunk.append(&mut chunk);
+        mem::swap(&mut opened.chunk, &mut chunk);
+        if chunk.rest.is_empty() {
+            opened.chunk.rest = mem::take(&mut chunk.rest);
         }
         opened.tell(&mut chunk);
         opened.worker = None;

@@ -105,7 +105,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// Items pulled and not delivered.
     pub(crate) fn in_flight(&self) -> u64 {
         let delivered = self.delivered + self.current.delivered() as u64;
-        self.pulled + self.filling.rest.len() as u64 - delivered
+        self.pulled + self.filling.inputs.len() as u64 - delivered
     }
 
     /// What the source says is still to come.
@@ -122,7 +122,8 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.stop();
         let mut unprocessed = self.circle.take_unprocessed();
         // Pulled last, so these are past all others.
-        unprocessed.extend((self.filling.first..).zip(self.filling.rest.drain(..)));
+        self.filling.seal();
+        unprocessed.extend(self.filling.take_rest());
         let mut finished = Vec::new();
         for mut chunk in self.circle.arrivals.drain() {
             let attempts = chunk.attempts;
@@ -143,7 +144,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.circle.bring_home();
         self.put_current_back();
         // A panic of the source leaves what was pulled before it.
-        let pulled = self.pulled + self.filling.rest.len() as u64;
+        let pulled = self.pulled + self.filling.inputs.len() as u64;
         self.circle.crew.counters().set_pulled(pulled);
         let load = self.circle.report().load();
         self.circle.crew.counters().set_load(load);
@@ -311,15 +312,15 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         let start = now();
         let signals = self.circle.crew.signals();
         let submitted = signals.submitted();
-        let rest = &mut self.filling.rest;
+        let items = &mut self.filling.inputs;
         loop {
             let Some(item) = self.source.next() else {
                 self.is_exhausted = true;
                 break;
             };
-            rest.push_back(item);
+            items.push(item);
             // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
-            if rest.len() >= size
+            if items.len() >= size
                 || signals.is_starved(submitted)
                 || !signals.may_go_on()
                 || items_of(&self.bell, &self.source).is_some_and(Items::is_empty)
@@ -332,13 +333,14 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         let end = now();
         let time = end - start;
         self.circle.ledger.pulled(time);
-        let len = self.filling.rest.len();
+        let len = self.filling.inputs.len();
         if len > 0 {
             self.circle.sizing.record_pull(len, time);
             self.pulled += len as u64;
             self.circle.crew.counters().set_pulled(self.pulled);
             let next = self.circle.empty_chunk();
             let mut chunk = mem::replace(&mut self.filling, next);
+            chunk.seal();
             chunk.grain = self.circle.sizing.grain(self.circle.crew.width());
             self.circle.crew.submit(chunk);
         }

@@ -200,9 +200,10 @@ fn a_result_does_not_wait_for_its_neighbour() {
 #[test]
 fn a_source_that_turns_slow_delays_nothing() {
     watchdog(|| {
-        for position in 0..60u32 {
+        // At the beginning, where chunks grow, and later, where they are large.
+        let positions = (0..60u32).chain((0..60).map(|n| 20_000 + 37 * n));
+        for first in positions {
             for fails in [false, true] {
-                let first = 20_000 + 37 * position;
                 let late = Arc::new(AtomicU32::new(0));
                 let pulls = Arc::clone(&late);
                 let source = (0..first + 200).inspect(move |n| {
@@ -279,11 +280,25 @@ fn every_thread_works_while_the_consumer_is_away() {
 fn leaving_ends_though_tasks_wait_for_threads() {
     watchdog(|| {
         for round in 0..200 {
-            let run = (0..2).futureproof(Raise).num_threads(2);
-            let mut run = run.map_tasks(infallible(|_: &u32| {
-                rayon::broadcast(|_| ());
+            let (is_done, has_begun) = (Gate::default(), Gate::default());
+            let (done, begun) = (is_done.clone(), has_begun.clone());
+            // The first result is there when the consumer looks for it.
+            let source = (0..2).inspect(move |n| {
+                if *n == 1 {
+                    is_done.pass();
+                }
+            });
+            let run = source.futureproof(Raise).num_threads(2).chunk_size(1);
+            let mut run = run.map_tasks(infallible(move |n: &u32| match n {
+                0 => done.open(),
+                _ => {
+                    begun.open();
+                    rayon::broadcast(|_| ());
+                }
             }));
             assert!(run.next().is_some());
+            has_begun.pass();
+            // Nobody has waited for the second thread, and now nobody asks for anything.
             if round % 2 == 0 {
                 drop(run);
             } else {
@@ -322,15 +337,20 @@ fn results_come_as_they_finish_on_the_pool_of_the_consumer() {
         let pool = pool(2);
         let here = Arc::clone(&pool);
         pool.install(|| {
-            let gate = Gate::default();
+            let (gate, others) = (Gate::default(), Gate::default());
             let (release, consumer) = (gate.clone(), thread::current().id());
             let run = (0..40)
                 .futureproof(Raise)
                 .on(here)
                 .map_tasks(infallible(move |n: &u32| {
-                    // The first waits for the consumer to have seen another one. It may be the consumer that took it.
-                    if *n == 0 && thread::current().id() != consumer {
-                        gate.pass();
+                    let is_consumer = thread::current().id() == consumer;
+                    // The first waits for the consumer to have seen another one, or, if it is the consumer that took
+                    // it, for somebody else to be at work.
+                    match (*n, is_consumer) {
+                        (0, false) => gate.pass(),
+                        (0, true) => others.pass(),
+                        (_, false) => others.open(),
+                        (_, true) => {}
                     }
                 }));
             let mut count = 0;
@@ -372,10 +392,14 @@ fn leaving_does_not_wait_for_others_on_a_shared_pool() {
 
 #[test]
 fn a_token_hands_its_deadline_on() {
-    watchdog(|| {
-        let outer = [()].into_iter().futureproof(Raise).deadline(200 * MS);
+    fn is_handed_on() -> bool {
+        let outer = (0..2u32).futureproof(Raise).deadline(200 * MS);
         let (sender, inner_ended) = mpsc::channel();
-        let mut outer = outer.map_tasks(infallible(move |()| {
+        let outer = outer.num_threads(2);
+        let mut outer = outer.map_tasks(infallible(move |n| {
+            if *n == 0 {
+                return;
+            }
             let inner = (0..)
                 .futureproof(Raise)
                 .num_threads(1)
@@ -384,15 +408,13 @@ fn a_token_hands_its_deadline_on() {
             let mut inner = inner.map_tasks(infallible(|_: &u32| sleep(Duration::from_secs(1))));
             let start = Instant::now();
             assert!(inner.next().is_none());
-            sender.send((start.elapsed(), inner.ending())).unwrap();
+            assert_eq!(inner.ending(), Some(Ending::Cancelled));
+            sender.send(start.elapsed()).unwrap();
         }));
-        let watcher = thread::spawn(move || inner_ended.recv().unwrap());
-        let _ = outer.next();
-        drop(outer);
-        let (time, ending) = watcher.join().unwrap();
-        assert_eq!(ending, Some(Ending::Cancelled));
-        assert!(time < 900 * MS, "{time:?}");
-    });
+        // Then the consumer is away. On a busy machine, the deadline may come first.
+        outer.next().is_some() && inner_ended.recv().is_ok_and(|time| time < 900 * MS)
+    }
+    watchdog(|| assert!((0..5).any(|_| is_handed_on())));
 }
 
 #[test]

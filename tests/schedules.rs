@@ -482,3 +482,24 @@ fn an_answer_is_seen_while_its_worker_goes_on() {
         assert_eq!(run.ending(), Some(Ending::Exhausted));
     });
 }
+
+#[test]
+fn a_result_does_not_wait_for_its_neighbours() {
+    explore_part(5, || {
+        let is_delivered = Gate::new();
+        let gate = is_delivered.clone();
+        // One chunk. The consumer waits for what its worker has finished, and its worker for the consumer.
+        let mut run = run!(
+            4u32,
+            Raise,
+            4,
+            infallible(move |n: &u32| gate.wait(*n as usize)),
+            |run| run.num_threads(1)
+        );
+        for task in run.by_ref() {
+            task.unwrap();
+            is_delivered.come();
+        }
+        assert_eq!(run.ending(), Some(Ending::Exhausted));
+    });
+}

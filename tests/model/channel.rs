@@ -20,17 +20,22 @@ pub(crate) fn now() -> Instant {
     })
 }
 
-/// Waits until `step` gives something; where there is an `until`, it may come at any moment.
+/// Waits until `step` gives something; where there is an `until`, it may come at any moment, and it does come.
 fn wait<R>(until: Option<Instant>, mut step: impl FnMut() -> Option<R>) -> Option<R> {
     let mut world = WORLD.0.lock().unwrap();
     loop {
         if let Some(result) = step() {
             WORLD.1.notify_all();
             return Some(result);
-        } else if until.is_some() && thread_rng().r#gen() {
+        } else if until.is_none() {
+            world = WORLD.1.wait(world).unwrap();
+        } else if thread_rng().r#gen() {
             return None;
+        } else {
+            drop(world);
+            shuttle::thread::yield_now();
+            world = WORLD.0.lock().unwrap();
         }
-        world = WORLD.1.wait(world).unwrap();
     }
 }
 
