@@ -503,3 +503,19 @@ fn a_result_does_not_wait_for_its_neighbours() {
         assert_eq!(run.ending(), Some(Ending::Exhausted));
     });
 }
+
+/// Tiny tasks are begun several at a time; those that were begun before the last ones are not kept by these.
+#[test]
+fn tiny_results_do_not_wait_for_a_task_that_hangs() {
+    explore_part(20, || {
+        let is_delivered = Gate::new();
+        let gate = is_delivered.clone();
+        let f = infallible(move |n: &u32| gate.wait(if *n == 47 { 45 } else { 0 }));
+        let mut run = run!(48u32, Raise, 24, f, |run| run.num_threads(1));
+        for task in run.by_ref() {
+            task.unwrap();
+            is_delivered.come();
+        }
+        assert_eq!(run.ending(), Some(Ending::Exhausted));
+    });
+}
