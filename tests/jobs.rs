@@ -196,6 +196,32 @@ fn a_result_does_not_wait_for_its_neighbour() {
     });
 }
 
+/// Tiny tasks are begun several at a time, up to 128 by all workers together. No more wait for one that hangs.
+#[test]
+fn tiny_results_do_not_wait_for_a_task_that_hangs() {
+    watchdog(|| {
+        const ITEMS: usize = 100_000;
+        for (threads, at) in [(1, 1), (2, 1), (2, ITEMS / 2), (8, 1), (8, ITEMS / 2)] {
+            let hangs = ITEMS - at;
+            let gate = Gate::default();
+            let release = gate.clone();
+            let run = (0..ITEMS).futureproof(Raise).num_threads(threads);
+            let run = run.max_in_flight(ITEMS);
+            let run = run.map_tasks(infallible(move |n: &usize| {
+                if *n == hangs {
+                    gate.pass();
+                }
+            }));
+            for (count, task) in run.enumerate() {
+                task.unwrap();
+                if count + 1 >= ITEMS - 128 {
+                    release.open();
+                }
+            }
+        }
+    });
+}
+
 /// A source that is quick at first and blocks later on: it waits until what came before was delivered.
 #[test]
 fn a_source_that_turns_slow_delays_nothing() {
