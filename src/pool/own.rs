@@ -88,7 +88,8 @@ impl JoiningPool {
     pub(super) fn build(num_threads: usize, name: &str) -> Self {
         let name = if name.is_empty() { "futureproof" } else { name };
         let built = Self::try_build(num_threads, name).and_then(|pool| {
-            pool.starter.0.try_start_another()?;
+            let starter = &pool.starter.0;
+            starter.try_start_another(&mut lock(&starter.unstarted))?;
             Ok(pool)
         });
         built.unwrap_or_else(|error| {
@@ -218,15 +219,14 @@ impl Starter {
     }
 
     /// Starts one more thread; `false` if all have been started.
-    fn try_start_another(&self) -> io::Result<bool> {
-        let mut unstarted = lock(&self.unstarted);
+    fn try_start_another(&self, unstarted: &mut Vec<ThreadBuilder>) -> io::Result<bool> {
         let Some(worker) = unstarted.pop() else {
             self.started.store(usize::MAX, Ordering::SeqCst);
             return Ok(false);
         };
         let builder = thread::Builder::new().name(format!("{}-{}", self.name, worker.index()));
         let handle = builder.spawn(|| worker.run())?;
-        // Still under the lock: once nothing is left to be started, all handles are here.
+        // Still under the lock of `unstarted`: once nothing is left to be started, all handles are here.
         lock(&self.handles).push(handle);
         self.started.fetch_add(1, Ordering::SeqCst);
         Ok(true)
@@ -234,16 +234,21 @@ impl Starter {
 
     /// Starts one more thread, if that can be. At least one runs, so the others can be done without.
     fn start_another(&self) -> bool {
-        self.try_start_another().unwrap_or_else(|error| {
-            let left = mem::take(&mut *lock(&self.unstarted)).len() + 1;
-            self.started.store(usize::MAX, Ordering::SeqCst);
-            let started = lock(&self.handles).len();
-            let (name, all) = (&self.name, started + left);
-            contain(
-                || warn!(target: TARGET, "{name}: started {started} of {all} threads: {error}"),
-            );
-            false
-        })
+        let mut unstarted = lock(&self.unstarted);
+        match self.try_start_another(&mut unstarted) {
+            Ok(has_started) => has_started,
+            Err(error) => {
+                let left = mem::take(&mut *unstarted).len() + 1;
+                self.started.store(usize::MAX, Ordering::SeqCst);
+                let started = lock(&self.handles).len();
+                drop(unstarted);
+                let (name, all) = (&self.name, started + left);
+                contain(
+                    || warn!(target: TARGET, "{name}: started {started} of {all} threads: {error}"),
+                );
+                false
+            }
+        }
     }
 }
 
