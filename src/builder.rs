@@ -11,8 +11,8 @@ use crate::crew::{Crew, Settle};
 use crate::plan::Plan;
 use crate::policy::ErrorPolicy;
 use crate::pool::{OwnPool, Spawn};
-use crate::read_ahead::{Bell, ReadAhead, ToReadAhead};
 use crate::signals::Signals;
+use crate::source::{Door, Owned, ReadAhead, ToReadAhead};
 use crate::tasks::MapTasks;
 
 /// Adds [`futureproof`](Self::futureproof) to every iterator.
@@ -33,7 +33,7 @@ pub trait FutureproofIterator: Iterator + Sized {
     fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
         Futureproof {
             source: self,
-            bell: None,
+            door: None,
             plan: Plan::new(policy),
             pool: OwnPool::default(),
             settle: Some(OwnPool::settle),
@@ -69,7 +69,7 @@ impl<I: Iterator> FutureproofIterator for I {}
 #[must_use = "a run does nothing unless `map_tasks` is called and its tasks are consumed"]
 pub struct Futureproof<I: Iterator, P = OwnPool> {
     source: I,
-    bell: Option<Bell<I>>,
+    door: Option<Door<I>>,
     pub(crate) plan: Plan,
     pool: P,
     settle: Option<Settle<P>>,
@@ -143,13 +143,9 @@ impl<I: Iterator, P> Futureproof<I, P> {
             settle,
             ..
         } = self;
-        let bell = Bell {
-            start: ReadAhead::start,
-            items: ReadAhead::items,
-        };
         Futureproof {
             source: ReadAhead::new(source, limit),
-            bell: Some(bell),
+            door: Some(ReadAhead::DOOR),
             plan,
             pool,
             settle,
@@ -321,11 +317,11 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// ```
     pub fn on<Q>(self, pool: Q) -> Futureproof<I, Q> {
         let Self {
-            source, bell, plan, ..
+            source, door, plan, ..
         } = self;
         Futureproof {
             source,
-            bell,
+            door,
             plan,
             pool,
             settle: None,
@@ -338,8 +334,8 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// the source need not be `Send`.
     ///
     /// `f` borrows its item; the item comes back with the task. What `f` returns as `Err`, and its panics, are
-    /// failures; an error value inside an `Ok` is not. To *consume* an item, let it be an
-    /// `Option` in a `Mutex`, or box it as a closure:
+    /// failures; an error value inside an `Ok` is not. To change an item, there is [`map_tasks_mut`](Self::map_tasks_mut), and to
+    /// take it, [`map_tasks_owned`](Self::map_tasks_owned). An item may be a closure:
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -372,11 +368,99 @@ impl<I: Iterator, P> Futureproof<I, P> {
         T: Send + 's,
         E: fmt::Debug + Send + 's,
     {
-        let plan = self.plan;
+        self.map_tasks_mut(move |item: &mut I::Item| f(item))
+    }
+
+    /// As [`map_tasks`](Self::map_tasks), for a function that changes its items: they come back changed. It costs the same.
+    ///
+    /// What a call that fails or panics has left of its item comes back with the failure. Another
+    /// [attempt](MapTasks::retry) gets the item as the one before has left it.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let buffers = vec![vec![3, 1, 2], vec![9, 8], vec![]];
+    /// let run = buffers.into_iter().futureproof(Raise).ordered().map_tasks_mut(|buffer: &mut Vec<u32>| {
+    ///     buffer.sort();
+    ///     buffer.first().copied().ok_or("empty")
+    /// });
+    /// let sorted: Vec<Vec<u32>> = run.flatten().map(|task| task.input).collect();
+    /// assert_eq!(sorted, [vec![1, 2, 3], vec![8, 9]]);
+    /// ```
+    pub fn map_tasks_mut<'a, 's, T, E, F>(self, f: F) -> MapTasks<'a, I, T, E>
+    where
+        's: 'a,
+        P: Spawn<'s> + 'a,
+        F: Fn(&mut I::Item) -> Result<T, E> + Send + Sync + 's,
+        I::Item: Send + 's,
+        T: Send + 's,
+        E: fmt::Debug + Send + 's,
+    {
+        let Self {
+            source,
+            door,
+            plan,
+            pool,
+            settle,
+        } = self;
         let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.tokens.clone());
         let desks = plan.warn_after.map(|_| Arc::default());
-        let crew = Crew::new(self.pool, self.settle, f, signals, Watch::new(desks));
-        MapTasks::new(self.source, self.bell, plan, crew)
+        let crew = Crew::new(pool, settle, f, signals, Watch::new(desks));
+        MapTasks::new(source, door, plan, crew)
+    }
+
+    /// As [`map_tasks`](Self::map_tasks), for a function that takes its items: closures that can be called once, files to read
+    /// to their end, values to be sent on.
+    ///
+    /// The [`input`](crate::Task::input) of a task is `None` once the function has had it, and `Some` where it was never called. A
+    /// function that has had its item cannot be given it again: with [`retry`](MapTasks::retry), the first error stands, and the log says so
+    /// once.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// type Job = Box<dyn FnOnce() -> Result<usize, std::num::ParseIntError> + Send>;
+    /// let text = String::from("7");
+    /// let jobs: Vec<Job> = vec![Box::new(|| Ok(42)), Box::new(move || text.parse())];
+    /// let run = jobs.into_iter().futureproof(Raise).map_tasks_owned(|job: Job| job());
+    /// assert_eq!(run.map(|task| task.unwrap().output).sum::<usize>(), 49);
+    /// ```
+    pub fn map_tasks_owned<'a, 's, T, E, F>(self, f: F) -> MapTasks<'a, Owned<I>, T, E>
+    where
+        's: 'a,
+        P: Spawn<'s> + 'a,
+        F: Fn(I::Item) -> Result<T, E> + Send + Sync + 's,
+        I::Item: Send + 's,
+        T: Send + 's,
+        E: fmt::Debug + Send + 's,
+    {
+        let Self {
+            source,
+            door,
+            mut plan,
+            pool,
+            settle,
+        } = self;
+        plan.takes_items = true;
+        let source = Owned::new(source, door);
+        let run = Futureproof {
+            door: source.door(),
+            source,
+            plan,
+            pool,
+            settle,
+        };
+        run.map_tasks_mut(move |item: &mut Option<I::Item>| match item.take() {
+            Some(item) => f(item),
+            // Nothing that was taken is tried again.
+            None => unreachable!("an item is given to its function once"),
+        })
+    }
+
+    /// For a source that may have nothing to give right now.
+    pub(crate) fn with_door(mut self, door: Door<I>) -> Self {
+        self.door = Some(door);
+        self
     }
 }
 

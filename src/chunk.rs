@@ -125,10 +125,16 @@ impl<I, T, E> Chunk<I, T, E> {
         self.failures.len()
     }
 
+    /// How many of the failures are panics.
+    pub(crate) fn panics(&self) -> usize {
+        let is_panic = |(_, cause): &&(usize, Cause<E>)| matches!(cause, Cause::Panicked(_));
+        self.failures.iter().filter(is_panic).count()
+    }
+
     /// Runs the items that were begun, as long as nobody wants them. Returns whether more may follow.
     pub(crate) fn run(
         &mut self,
-        f: &impl Fn(&I) -> Result<T, E>,
+        f: &impl Fn(&mut I) -> Result<T, E>,
         signals: &Signals,
         is_wanted: &AtomicBool,
         attendant: &impl Attend,
@@ -157,7 +163,7 @@ impl<I, T, E> Chunk<I, T, E> {
     #[inline]
     fn run_on(
         &mut self,
-        f: &impl Fn(&I) -> Result<T, E>,
+        f: &impl Fn(&mut I) -> Result<T, E>,
         signals: &Signals,
         is_wanted: &AtomicBool,
         attendant: &impl Attend,
@@ -177,7 +183,7 @@ impl<I, T, E> Chunk<I, T, E> {
         let guard = signals.guard();
         let begun = *first + start as u64;
         let indices = *first + start as u64..;
-        for (input, index) in inputs[start..].iter().zip(indices) {
+        for (input, index) in inputs[start..].iter_mut().zip(indices) {
             if !guard.allows(index) {
                 return false;
             }

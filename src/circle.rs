@@ -9,10 +9,10 @@ use crate::chunk::{Chunk, Outcome, Parcel};
 use crate::contain::{bury, bury_all};
 use crate::crew::Crew;
 use crate::plan::Plan;
-use crate::read_ahead::Items;
 use crate::report::{Ledger, Report};
 use crate::retry::{Delays, RetryRule, Waiting};
 use crate::sizing::Sizing;
+use crate::source::Incoming;
 use crate::sync::now;
 use crate::task::Cause;
 
@@ -181,7 +181,9 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
             self.crew.counters().complete(1, 1);
             // A panic has stopped the run where it happened.
             if matches!(cause, Cause::Failed(_)) {
-                self.crew.signals().failed(outcome.index);
+                let signals = self.crew.signals();
+                signals.failed(outcome.index);
+                signals.handed_over(1);
             }
             return Some(outcome);
         };
@@ -231,7 +233,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
     }
 
     /// Blocks until there is something to do; also for an item of `source`, if that is given.
-    pub(crate) fn wait(&mut self, source: Option<&Items<I>>) {
+    pub(crate) fn wait(&mut self, source: Option<&dyn Incoming>) {
         let start = now();
         let outstanding = self.crew.outstanding();
         self.block(source);
@@ -245,7 +247,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         }
     }
 
-    fn block(&mut self, source: Option<&Items<I>>) {
+    fn block(&mut self, source: Option<&dyn Incoming>) {
         let crew = &self.crew;
         let until = [crew.signals().deadline(), self.waiting.next_due()]
             .into_iter()
@@ -270,7 +272,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         // Looked for first: a source that panicked may have come between the ring and the look.
         self.receive();
         while !self.crew.is_idle() && !self.crew.signals().is_interrupted() {
-            self.crew.wait::<()>(None, self.crew.signals().deadline());
+            self.crew.wait(None, self.crew.signals().deadline());
             self.receive();
         }
         self.ledger.waited(now() - start);

@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thread_local::ThreadLocal;
 
@@ -89,5 +91,99 @@ where
         let result = f(&mut state, input);
         slot.set(Some(state));
         result
+    }
+}
+
+/// A state for each worker, to be had back after the run: counts, sums, maps that are merged at the end.
+///
+/// As with [`with_state`], `init` makes a state when a worker first needs one. The tasks need not give back what they add to it:
+///
+/// ```
+/// use std::collections::HashMap;
+/// use futureproof::{PerWorker, prelude::*};
+///
+/// let lines = ["to be", "or not", "to be"];
+/// let counts = PerWorker::new(HashMap::<String, u32>::new);
+/// let count = counts.with(|counts, line: &&str| {
+///     line.split(' ').for_each(|word| *counts.entry(word.to_owned()).or_default() += 1);
+///     Ok::<(), String>(())
+/// });
+/// for task in lines.into_iter().futureproof(Raise).num_threads(2).map_tasks(count).checked() {
+///     task?;
+/// }
+/// let mut total = HashMap::new();
+/// for (word, count) in counts.into_vec().into_iter().flatten() {
+///     *total.entry(word).or_insert(0) += count;
+/// }
+/// assert_eq!((total["to"], total["not"]), (2, 1));
+/// # Ok::<(), futureproof::RunError>(())
+/// ```
+///
+/// A call that panics takes its state with it. A call that starts inside another on the same thread, which happens where the function uses
+/// rayon, gets a state of its own, so there can be more of them than workers.
+pub struct PerWorker<S: Send> {
+    shared: Arc<States<S>>,
+}
+
+struct States<S: Send> {
+    init: Box<dyn Fn() -> S + Send + Sync>,
+    // Each is buried by itself, as a call that panics drops it during the unwind.
+    states: ThreadLocal<Mutex<Vec<Buried<Box<S>>>>>,
+}
+
+impl<S: Send> PerWorker<S> {
+    /// States that `init` makes, on the workers, as they are needed.
+    pub fn new(init: impl Fn() -> S + Send + Sync + 'static) -> Self {
+        Self {
+            shared: Arc::new(States {
+                init: Box::new(init),
+                states: ThreadLocal::new(),
+            }),
+        }
+    }
+
+    /// A function for [`map_tasks`](crate::Futureproof::map_tasks) that is given its worker's state. Several functions, and several
+    /// runs, may share the states.
+    ///
+    /// Costs some ten nanoseconds a call.
+    pub fn with<I, T, E, F>(
+        &self,
+        f: F,
+    ) -> impl Fn(&I) -> Result<T, E> + Send + Sync + use<S, I, T, E, F>
+    where
+        F: Fn(&mut S, &I) -> Result<T, E> + Send + Sync,
+        I: ?Sized,
+    {
+        let shared = Arc::clone(&self.shared);
+        move |input| {
+            let states = shared.states.get_or_default();
+            let taken = states.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let mut state = taken.unwrap_or_else(|| Buried::new(Box::new((shared.init)())));
+            let result = f(&mut state, input);
+            states
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(state);
+            result
+        }
+    }
+
+    /// The states, in no order: to be asked for when the run is over. A state that a call is using at this moment is not among them,
+    /// nor is one that was lost to a panic.
+    pub fn into_vec(self) -> Vec<S> {
+        let states = self.shared.states.iter();
+        let take = |states: &Mutex<Vec<_>>| {
+            std::mem::take(&mut *states.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        states
+            .flat_map(take)
+            .map(|state| *Buried::into_inner(state))
+            .collect()
+    }
+}
+
+impl<S: Send> fmt::Debug for PerWorker<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerWorker").finish_non_exhaustive()
     }
 }

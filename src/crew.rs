@@ -7,7 +7,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
 use log::warn;
 
 use crate::attend::Watch;
@@ -22,6 +21,7 @@ use crate::plan::Plan;
 use crate::pool::Spawn;
 use crate::run_queue::RunQueue;
 use crate::signals::{HandingOut, Signals};
+use crate::source::Incoming;
 use crate::sync::channel::Select;
 use crate::sync::now;
 use crate::sync::thread::Thread;
@@ -55,7 +55,7 @@ struct Workers<P, F, I, T, E> {
 impl<'s, P, F, I, T, E> Hands for Workers<P, F, I, T, E>
 where
     P: Spawn<'s>,
-    F: Fn(&I) -> Result<T, E> + Send + Sync + 's,
+    F: Fn(&mut I) -> Result<T, E> + Send + Sync + 's,
     I: Send + 's,
     T: Send + 's,
     E: fmt::Debug + Send + 's,
@@ -122,7 +122,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     where
         's: 'a,
         P: Spawn<'s> + 'a,
-        F: Fn(&I) -> Result<T, E> + Send + Sync + 's,
+        F: Fn(&mut I) -> Result<T, E> + Send + Sync + 's,
         I: Send + 's,
         T: Send + 's,
         E: fmt::Debug + Send + 's,
@@ -236,7 +236,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
 
     /// Blocks until there may be something to do: an answer, a cancel, an item of `source` if that is
     /// given, or `until`. Returns whether it was something else than `until`.
-    pub(crate) fn wait<S>(&self, source: Option<&Receiver<S>>, until: Option<Instant>) -> bool {
+    pub(crate) fn wait(&self, source: Option<&dyn Incoming>, until: Option<Instant>) -> bool {
         self.signals().await_answers();
         if self.settle() || self.help() {
             self.signals().await_nothing();
@@ -249,7 +249,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
             select.recv(token.bell());
         }
         if let Some(source) = source {
-            select.recv(source);
+            source.wait_in(&mut select);
         }
         let is_ready = match until {
             Some(until) => select.ready_deadline(until).is_ok(),
@@ -261,6 +261,9 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         self.signals().await_nothing();
         // Before the tray is looked at: what comes after that rings again.
         let _ = rings.try_recv();
+        if let Some(source) = source {
+            source.forget_waking();
+        }
         is_ready
     }
 

@@ -5,7 +5,11 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::time::Duration;
 
+use log::warn;
+
+use crate::contain::contain;
 use crate::counters::Progress;
+use crate::monitor::TARGET;
 use crate::report::Report;
 use crate::retry::RetryRule;
 use crate::task::{Ending, Remainder, Task, TaskError};
@@ -36,6 +40,13 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         mut self,
         delays: impl Fn() -> D + Send + 'a,
     ) -> Self {
+        if self.plan.takes_items {
+            let title = self.plan.title();
+            contain(
+                || warn!(target: TARGET, "{title}: no task is tried again, as its function takes its item"),
+            );
+            return self;
+        }
         self.retry_rule().set_delays(delays);
         self
     }
@@ -54,7 +65,9 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(attempts, [3, 1]);
     /// ```
     pub fn retry_if(mut self, retryable: impl Fn(&E) -> bool + Send + 'a) -> Self {
-        self.retry_rule().set_judge(retryable);
+        if !self.plan.takes_items {
+            self.retry_rule().set_judge(retryable);
+        }
         self
     }
 

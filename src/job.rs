@@ -55,7 +55,7 @@ impl<F, I, T, E> Bench<F, I, T, E> {
 
 impl<F, I, T, E> Bench<F, I, T, E>
 where
-    F: Fn(&I) -> Result<T, E>,
+    F: Fn(&mut I) -> Result<T, E>,
     E: fmt::Debug,
 {
     /// What a permit does: it runs a chunk, and shares in what others have not begun.
@@ -120,7 +120,7 @@ impl<I, T, E> Shared<I, T, E> {
     /// Runs what was taken. What the consumer waits for, and what others take, is answered on the way.
     fn run<F>(&self, mut taken: Taken<I, T, E>, f: &F) -> (Parcel<I, T, E>, usize)
     where
-        F: Fn(&I) -> Result<T, E>,
+        F: Fn(&mut I) -> Result<T, E>,
         E: fmt::Debug,
     {
         let _entered = self.signals.tasks_token().enter();
@@ -138,7 +138,7 @@ impl<I, T, E> Shared<I, T, E> {
     #[inline]
     fn run_all<F>(&self, taken: &mut Taken<I, T, E>, f: &F, attendant: &impl Attend)
     where
-        F: Fn(&I) -> Result<T, E>,
+        F: Fn(&mut I) -> Result<T, E>,
         E: fmt::Debug,
     {
         let width = self.queue.width();
@@ -172,9 +172,15 @@ impl<I, T, E> Shared<I, T, E> {
         let succeeded = chunk.len() - chunk.failed();
         self.counters
             .complete((succeeded + failed) as u64, failed as u64);
+        let stopping = if chunk.is_final {
+            failed
+        } else {
+            chunk.panics()
+        };
         let busy = chunk.busy;
         let width = self.queue.width() as u32;
         self.tray.put(chunk, busy, width, &self.signals);
+        self.signals.handed_over(stopping as u64);
     }
 }
 
@@ -194,7 +200,7 @@ impl<F, I, T, E> Permit<F, I, T, E> {
 
 impl<F, I, T, E> Permit<F, I, T, E>
 where
-    F: Fn(&I) -> Result<T, E>,
+    F: Fn(&mut I) -> Result<T, E>,
     E: fmt::Debug,
 {
     pub(crate) fn run(mut self) {
@@ -235,7 +241,7 @@ mod tests {
         signals: Signals,
         first: u64,
         count: u64,
-        f: impl Fn(&u64) -> Result<u64, Infallible>,
+        f: impl Fn(&mut u64) -> Result<u64, Infallible>,
     ) -> Arc<Shared<u64, u64, Infallible>> {
         let shared = Arc::new(Shared {
             queue: RunQueue::new(),

@@ -25,6 +25,7 @@ mod attend;
 mod bugs;
 mod builder;
 mod cancel;
+mod checked;
 mod chunk;
 mod circle;
 mod combine;
@@ -46,12 +47,13 @@ mod pool;
 pub mod process;
 #[cfg(feature = "indicatif")]
 mod progress_bar;
-mod read_ahead;
 mod report;
 mod retry;
+mod run_error;
 mod run_queue;
 mod signals;
 mod sizing;
+mod source;
 #[cfg(feature = "stream")]
 mod stream;
 mod stuck;
@@ -64,15 +66,17 @@ mod tray;
 
 pub use builder::{Futureproof, FutureproofIterator};
 pub use cancel::{CancellationToken, OnCancel};
-pub use combine::{infallible, with_state};
+pub use checked::Checked;
+pub use combine::{PerWorker, infallible, with_state};
 pub use counters::{Progress, Snapshot};
 pub use load::Bottleneck;
 pub use policy::{ErrorPolicy, ParseErrorPolicyError};
 pub use pool::{OwnPool, Spawn};
 #[cfg(not(shuttle))]
 pub use pool::{Scope, scope};
-pub use read_ahead::{ReadAhead, ToReadAhead};
 pub use report::{Report, SlowTask, WorkerTime};
+pub use run_error::RunError;
+pub use source::{Owned, Queue, QueueItems, QueueSource, ReadAhead, ToReadAhead};
 #[cfg(feature = "stream")]
 pub use stream::TaskStream;
 pub use task::{Cause, Ending, Panic, Remainder, Task, TaskError, TaskResult};
@@ -82,7 +86,7 @@ pub use tasks::MapTasks;
 pub mod prelude {
     pub use crate::ErrorPolicy::{self, Ignore, Log, Raise, Tolerate};
     pub use crate::{
-        CancellationToken, FutureproofIterator, Task, TaskError, infallible, with_state,
+        CancellationToken, FutureproofIterator, Queue, Task, TaskError, infallible, with_state,
     };
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) name: String,
     pub(crate) tokens: Vec<CancellationToken>,
     pub(crate) deadline: Option<Duration>,
+    /// The function takes its items, so that nothing can be tried again.
+    pub(crate) takes_items: bool,
 }
 
 impl Plan {
@@ -52,6 +54,7 @@ impl Plan {
             readers: Vec::new(),
             warn_after: None,
             name: String::new(),
+            takes_items: false,
             tokens: Vec::new(),
             deadline: None,
         }

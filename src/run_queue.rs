@@ -503,7 +503,7 @@ impl<I, T, E> Taken<I, T, E> {
     #[inline]
     pub(crate) fn run<F>(&mut self, f: &F, signals: &Signals, attendant: &impl Attend) -> bool
     where
-        F: Fn(&I) -> Result<T, E>,
+        F: Fn(&mut I) -> Result<T, E>,
         E: fmt::Debug,
     {
         let is_wanted = &self.slot.is_wanted;

@@ -22,6 +22,8 @@ pub(crate) struct Signals {
     /// Final failures so far, and the highest index among them.
     failures: AtomicU64,
     highest: AtomicU64,
+    /// How many of them are on their way to the consumer.
+    handed_over: AtomicU64,
     /// How many failures the run outlives; `None`: any number.
     tolerated: Option<u64>,
     /// In an ordered run, what comes before the failure that stops it is still run.
@@ -85,6 +87,7 @@ impl Signals {
             hungry: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             highest: AtomicU64::new(0),
+            handed_over: AtomicU64::new(0),
             tolerated,
             ordered,
             tokens,
@@ -130,6 +133,23 @@ impl Signals {
             (true, _) => self.highest.load(Ordering::Acquire),
         };
         self.limit.fetch_min(limit, Ordering::Relaxed);
+    }
+
+    /// So many final failures are on their way to the consumer. Once these are more than the run outlives, nobody wants
+    /// what still runs; but in an ordered run, what comes before the failure is wanted.
+    ///
+    /// Not earlier: a task that fails as it is told to stop is not to arrive before the failure that stopped it.
+    pub(crate) fn handed_over(&self, failures: u64) {
+        if failures == 0 || self.ordered {
+            return;
+        }
+        let before = self.handed_over.fetch_add(failures, Ordering::AcqRel);
+        if self
+            .tolerated
+            .is_some_and(|tolerated| before + failures > tolerated)
+        {
+            self.abandon();
+        }
     }
 
     /// Nothing starts from now on.

@@ -7,6 +7,7 @@ use std::panic;
 use std::sync::{Mutex, PoisonError};
 
 use crate::contain::bury;
+use crate::run_error::RunError;
 
 /// An item and what the function made of it.
 ///
@@ -55,23 +56,8 @@ impl<I, T> Task<I, T> {
 ///
 /// To print the reason in one go, there is [`cause`](Self::cause).
 ///
-/// It is an [`Error`] where the function's error is one, and `'static` where the item and that error are. For `?`,
-/// others have to be converted: a `String`, an `anyhow::Error`, a `Box<dyn Error>`, or an item that borrows.
-///
-/// ```
-/// use futureproof::prelude::*;
-///
-/// fn run() -> Result<(), Box<dyn std::error::Error>> {
-///     for task in [1].into_iter().futureproof(Raise).map_tasks(|_: &i32| Err::<(), _>("bad luck")) {
-///         task.map_err(|error| format!("task {}: {}", error.index(), error.cause()))?;
-///     }
-///     Ok(())
-/// }
-/// assert_eq!(run().unwrap_err().to_string(), "task 0: bad luck");
-/// ```
-///
-/// In a function that returns `anyhow::Result`, that is
-/// `task.map_err(|error| anyhow!("task {}: {:#}", error.index(), error.cause()))?`.
+/// It is an [`Error`] where the function's error is one, and `'static` where the item and that error are. For `?`
+/// everywhere else, there is [`erase`](Self::erase), and [`checked`](crate::MapTasks::checked) for all tasks of a run.
 pub struct TaskError<I, E> {
     index: u64,
     input: I,
@@ -169,6 +155,39 @@ impl<I, E> TaskError<I, E> {
     /// ```
     pub fn into_parts(self) -> (u64, I, Cause<E>) {
         (self.index, self.input, self.cause)
+    }
+
+    /// An error that `?` takes everywhere: to `anyhow::Result`, to `eyre::Result`, to `Result<_, Box<dyn Error>>`. The item
+    /// is let go, as it may borrow, or not be `Sync`.
+    ///
+    /// For every [`Error`], and for a `String`, a `&str`, an `anyhow::Error` or a `Box<dyn Error + Send + Sync>` as well.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// fn lengths(words: &[String]) -> Result<usize, Box<dyn std::error::Error>> {
+    ///     let length = |word: &&String| if word.is_ascii() { Ok(word.len()) } else { Err("not ASCII") };
+    ///     futureproof::scope(2, |scope| {
+    ///         let mut sum = 0;
+    ///         for task in words.iter().futureproof(Raise).on(scope).map_tasks(length) {
+    ///             sum += task.map_err(TaskError::erase)?.output;
+    ///         }
+    ///         Ok(sum)
+    ///     })
+    /// }
+    /// assert_eq!(lengths(&["one".into(), "three".into()]).unwrap(), 8);
+    /// let error = lengths(&["one".into(), "na\u{ef}ve".into()]).unwrap_err();
+    /// assert_eq!((error.to_string(), error.source().unwrap().to_string()), ("task 1 failed".into(), "not ASCII".into()));
+    /// ```
+    pub fn erase(self) -> RunError
+    where
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let cause = match self.cause {
+            Cause::Failed(error) => Cause::Failed(error.into()),
+            Cause::Panicked(panic) => Cause::Panicked(panic),
+        };
+        RunError::of_task(self.index, cause)
     }
 
     /// Goes on with the task's panic on this thread, payload intact.
@@ -346,6 +365,18 @@ impl fmt::Debug for Panic {
         f.debug_tuple("Panic")
             .field(&self.caught.message.as_deref().unwrap_or("<not a text>"))
             .finish()
+    }
+}
+
+impl Error for Panic {}
+
+/// As the error that the function returned, or as its panic.
+impl<E: Error + 'static> Error for Cause<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Failed(error) => error.source(),
+            Self::Panicked(_) => None,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::circle::Circle;
 use crate::crew::{Crew, Halt};
 use crate::failure_log::FailureLog;
 use crate::plan::Plan;
-use crate::read_ahead::{Bell, Items};
+use crate::source::{Door, Incoming};
 use crate::sync::now;
 use crate::task::{Ending, Remainder, Task, TaskError, TaskResult};
 
@@ -60,13 +60,13 @@ pub struct MapTasks<'a, I: Iterator, T, E> {
     /// Whether a chunk was fed since the last answer was taken up.
     has_fed: bool,
     is_exhausted: bool,
-    bell: Option<Bell<I>>,
+    door: Option<Door<I>>,
 }
 
 impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     pub(crate) fn new(
         source: I,
-        bell: Option<Bell<I>>,
+        door: Option<Door<I>>,
         plan: Plan,
         crew: Crew<'a, I::Item, T, E>,
     ) -> Self
@@ -89,7 +89,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             is_pulling: false,
             has_fed: false,
             is_exhausted: false,
-            bell,
+            door,
         }
     }
 
@@ -104,8 +104,12 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 
     /// Items pulled and not delivered.
     pub(crate) fn in_flight(&self) -> u64 {
-        let delivered = self.delivered + self.current.delivered() as u64;
-        self.pulled + self.filling.inputs.len() as u64 - delivered
+        self.pulled + self.filling.inputs.len() as u64 - self.delivered()
+    }
+
+    /// Tasks delivered.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered + self.current.delivered() as u64
     }
 
     /// What the source says is still to come.
@@ -173,8 +177,8 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             self.circle.crew.counters().end();
             let signals = self.circle.crew.signals();
             signals.halt();
-            // Else what runs is still waited for.
-            if matches!(ending, Ending::Cancelled | Ending::DeadlineExceeded) {
+            // Nobody wants what still runs.
+            if ending != Ending::Exhausted {
                 signals.abandon();
             }
             self.put_current_back();
@@ -202,8 +206,8 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             (lower, Some(upper)) if lower == upper => Some(lower as u64),
             _ => None,
         };
-        if let Some(bell) = &self.bell {
-            (bell.start)(&mut self.source);
+        if let Some(door) = &self.door {
+            (door.start)(&mut self.source);
         }
         self.is_pulling = false;
         #[cfg(feature = "metrics")]
@@ -255,9 +259,9 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             }
             if self.can_feed() {
                 self.feed();
-            } else if self.may_pull() {
-                // Else it could be fed: so the source reads ahead, and has nothing yet.
-                self.circle.wait(items_of(&self.bell, &self.source));
+            } else if self.may_pull() && !(self.ends_when_idle() && self.circle.is_idle()) {
+                // Else it could be fed: so the source has nothing yet, and may have something later.
+                self.circle.wait(incoming(&self.door, &self.source));
             } else if !self.circle.is_idle() {
                 self.circle.wait(None);
             } else {
@@ -295,9 +299,14 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             && self.circle.crew.signals().allows(self.pulled)
     }
 
-    /// Whether a source that reads ahead has nothing to give right now.
+    /// Whether the source may be filled again as long as something is in flight.
+    fn ends_when_idle(&self) -> bool {
+        incoming(&self.door, &self.source).is_some_and(Incoming::ends_when_idle)
+    }
+
+    /// Whether the source has nothing to give right now, and may have something later.
     fn has_nothing_ready(&self) -> bool {
-        items_of(&self.bell, &self.source).is_some_and(Items::is_empty)
+        incoming(&self.door, &self.source).is_some_and(Incoming::is_empty)
     }
 
     fn can_feed(&self) -> bool {
@@ -312,10 +321,11 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         let start = now();
         let signals = self.circle.crew.signals();
         let submitted = signals.submitted();
+        let ends_when_idle = self.ends_when_idle();
         let items = &mut self.filling.inputs;
         loop {
             let Some(item) = self.source.next() else {
-                self.is_exhausted = true;
+                self.is_exhausted = !ends_when_idle;
                 break;
             };
             items.push(item);
@@ -323,7 +333,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             if items.len() >= size
                 || signals.is_starved(submitted)
                 || !signals.may_go_on()
-                || items_of(&self.bell, &self.source).is_some_and(Items::is_empty)
+                || incoming(&self.door, &self.source).is_some_and(Incoming::is_empty)
             {
                 break;
             }
@@ -403,7 +413,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 }
 
-/// Where a source that reads ahead is to be waited for.
-fn items_of<'s, I: Iterator>(bell: &Option<Bell<I>>, source: &'s I) -> Option<&'s Items<I::Item>> {
-    bell.as_ref().and_then(|bell| (bell.items)(source))
+/// What is to come from a source that may have nothing to give right now.
+fn incoming<'s, I>(door: &Option<Door<I>>, source: &'s I) -> Option<&'s (dyn Incoming + 's)> {
+    door.as_ref().and_then(|door| (door.incoming)(source))
 }

@@ -468,3 +468,120 @@ fn failures_are_counted() {
         (100, 40, 100, 0, Some(100))
     );
 }
+
+#[test]
+fn what_was_taken_is_not_tried_again_and_the_log_says_so() {
+    collect_lines();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&calls);
+    let run = (0..20u32).futureproof(Ignore).name("taken");
+    let run = run.map_tasks_owned(move |n: u32| {
+        count.fetch_add(1, SeqCst);
+        if n < 5 { Err(n) } else { Ok(n) }
+    });
+    let run = run.retry(|| [Duration::ZERO; 3]).retry_if(|_| true);
+    let failures: Vec<TaskError<_, u32>> = run.filter_map(Result::err).collect();
+    assert!(
+        failures
+            .iter()
+            .all(|error| error.error() == Some(&(error.index() as u32)))
+    );
+    assert_eq!((failures.len(), calls.load(SeqCst)), (5, 20));
+    let line = "taken: no task is tried again, as its function takes its item";
+    let lines = LINES.0.lock().unwrap();
+    let told = lines
+        .iter()
+        .filter(|told| **told == (Level::Warn, line.into()));
+    assert_eq!(told.count(), 1);
+}
+
+/// Waits until the task is told that nobody wants it any more.
+fn until_told() {
+    let told = Gate::default();
+    let tell = told.clone();
+    let _listener = CancellationToken::current().on_cancel(move || tell.open());
+    told.pass();
+}
+
+/// Else this would last as long as its slowest task. And it is the first failure that is raised, never that of a task which was told.
+#[test]
+fn a_stop_tells_the_tasks_that_run() {
+    #[derive(Clone, Copy, Debug)]
+    enum How {
+        Fails,
+        Panics,
+        FailsTwice,
+    }
+    watchdog(|| {
+        for round in 0..50u32 {
+            for how in [How::Fails, How::Panics, How::FailsTwice] {
+                for (policy, fails) in [(Raise, 3u32), (Tolerate(1), 2)] {
+                    let begun = Arc::new(AtomicUsize::new(0));
+                    let run = (0..4u32).futureproof(policy).num_threads(4).chunk_size(1);
+                    let run = run.map_tasks(move |n: &u32| {
+                        if *n == 0 && matches!(policy, Tolerate(_)) {
+                            return Err("tolerated");
+                        }
+                        begun.fetch_add(1, SeqCst);
+                        if *n != fails {
+                            until_told();
+                            return Err("told");
+                        }
+                        while begun.load(SeqCst) < 3 {
+                            thread::yield_now();
+                        }
+                        match how {
+                            How::Panics => panic!("first"),
+                            How::Fails | How::FailsTwice => Err::<(), _>("first"),
+                        }
+                    });
+                    let run = match how {
+                        How::FailsTwice => run
+                            .retry(|| [Duration::ZERO])
+                            .retry_if(|error| *error == "first"),
+                        _ => run,
+                    };
+                    let mut failures: Vec<u64> =
+                        run.map(|task| task.unwrap_err().index()).collect();
+                    failures.sort();
+                    let expected = if policy == Raise { vec![3] } else { vec![0, 2] };
+                    assert_eq!(failures, expected, "round {round}, {how:?}, {policy}");
+                }
+            }
+        }
+    });
+}
+
+/// What comes before the failure is delivered, so it is not told; what comes after it is, once the failure is delivered.
+#[test]
+fn in_order_a_stop_tells_what_comes_after_the_failure() {
+    watchdog(|| {
+        let (failed, begun) = (Gate::default(), Gate::default());
+        let (fails, begins) = (failed.clone(), begun.clone());
+        let run = (0..3u32)
+            .futureproof(Raise)
+            .num_threads(3)
+            .chunk_size(1)
+            .ordered();
+        let run = run.map_tasks(move |n: &u32| match n {
+            0 => {
+                failed.pass();
+                Ok(CancellationToken::current().is_cancelled())
+            }
+            1 => {
+                begun.pass();
+                fails.open();
+                Err("one")
+            }
+            _ => {
+                begins.open();
+                until_told();
+                Ok(true)
+            }
+        });
+        let results: Vec<_> = run
+            .map(|task| task.map(|task| task.output).map_err(|error| error.index()))
+            .collect();
+        assert_eq!(results, [Ok(false), Err(1)]);
+    });
+}

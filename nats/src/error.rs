@@ -78,7 +78,7 @@ impl SetupError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RemoteError<E> {
-    /// The function returned this error. It was not tried again elsewhere.
+    /// The function returned this error. It was not tried again elsewhere. It reads as that does, and its source is that one's.
     Task(E),
     /// It was delivered as often as [`max_deliver`](crate::Function::max_deliver) allows, and no worker
     /// answered: they died, or lost their network.
@@ -117,10 +117,10 @@ impl<E> RemoteError<E> {
     }
 }
 
-impl<E> fmt::Display for RemoteError<E> {
+impl<E: fmt::Display> fmt::Display for RemoteError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Task(_) => f.write_str("the function failed at the worker"),
+            Self::Task(error) => error.fmt(f),
             Self::Lost { deliveries } => {
                 write!(f, "lost: {deliveries} workers took it and none answered")
             }
@@ -138,7 +138,7 @@ impl<E> fmt::Display for RemoteError<E> {
 impl<E: Error + 'static> Error for RemoteError<E> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Task(error) => Some(error),
+            Self::Task(error) => error.source(),
             _ => None,
         }
     }

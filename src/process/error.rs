@@ -21,9 +21,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error<E> {
-    /// The function returned this.
-    #[error("the function failed")]
-    Task(#[source] E),
+    /// The function returned this. It reads as that does, and its source is that one's.
+    #[error(transparent)]
+    Task(E),
     /// The task took longer than its limit, and its child was killed.
     #[error("killed, as it took longer than {after:?}")]
     TimedOut {

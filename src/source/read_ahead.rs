@@ -8,10 +8,12 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::{Door, Incoming};
 use crate::builder::{Futureproof, FutureproofIterator};
 use crate::cancel::CancellationToken;
 use crate::contain::{Buried, bury};
 use crate::policy::ErrorPolicy;
+use crate::sync::channel::Select;
 
 /// The buffer that is chosen for those who ask for 0 items, and the largest there is: a channel's
 /// slots are made in advance.
@@ -19,7 +21,7 @@ const DEFAULT_LIMIT: usize = 64;
 const MAX_LIMIT: usize = 1 << 16;
 
 /// What the reading thread hands over.
-pub(crate) enum Read<I> {
+enum Read<I> {
     Item(I),
     /// The source has come to its end.
     End,
@@ -28,14 +30,20 @@ pub(crate) enum Read<I> {
 }
 
 /// Where what was read arrives. What nobody takes is buried, one by one.
-pub(crate) type Items<I> = Receiver<Buried<Read<I>>>;
+type Items<I> = Receiver<Buried<Read<I>>>;
 
-/// How to deal with a source that reads ahead, without a bound that says so.
-pub(crate) struct Bell<I: Iterator> {
-    /// Starts its thread.
-    pub(crate) start: fn(&mut I),
-    /// Where its items arrive, to look whether there is one and to wait for it.
-    pub(crate) items: fn(&I) -> Option<&Items<I::Item>>,
+impl<I> Incoming for Items<I> {
+    fn is_empty(&self) -> bool {
+        Receiver::is_empty(self)
+    }
+
+    fn wait_in<'s>(&'s self, select: &mut Select<'s>) {
+        select.recv(self);
+    }
+
+    fn ends_when_idle(&self) -> bool {
+        false
+    }
 }
 
 /// An iterator that is to be read ahead, and that waits for its policy; made by
@@ -109,7 +117,7 @@ impl<I: Iterator> ReadAhead<I> {
     }
 
     /// Where the items come from, once the thread runs.
-    pub(crate) fn items(&self) -> Option<&Items<I::Item>> {
+    fn items(&self) -> Option<&Items<I::Item>> {
         match &self.state {
             State::Reading(reader) => Some(&reader.items),
             State::Idle(_) | State::Ended => None,
@@ -122,8 +130,13 @@ where
     I: Iterator + Send + 'static,
     I::Item: Send + 'static,
 {
+    pub(crate) const DOOR: Door<Self> = Door {
+        start: Self::start,
+        incoming: |source| source.items().map(|items| items as _),
+    };
+
     /// Starts to read, if that has not been done.
-    pub(crate) fn start(&mut self) {
+    fn start(&mut self) {
         match mem::replace(&mut self.state, State::Ended) {
             State::Idle(source) => self.state = State::Reading(Reader::start(source, self.limit)),
             state => self.state = state,

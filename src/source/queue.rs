@@ -1,0 +1,237 @@
+//! Work that makes work.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::{Door, Incoming};
+use crate::builder::{Futureproof, FutureproofIterator};
+use crate::policy::ErrorPolicy;
+use crate::sync::channel::Select;
+
+/// Items that a run pulls while it adds to them: the pages of a crawl, the nodes of a search, the folders of a tree.
+///
+/// A run over [`source`](Self::source) ends when the queue is empty *and* nothing of the run is in flight: so whoever
+/// pushes from a task, or from the loop over the tasks, is heard. It never ends too early, and never blocks for good.
+///
+/// ```
+/// use std::collections::HashSet;
+/// use futureproof::prelude::*;
+///
+/// // Each page links to two others, and some of these were seen before.
+/// let links = |page: &u32| vec![2 * page % 1_000, (2 * page + 1) % 1_000];
+/// let queue = Queue::from_iter([1]);
+/// let mut seen = HashSet::from([1]);
+/// for task in queue.source().futureproof(Raise).num_threads(4).map_tasks(infallible(links)) {
+///     for link in task?.output {
+///         if seen.insert(link) {
+///             queue.push(link);
+///         }
+///     }
+/// }
+/// assert_eq!(seen.len(), 1_000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// A function that pushes by itself takes a clone of the queue. It holds as many items as are pushed: what bounds it is the
+/// job.
+///
+/// Of [`into_stream`](crate::MapTasks::into_stream), the tasks can push, but who awaits the results may come too late: the
+/// run goes on before each result is looked at.
+pub struct Queue<T> {
+    state: Arc<Mutex<State<T>>>,
+}
+
+struct State<T> {
+    items: VecDeque<T>,
+    /// Wake the runs that wait for an item.
+    wakers: Vec<Sender<()>>,
+}
+
+impl<T> Queue<T> {
+    /// An empty queue.
+    pub fn new() -> Self {
+        let state = State {
+            items: VecDeque::new(),
+            wakers: Vec::new(),
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// Adds an item, for a run to pull.
+    pub fn push(&self, item: T) {
+        self.extend_by([item]);
+    }
+
+    fn extend_by(&self, items: impl IntoIterator<Item = T>) {
+        // One by one, and the iterator outside of the lock: it is the user's.
+        for item in items {
+            let mut state = self.state();
+            state.items.push_back(item);
+            state.wakers.iter().for_each(|waker| {
+                let _ = waker.try_send(());
+            });
+        }
+    }
+
+    /// How many items wait to be pulled.
+    pub fn len(&self) -> usize {
+        self.state().items.len()
+    }
+
+    /// Whether no item waits to be pulled. More may come.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What a run is made of: `queue.source().futureproof(Raise)`. Several runs may share the items.
+    pub fn source(&self) -> QueueSource<T> {
+        QueueSource {
+            queue: self.clone(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Clone for Queue<T> {
+    /// Another handle on the same items.
+    fn clone(&self) -> Self {
+        Self {
+            state: Arc::clone(&self.state),
+        }
+    }
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> FromIterator<T> for Queue<T> {
+    fn from_iter<A: IntoIterator<Item = T>>(items: A) -> Self {
+        let queue = Self::new();
+        queue.extend_by(items);
+        queue
+    }
+}
+
+impl<T> Extend<T> for Queue<T> {
+    fn extend<A: IntoIterator<Item = T>>(&mut self, items: A) {
+        self.extend_by(items);
+    }
+}
+
+impl<T> Extend<T> for &Queue<T> {
+    fn extend<A: IntoIterator<Item = T>>(&mut self, items: A) {
+        self.extend_by(items);
+    }
+}
+
+impl<T> fmt::Debug for Queue<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A [`Queue`] that waits for its policy; made by [`Queue::source`].
+///
+/// It is no iterator itself: behind an adaptor, a run could not tell that its source may be filled again, and would end when
+/// the queue is empty for the first time.
+///
+/// ```compile_fail,E0599
+/// use futureproof::prelude::*;
+///
+/// let numbered = Queue::from_iter(["a", "b"]).source().enumerate();
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is pulled before a run is made and its tasks are consumed"]
+pub struct QueueSource<T> {
+    queue: Queue<T>,
+}
+
+impl<T> QueueSource<T> {
+    /// As [`FutureproofIterator::futureproof`], for a run that ends when the queue is empty and nothing is in flight.
+    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<QueueItems<T>> {
+        let (waker, wakes) = bounded(1);
+        self.queue.state().wakers.push(waker.clone());
+        let items = QueueItems {
+            queue: self.queue,
+            waker,
+            wakes,
+        };
+        items.futureproof(policy).with_door(QueueItems::DOOR)
+    }
+}
+
+/// The items of a [`Queue`], as the source of a run. As part of a [`Remainder`](crate::Remainder), it gives what waits in the queue.
+#[must_use = "iterators are lazy and do nothing unless consumed"]
+pub struct QueueItems<T> {
+    queue: Queue<T>,
+    waker: Sender<()>,
+    wakes: Receiver<()>,
+}
+
+impl<T> QueueItems<T> {
+    pub(crate) const DOOR: Door<Self> = Door {
+        start: |_| (),
+        incoming: |items| Some(items),
+    };
+}
+
+impl<T> Incoming for QueueItems<T> {
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    fn wait_in<'s>(&'s self, select: &mut Select<'s>) {
+        select.recv(&self.wakes);
+    }
+
+    fn forget_waking(&self) {
+        let _ = self.wakes.try_recv();
+    }
+
+    fn ends_when_idle(&self) -> bool {
+        true
+    }
+}
+
+impl<T> Iterator for QueueItems<T> {
+    type Item = T;
+
+    /// The item that was pushed first; `None` if there is none right now.
+    fn next(&mut self) -> Option<T> {
+        self.queue.state().items.pop_front()
+    }
+
+    /// Nothing is known: others may pull, and push.
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, None)
+    }
+}
+
+impl<T> Drop for QueueItems<T> {
+    fn drop(&mut self) {
+        let waker = &self.waker;
+        self.queue
+            .state()
+            .wakers
+            .retain(|other| !other.same_channel(waker));
+    }
+}
+
+impl<T> fmt::Debug for QueueItems<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("QueueItems").field(&self.queue).finish()
+    }
+}
