@@ -261,7 +261,8 @@ impl<I: Iterator, P> Futureproof<I, P> {
     }
 
     /// Stops the run when `token` is cancelled: no further call starts, and a consumer that is blocked
-    /// in `next` gets `None` at once. See [`CancellationToken`].
+    /// in `next` gets `None` at once. See [`CancellationToken`]. Whoever collects the tasks asks [`ending`](MapTasks::ending), or
+    /// takes [`checked`](MapTasks::checked), where it is an error that a run was cancelled.
     ///
     /// It can be called several times: each of the tokens stops the run. A token hands its deadline on: with
     /// [`CancellationToken::current`] inside a task, an inner run ends when the outer one's deadline comes.
@@ -280,7 +281,8 @@ impl<I: Iterator, P> Futureproof<I, P> {
         self
     }
 
-    /// Stops the run, as a cancel does, when this time has passed since the first `next`.
+    /// Stops the run, as a cancel does, when this time has passed since the first `next`. The iterator then just ends: whoever
+    /// collects it asks [`ending`](MapTasks::ending), or takes [`checked`](MapTasks::checked), where that is an error.
     ///
     /// With a deadline, workers read the clock before each item, which costs some 20 ns.
     ///

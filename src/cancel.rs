@@ -84,8 +84,8 @@ impl CancellationToken {
     /// The token of the task that this thread runs. It is cancelled once nobody waits for the task any more, as its
     /// run was cancelled, has met its deadline or is being dropped.
     ///
-    /// For functions that take long: one that looks at it now and then need not be waited for. The failure of another
-    /// task does not cancel it, since what runs then is still waited for.
+    /// For functions that take long: one that looks at it now and then need not be waited for. It is cancelled
+    /// at the moment when a failure stops the run as well; in an ordered run, when that failure is delivered.
     ///
     /// On a thread that runs no task, this is a token that nobody cancels. So it is on the threads that a task
     /// starts itself or has rayon use: there, a clone does.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 ///
 /// | policy | yields | logs | then |
 /// |---|---|---|---|
-/// | [`Raise`](Self::Raise) | the `Err` | – | no further task starts, what runs is waited for, and the run is over |
+/// | [`Raise`](Self::Raise) | the `Err` | – | no further task starts, those that run are [told](crate::CancellationToken::current) and waited for, and the run is over |
 /// | [`Tolerate(n)`](Self::Tolerate) | each `Err` | `warn!` each | as `Raise` at failure `n + 1` |
 /// | [`Log`](Self::Log) | each `Err` | `error!` each, when it is delivered | goes on |
 /// | [`Ignore`](Self::Ignore) | each `Err` | – | goes on |
