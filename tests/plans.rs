@@ -148,6 +148,8 @@ struct Plan {
     drops_job: Option<u64>,
     has_monitor: bool,
     seed: u64,
+    /// The function changes its items.
+    changes_items: bool,
 }
 
 impl Plan {
@@ -200,6 +202,7 @@ impl Plan {
             drops_job: random.one_in(20).then(|| random.below(8)),
             has_monitor: random.one_in(64),
             seed: random.next(),
+            changes_items: random.one_in(2),
         }
     }
 
@@ -371,6 +374,8 @@ struct Ledger {
 #[derive(Debug)]
 struct Token {
     value: u64,
+    /// How often the function has changed it.
+    changes: u32,
     ledger: Arc<Ledger>,
 }
 
@@ -379,6 +384,7 @@ impl Token {
         ledger.alive.fetch_add(1, SeqCst);
         Self {
             value,
+            changes: 0,
             ledger: Arc::clone(ledger),
         }
     }
@@ -524,6 +530,12 @@ fn index_of(delivery: &Delivery, plan: &Plan) -> u64 {
         }
     };
     assert!(is_right, "the parts of task {index} do not agree");
+    let input = delivery
+        .as_ref()
+        .map_or_else(TaskError::input, |task| &task.input);
+    let attempts = plan.fates[index as usize].attempts(plan.retries);
+    let changes = if plan.changes_items { attempts } else { 0 };
+    assert_eq!(input.changes, changes, "of item {index}");
     assert_eq!(
         fails,
         plan.fates[index as usize].fails_for_good(plan.retries),
@@ -597,7 +609,8 @@ fn check(seed: u64, workplace: &Workplace) {
             Arc::clone(&outputs),
             token.clone(),
         );
-        move |item: &Token| {
+        move |item: &mut Token| {
+            item.changes += u32::from(plan.changes_items);
             work.running.fetch_add(1, SeqCst);
             if plan.leave == Leave::CancelledInside && item.value == plan.step as u64 {
                 token.cancel();
@@ -631,7 +644,7 @@ fn check(seed: u64, workplace: &Workplace) {
             .monitor_interval(Duration::from_secs(3_600))
             .on_progress(look);
     }
-    let mut run: Run = options.on(home).map_tasks(function);
+    let mut run: Run = options.on(home).map_tasks_mut(function);
     if plan.retries > 0 {
         let retries = plan.retries as usize;
         run = run.retry(move || vec![Duration::ZERO; retries]);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{Gate, watchdog};
+use common::{Gate, Random, watchdog};
 use futureproof::prelude::*;
 use futureproof::{Ending, Queue};
 
@@ -283,4 +283,127 @@ fn the_window_holds() {
             assert!(progress.snapshot().in_flight() <= 5);
         }
     });
+}
+
+/// A tree of random shape, its nodes run in a random way and left in a random way: each node is in exactly one place.
+#[test]
+fn whatever_the_crawl_nothing_is_lost() {
+    watchdog(|| {
+        for seed in 0..3_000 {
+            crawl(seed);
+        }
+    });
+}
+
+fn crawl(seed: u64) {
+    let mut random = Random(seed);
+    let nodes = random.below(60);
+    // The parent of each node but the first.
+    let parents: Vec<u64> = (1..nodes).map(|n| random.below(n)).collect();
+    let children = move |node: u64| {
+        (1..nodes)
+            .zip(parents.clone())
+            .filter_map(move |(n, parent)| (parent == node).then_some(n))
+    };
+    let bad = 1 + random.below(40);
+    let fails: Vec<u64> = (0..nodes)
+        .map(|_| {
+            if random.below(bad) == 0 {
+                1 + random.below(3)
+            } else {
+                0
+            }
+        })
+        .collect();
+    let (threads, window, retries) = (
+        1 + random.below(4) as usize,
+        random.below(8) as usize,
+        random.below(3),
+    );
+    let policy = [Raise, Ignore, Tolerate(2)][random.below(3) as usize];
+    let (is_ordered, tasks_push, step) =
+        (random.one_in(2), random.one_in(2), random.below(nodes + 2));
+    let (leaves, is_cancelled) = (random.one_in(2), random.one_in(4));
+
+    let queue = Queue::from_iter((0..nodes).take(1));
+    let pushed = Arc::new(AtomicU32::new(queue.len() as u32));
+    let calls: Arc<Vec<AtomicU32>> = Arc::new((0..nodes).map(|_| AtomicU32::new(0)).collect());
+    let (push_to, count, tried, children_of) = (
+        queue.clone(),
+        Arc::clone(&pushed),
+        Arc::clone(&calls),
+        children.clone(),
+    );
+    let token = CancellationToken::new();
+    let run = queue
+        .source()
+        .futureproof(policy)
+        .num_threads(threads)
+        .max_in_flight(window)
+        .cancel_on(&token);
+    let run = if is_ordered { run.ordered() } else { run };
+    let fails_so_often = fails.clone();
+    let run = run.map_tasks(move |node: &u64| {
+        let earlier = tried[*node as usize].fetch_add(1, SeqCst);
+        if u64::from(earlier) < fails_so_often[*node as usize] {
+            return Err(());
+        }
+        if tasks_push {
+            for child in children_of(*node) {
+                count.fetch_add(1, SeqCst);
+                push_to.push(child);
+            }
+        }
+        Ok(())
+    });
+    let mut run = run.retry(move || vec![Duration::ZERO; retries as usize]);
+    let mut seen = vec![0; nodes as usize];
+    let (mut delivered, mut failed) = (0, 0);
+    while let Some(task) = run.next() {
+        let node = task
+            .as_ref()
+            .map_or_else(|error| *error.input(), |task| task.input);
+        seen[node as usize] += 1;
+        delivered += 1;
+        assert_eq!(
+            task.is_err(),
+            fails[node as usize] > retries,
+            "{seed}: the fate of {node}"
+        );
+        failed += u64::from(task.is_err());
+        if !tasks_push && task.is_ok() {
+            for child in children(node) {
+                pushed.fetch_add(1, SeqCst);
+                queue.push(child);
+            }
+        }
+        if delivered == step && is_cancelled {
+            token.cancel();
+        } else if delivered == step && leaves {
+            break;
+        }
+    }
+    let ending = run.ending();
+    match ending {
+        Some(Ending::Exhausted) => assert!(delivered == u64::from(pushed.load(SeqCst)), "{seed}"),
+        Some(Ending::Failed) => assert_eq!(failed, if policy == Raise { 1 } else { 3 }, "{seed}"),
+        Some(Ending::Cancelled) => assert!(is_cancelled && delivered == step, "{seed}"),
+        None => assert!(leaves && delivered == step, "{seed}"),
+        other => panic!("{seed}: {other:?}"),
+    }
+    let rest = run.into_remainder();
+    let finished = rest.finished.iter().map(|task| {
+        task.as_ref()
+            .map_or_else(|error| *error.input(), |task| task.input)
+    });
+    let left = finished
+        .chain(rest.unprocessed.iter().map(|(_, node)| *node))
+        .chain(rest.source);
+    left.for_each(|node| seen[node as usize] += 1);
+    assert!(seen.iter().all(|times| *times <= 1), "{seed}: twice");
+    assert_eq!(
+        seen.iter().sum::<u32>(),
+        pushed.load(SeqCst),
+        "{seed}: lost"
+    );
 }
