@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::attend::Watch;
 use crate::cancel::CancellationToken;
 use crate::contain::Buried;
-use crate::crew::{Crew, Settle};
+use crate::crew::{Crew, Settle, Workers};
 use crate::plan::Plan;
 use crate::policy::ErrorPolicy;
 use crate::pool::{OwnPool, Spawn};
@@ -407,7 +407,9 @@ impl<I: Iterator, P> Futureproof<I, P> {
         } = self;
         let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.tokens.clone());
         let desks = plan.warn_after.map(|_| Arc::default());
-        let crew = Crew::new(pool, settle, f, signals, Watch::new(desks));
+        let crew = Crew::new(signals, Watch::new(desks), |shared| {
+            Box::new(Workers::new(pool, settle, f, shared))
+        });
         MapTasks::new(source, door, plan, crew)
     }
 

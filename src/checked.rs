@@ -13,7 +13,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     ///
     /// Failures are [erased](TaskError::erase). A run that a [token](crate::Futureproof::cancel_on) or a
     /// [deadline](crate::Futureproof::deadline) has cut short yields as its last item an `Err` that says so. So what is
-    /// collected into a `Result` is everything, or an error:
+    /// collected into a `Result` is everything, or an error. (`flatten` drops this error too: it is for who wants no errors at all.)
     ///
     /// ```
     /// use futureproof::{Ending, prelude::*};
@@ -72,8 +72,9 @@ impl<'a, I: Iterator, T, E> Checked<'a, I, T, E> {
     /// use futureproof::prelude::*;
     ///
     /// let mut tasks = (0..10u32).futureproof(Raise).map_tasks(infallible(|n: &u32| n + 1)).checked();
-    /// assert_eq!(tasks.by_ref().flatten().count(), 10);
+    /// tasks.by_ref().try_for_each(|task| task.map(drop))?;
     /// assert_eq!(tasks.get_ref().progress().snapshot().completed(), 10);
+    /// # Ok::<(), futureproof::RunError>(())
     /// ```
     pub fn get_ref(&self) -> &MapTasks<'a, I, T, E> {
         &self.run

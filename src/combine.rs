@@ -19,6 +19,8 @@ use crate::contain::Buried;
 /// let sum: u64 = run.map(|task| task.expect("squares do not fail").output).sum();
 /// assert_eq!(sum, 385);
 /// ```
+///
+/// A function for `map_tasks_mut` or `map_tasks_owned` that cannot fail ends with `Ok::<_, Infallible>(…)`, from `std::convert`.
 pub fn infallible<I: ?Sized, T>(f: impl Fn(&I) -> T) -> impl Fn(&I) -> Result<T, Infallible> {
     move |input| Ok(f(input))
 }
@@ -168,8 +170,9 @@ impl<S: Send> PerWorker<S> {
         }
     }
 
-    /// The states, in no order: to be asked for when the run is over. A state that a call is using at this moment is not among them,
-    /// nor is one that was lost to a panic.
+    /// The states, in no order: to be asked for when `next` has given `None`, or when the run has been dropped. Before that, calls may go
+    /// on, also after the failure that stops a run. A state that a call is using at this moment is not among them, nor is one that was lost to
+    /// a panic.
     pub fn into_vec(self) -> Vec<S> {
         let states = self.shared.states.iter();
         let take = |states: &Mutex<Vec<_>>| {

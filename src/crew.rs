@@ -15,44 +15,63 @@ use crate::cancel::OnCancel;
 use crate::chunk::Parcel;
 use crate::contain::{bury, contain};
 use crate::counters::Counters;
-use crate::job::{Bench, Permit, Shared};
+use crate::job::{Bench, Outlet, Permit, Shared};
 use crate::monitor::{Monitor, TARGET};
 use crate::plan::Plan;
 use crate::pool::Spawn;
-use crate::run_queue::RunQueue;
 use crate::signals::{HandingOut, Signals};
 use crate::source::Incoming;
 use crate::sync::channel::Select;
 use crate::sync::now;
-use crate::sync::thread::Thread;
+use crate::sync::thread::{self, Thread};
 #[cfg(feature = "stream")]
 use crate::task::Ending;
 use crate::tray::Tray;
 
-/// The home of the jobs and the function, their types forgotten: one indirect call a chunk.
-trait Hands: Send {
+/// The workers of a run and what they do, the types of their homes and functions forgotten: one indirect call a chunk.
+pub(crate) trait Hands<I, T, E>: Send {
     fn open(&mut self, num_threads: usize, name: &str) -> usize;
-    /// Hands so many permits to the home.
-    fn spawn(&self, permits: usize);
+    fn submit(&self, chunk: Parcel<I, T, E>);
     /// Does something that no worker has begun, if there is any such thing.
     fn help(&self) -> bool;
     fn settle(&self, is_over: &dyn Fn() -> bool) -> bool;
     fn is_current(&self) -> bool;
+    /// Sends what has finished in chunks that go on.
+    fn sweep(&self);
+    /// Nothing begins any more. What nobody has begun comes back at once.
+    fn close(&self);
+    /// The threads that run tasks, and the indices of those.
+    fn calls(&self) -> Vec<(Thread, Range<u64>)>;
+    /// All is answered: lets go of the functions and of the homes.
     fn leave(self: Box<Self>);
 }
-
-type BoxedHands<'a> = Box<dyn Hands + 'a>;
 
 /// How a home gets ready for what a waiting consumer has submitted, where it can.
 pub(crate) type Settle<P> = fn(&P, &dyn Fn() -> bool) -> bool;
 
-struct Workers<P, F, I, T, E> {
+/// Those of a run with one function.
+pub(crate) struct Workers<P, F, I, T, E> {
     home: P,
     settle: Option<Settle<P>>,
     bench: Arc<Bench<F, I, T, E>>,
 }
 
-impl<'s, P, F, I, T, E> Hands for Workers<P, F, I, T, E>
+impl<P, F, I, T, E> Workers<P, F, I, T, E> {
+    pub(crate) fn new(
+        home: P,
+        settle: Option<Settle<P>>,
+        function: F,
+        shared: &Arc<Shared<I, T, E>>,
+    ) -> Self {
+        Self {
+            home,
+            settle,
+            bench: Arc::new(Bench::new(function, Arc::clone(shared))),
+        }
+    }
+}
+
+impl<'s, P, F, I, T, E> Hands<I, T, E> for Workers<P, F, I, T, E>
 where
     P: Spawn<'s>,
     F: Fn(&mut I) -> Result<T, E> + Send + Sync + 's,
@@ -61,14 +80,13 @@ where
     E: fmt::Debug + Send + 's,
 {
     fn open(&mut self, num_threads: usize, name: &str) -> usize {
-        self.home.open(num_threads, name).clamp(1, MAX_WIDTH)
+        let width = open(&mut self.home, num_threads, name);
+        self.bench.queue.set_width(width);
+        width
     }
 
-    fn spawn(&self, permits: usize) {
-        for _ in 0..permits {
-            let permit = Permit::new(&self.bench);
-            self.home.spawn(move || permit.run());
-        }
+    fn submit(&self, chunk: Parcel<I, T, E>) {
+        hand_out(&self.home, &self.bench, chunk);
     }
 
     fn help(&self) -> bool {
@@ -84,11 +102,48 @@ where
         self.home.is_current()
     }
 
+    fn sweep(&self) {
+        self.bench.sweep();
+    }
+
+    fn close(&self) {
+        self.bench.close();
+    }
+
+    fn calls(&self) -> Vec<(Thread, Range<u64>)> {
+        self.bench.queue.calls()
+    }
+
     fn leave(self: Box<Self>) {
         // Each by itself: the home and what the function captures may both panic when dropped.
         let Self { home, bench, .. } = *self;
         bury(home);
         bench.clear();
+    }
+}
+
+/// Opens a home. Returns how many can work there at once.
+pub(crate) fn open<'s>(home: &mut impl Spawn<'s>, num_threads: usize, name: &str) -> usize {
+    home.open(num_threads, name).clamp(1, MAX_WIDTH)
+}
+
+/// Queues a chunk, and gives its home the permits for it.
+pub(crate) fn hand_out<'s, F, I, T, E, O>(
+    home: &impl Spawn<'s>,
+    bench: &Arc<Bench<F, I, T, E, O>>,
+    chunk: Parcel<I, T, E>,
+) where
+    F: Fn(&mut I) -> Result<T, E> + Send + Sync + 's,
+    I: Send + 's,
+    T: Send + 's,
+    E: fmt::Debug + Send + 's,
+    O: Outlet<I, T, E> + 's,
+{
+    let permits = bench.push(chunk);
+    let _handing_out = HandingOut::new();
+    for _ in 0..permits {
+        let permit = Permit::new(bench);
+        home.spawn(move || permit.run());
     }
 }
 
@@ -100,7 +155,7 @@ const SILENCE: Duration = Duration::from_secs(1);
 
 /// Those who work for one run. Its owner has to bring them home.
 pub(crate) struct Crew<'a, I, T, E> {
-    hands: Option<BoxedHands<'a>>,
+    hands: Option<Box<dyn Hands<I, T, E> + 'a>>,
     shared: Arc<Shared<I, T, E>>,
     /// Answers that were taken from the tray.
     received: VecDeque<Parcel<I, T, E>>,
@@ -112,35 +167,20 @@ pub(crate) struct Crew<'a, I, T, E> {
 }
 
 impl<'a, I, T, E> Crew<'a, I, T, E> {
-    pub(crate) fn new<'s, P, F>(
-        home: P,
-        settle: Option<Settle<P>>,
-        function: F,
+    /// `gather`: makes the workers, for what they are to share.
+    pub(crate) fn new(
         signals: Signals,
         watch: Watch,
-    ) -> Self
-    where
-        's: 'a,
-        P: Spawn<'s> + 'a,
-        F: Fn(&mut I) -> Result<T, E> + Send + Sync + 's,
-        I: Send + 's,
-        T: Send + 's,
-        E: fmt::Debug + Send + 's,
-    {
+        gather: impl FnOnce(&Arc<Shared<I, T, E>>) -> Box<dyn Hands<I, T, E> + 'a>,
+    ) -> Self {
         let shared = Arc::new(Shared {
-            queue: RunQueue::new(),
             tray: Tray::new(),
             signals,
             counters: Arc::default(),
             watch,
         });
-        let workers = Workers {
-            home,
-            settle,
-            bench: Arc::new(Bench::new(function, Arc::clone(&shared))),
-        };
         Self {
-            hands: Some(Box::new(workers)),
+            hands: Some(gather(&shared)),
             shared,
             received: VecDeque::new(),
             monitor: None,
@@ -181,7 +221,6 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     pub(crate) fn open(&mut self, plan: &mut Plan, total: Option<u64>) {
         let hands = self.hands.as_mut();
         self.width = hands.map_or(1, |hands| hands.open(plan.num_threads, &plan.name));
-        self.shared.queue.set_width(self.width);
         self.title = plan.title().to_owned();
         self.counters().start(total);
         #[cfg(feature = "tracing")]
@@ -203,9 +242,7 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         let hands = hands.expect("nothing is submitted once the run has ended");
         self.items += chunk.rest.len();
         self.signals().submit();
-        let permits = self.shared.queue.push(chunk);
-        let _handing_out = HandingOut::new();
-        hands.spawn(permits);
+        hands.submit(chunk);
     }
 
     /// How many chunks are not answered.
@@ -231,7 +268,9 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     pub(crate) fn sweep(&self) {
         self.signals().set_hungry(true);
         // After that: what finishes later is handed over by whoever has run it.
-        self.shared.sweep();
+        if let Some(hands) = &self.hands {
+            hands.sweep();
+        }
     }
 
     /// Blocks until there may be something to do: an answer, a cancel, an item of `source` if that is
@@ -305,14 +344,14 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     pub(crate) fn bring_home(&mut self, mut keep: impl FnMut(Parcel<I, T, E>)) {
         self.signals().halt();
         self.counters().leave(None);
-        // What nobody has begun comes back at once, however busy the home is with other things.
-        for chunk in self.shared.queue.close() {
-            self.items -= chunk.rest.len();
-            keep(chunk);
-        }
         let mut patience = SILENCE;
-        // Left inside one of its own tasks, a run cannot wait for that.
-        let is_inside = self.shared.queue.runs_here();
+        let mut is_inside = false;
+        if let Some(hands) = &self.hands {
+            hands.close();
+            // Left inside one of its own tasks, a run cannot wait for that.
+            let me = thread::current().id();
+            is_inside = hands.calls().iter().any(|(worker, _)| worker.id() == me);
+        }
         loop {
             while let Some(answer) = self.try_receive() {
                 keep(answer);
@@ -339,8 +378,8 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
     }
 
     fn tell_who_runs(&self, waited: Duration) {
-        let calls = self.shared.queue.calls();
-        let calls: Vec<String> = calls.into_iter().map(|it| call(&it)).collect();
+        let calls = self.hands.as_ref().map(|hands| hands.calls());
+        let calls: Vec<String> = calls.iter().flatten().map(call).collect();
         let (title, calls) = (&self.title, calls.join(", "));
         contain(
             || warn!(target: TARGET, "{title}: has ended, and waits since {waited:.0?} for {calls}"),

@@ -23,25 +23,103 @@ use crate::tray::Tray;
 /// What a run's caller and its workers share.
 #[derive(Debug)]
 pub(crate) struct Shared<I, T, E> {
-    pub(crate) queue: RunQueue<I, T, E>,
     pub(crate) tray: Tray<Parcel<I, T, E>>,
     pub(crate) signals: Signals,
     pub(crate) counters: Arc<Counters>,
     pub(crate) watch: Watch,
 }
 
-/// The function, and where it finds its items: what the jobs of a run have.
-pub(crate) struct Bench<F, I, T, E> {
-    /// There until nothing can be left to run.
-    function: Mutex<Option<Arc<F>>>,
-    shared: Arc<Shared<I, T, E>>,
+/// Where what has run goes: to the caller, or on to the next stage.
+pub(crate) trait Outlet<I, T, E>: Send + Sync {
+    fn signals(&self) -> &Signals;
+
+    fn watch(&self) -> &Watch;
+
+    /// Takes what has run in a chunk, or in a part of one, and what may not start.
+    fn send(&self, chunk: Parcel<I, T, E>, width: usize);
+
+    /// A chunk has been sent, the last of it.
+    fn answer(&self, width: usize);
+
+    /// Whether whoever is next waits for what has finished in chunks that go on.
+    fn is_hungry(&self) -> bool;
+
+    /// Such a part is sent. Whoever becomes hungry after this is fed by the next one.
+    fn send_part(&self, part: Parcel<I, T, E>, width: usize);
+
+    /// A worker has nothing to do.
+    fn run_dry(&self);
 }
 
-impl<F, I, T, E> Bench<F, I, T, E> {
-    pub(crate) fn new(function: F, shared: Arc<Shared<I, T, E>>) -> Self {
+impl<I: Send, T: Send, E: Send> Outlet<I, T, E> for Arc<Shared<I, T, E>> {
+    #[inline]
+    fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
+    #[inline]
+    fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// Answers for the items of a chunk.
+    fn send(&self, mut chunk: Parcel<I, T, E>, width: usize) {
+        chunk.turn_round();
+        // Where a retry may follow, only the caller knows whether a failure is final; it counts those.
+        let failed = if chunk.is_final { chunk.failed() } else { 0 };
+        let succeeded = chunk.len() - chunk.failed();
+        self.counters
+            .complete((succeeded + failed) as u64, failed as u64);
+        let stopping = if chunk.is_final {
+            failed
+        } else {
+            chunk.panics()
+        };
+        let busy = chunk.busy;
+        self.tray.put(chunk, busy, width as u32, &self.signals);
+        self.signals.handed_over(stopping as u64);
+    }
+
+    fn answer(&self, width: usize) {
+        if self.signals.answer(width) && !bugs::has("missed wake-up") {
+            self.tray.ring();
+        }
+    }
+
+    #[inline]
+    fn is_hungry(&self) -> bool {
+        self.signals.is_hungry()
+    }
+
+    fn send_part(&self, part: Parcel<I, T, E>, width: usize) {
+        // One answer will do: a consumer that is slow to wake up is not to be sent item after item.
+        // Whoever has become hungry before this is woken by the ring after it.
+        self.signals.set_hungry(false);
+        self.send(part, width);
+        self.tray.ring();
+    }
+
+    fn run_dry(&self) {
+        if !bugs::has("missed wake-up") {
+            self.tray.ring();
+        }
+    }
+}
+
+/// A function, where it finds its items and where they go: what the jobs of a run, or of a stage, have.
+pub(crate) struct Bench<F, I, T, E, O = Arc<Shared<I, T, E>>> {
+    /// There until nothing can be left to run.
+    function: Mutex<Option<Arc<F>>>,
+    pub(crate) queue: RunQueue<I, T, E>,
+    pub(crate) outlet: O,
+}
+
+impl<F, I, T, E, O> Bench<F, I, T, E, O> {
+    pub(crate) fn new(function: F, outlet: O) -> Self {
         Self {
             function: Mutex::new(Some(Arc::new(function))),
-            shared,
+            queue: RunQueue::new(),
+            outlet,
         }
     }
 
@@ -53,19 +131,24 @@ impl<F, I, T, E> Bench<F, I, T, E> {
     }
 }
 
-impl<F, I, T, E> Bench<F, I, T, E>
+impl<F, I, T, E, O> Bench<F, I, T, E, O>
 where
     F: Fn(&mut I) -> Result<T, E>,
     E: fmt::Debug,
+    O: Outlet<I, T, E>,
 {
+    /// Queues a chunk. Returns how many permits its home is to be given.
+    pub(crate) fn push(&self, chunk: Parcel<I, T, E>) -> usize {
+        self.queue.push(chunk).unwrap_or_else(|chunk| {
+            self.outlet.send(chunk, self.queue.width());
+            self.outlet.answer(self.queue.width());
+            0
+        })
+    }
+
     /// What a permit does: it runs a chunk, and shares in what others have not begun.
     fn work(&self) {
-        let Shared {
-            queue,
-            tray,
-            signals,
-            ..
-        } = &*self.shared;
+        let queue = &self.queue;
         queue.begin();
         let mut look = Look::First;
         loop {
@@ -79,10 +162,8 @@ where
                     look = Look::Last;
                 }
                 Next::Linger => {
-                    if !bugs::has("missed wake-up") {
-                        tray.ring();
-                    }
-                    signals.linger();
+                    self.outlet.run_dry();
+                    self.outlet.signals().linger();
                     look = Look::Last;
                 }
                 Next::Leave => return,
@@ -92,7 +173,7 @@ where
 
     /// Runs one piece of work, if there is one that nobody has begun. For a consumer that is a worker as well.
     pub(crate) fn help(&self) -> bool {
-        let taken = self.shared.queue.next_for_consumer();
+        let taken = self.queue.next_for_consumer();
         taken.is_some_and(|taken| {
             self.run(taken);
             true
@@ -104,27 +185,23 @@ where
         let function = function.unwrap_or_else(PoisonError::into_inner).clone();
         let function = function.expect("it is there while an item is not answered");
         let is_part = taken.is_part;
-        let (chunk, place) = self.shared.run(taken, &*function);
+        let (chunk, place) = self.run_with(taken, &*function);
         bury(function);
-        let Shared { queue, tray, .. } = &*self.shared;
-        queue.put_back(place);
-        self.shared.send(chunk);
-        let width = queue.width();
-        if !is_part && self.shared.signals.answer(width) && !bugs::has("missed wake-up") {
-            tray.ring();
+        self.queue.put_back(place);
+        let width = self.queue.width();
+        self.outlet.send(chunk, width);
+        if !is_part {
+            self.outlet.answer(width);
         }
     }
-}
 
-impl<I, T, E> Shared<I, T, E> {
-    /// Runs what was taken. What the consumer waits for, and what others take, is answered on the way.
-    fn run<F>(&self, mut taken: Taken<I, T, E>, f: &F) -> (Parcel<I, T, E>, usize)
-    where
-        F: Fn(&mut I) -> Result<T, E>,
-        E: fmt::Debug,
-    {
-        let _entered = self.signals.tasks_token().enter();
-        let attended = self.watch.attend(taken.chunk.attempts, taken.start);
+    /// Runs what was taken. What whoever is next waits for, and what others take, is sent on the way.
+    fn run_with(&self, mut taken: Taken<I, T, E>, f: &F) -> (Parcel<I, T, E>, usize) {
+        let _entered = self.outlet.signals().tasks_token().enter();
+        let attended = self
+            .outlet
+            .watch()
+            .attend(taken.chunk.attempts, taken.start);
         taken.reserve();
         match attended.as_ref().filter(|it| it.is_close()) {
             None => self.run_all(&mut taken, f, &Alone),
@@ -136,20 +213,12 @@ impl<I, T, E> Shared<I, T, E> {
     }
 
     #[inline]
-    fn run_all<F>(&self, taken: &mut Taken<I, T, E>, f: &F, attendant: &impl Attend)
-    where
-        F: Fn(&mut I) -> Result<T, E>,
-        E: fmt::Debug,
-    {
+    fn run_all(&self, taken: &mut Taken<I, T, E>, f: &F, attendant: &impl Attend) {
         let width = self.queue.width();
-        while taken.run(f, &self.signals, attendant) {
-            let (may_go_on, part) = taken.advance(width, &self.signals);
+        while taken.run(f, self.outlet.signals(), attendant) {
+            let (may_go_on, part) = taken.advance(width, || self.outlet.is_hungry());
             if let Some(part) = part {
-                // One answer will do: a consumer that is slow to wake up is not to be sent item after item.
-                // Whoever has become hungry before this is woken by the ring after it.
-                self.signals.set_hungry(false);
-                self.send(part);
-                self.tray.ring();
+                self.outlet.send_part(part, width);
             }
             if !may_go_on {
                 return;
@@ -160,49 +229,42 @@ impl<I, T, E> Shared<I, T, E> {
     /// Sends what has finished in chunks that go on.
     pub(crate) fn sweep(&self) {
         for part in self.queue.sweep() {
-            self.send(part);
+            self.outlet.send(part, self.queue.width());
         }
     }
 
-    /// Answers for the items of a chunk.
-    pub(crate) fn send(&self, mut chunk: Parcel<I, T, E>) {
-        chunk.turn_round();
-        // Where a retry may follow, only the caller knows whether a failure is final; it counts those.
-        let failed = if chunk.is_final { chunk.failed() } else { 0 };
-        let succeeded = chunk.len() - chunk.failed();
-        self.counters
-            .complete((succeeded + failed) as u64, failed as u64);
-        let stopping = if chunk.is_final {
-            failed
-        } else {
-            chunk.panics()
-        };
-        let busy = chunk.busy;
-        let width = self.queue.width() as u32;
-        self.tray.put(chunk, busy, width, &self.signals);
-        self.signals.handed_over(stopping as u64);
+    /// Nothing begins any more: what nobody has begun is sent back, however busy the home is with other things.
+    pub(crate) fn close(&self) {
+        for chunk in self.queue.close() {
+            self.outlet.send(chunk, self.queue.width());
+        }
     }
 }
 
 /// The right to take a chunk: what is handed to the home.
-pub(crate) struct Permit<F, I, T, E> {
+pub(crate) struct Permit<F, I, T, E, O>
+where
+    F: Fn(&mut I) -> Result<T, E>,
+    E: fmt::Debug,
+    O: Outlet<I, T, E>,
+{
     /// Up to its beginning.
-    bench: Option<Arc<Bench<F, I, T, E>>>,
+    #[allow(clippy::type_complexity)]
+    bench: Option<Arc<Bench<F, I, T, E, O>>>,
 }
 
-impl<F, I, T, E> Permit<F, I, T, E> {
-    pub(crate) fn new(bench: &Arc<Bench<F, I, T, E>>) -> Self {
+impl<F, I, T, E, O> Permit<F, I, T, E, O>
+where
+    F: Fn(&mut I) -> Result<T, E>,
+    E: fmt::Debug,
+    O: Outlet<I, T, E>,
+{
+    pub(crate) fn new(bench: &Arc<Bench<F, I, T, E, O>>) -> Self {
         Self {
             bench: Some(Arc::clone(bench)),
         }
     }
-}
 
-impl<F, I, T, E> Permit<F, I, T, E>
-where
-    F: Fn(&mut I) -> Result<T, E>,
-    E: fmt::Debug,
-{
     pub(crate) fn run(mut self) {
         if let Some(bench) = self.bench.take() {
             bench.work();
@@ -210,20 +272,23 @@ where
     }
 }
 
-impl<F, I, T, E> Drop for Permit<F, I, T, E> {
+impl<F, I, T, E, O> Drop for Permit<F, I, T, E, O>
+where
+    F: Fn(&mut I) -> Result<T, E>,
+    E: fmt::Debug,
+    O: Outlet<I, T, E>,
+{
     fn drop(&mut self) {
         // Its home has dropped it.
         let Some(bench) = self.bench.take() else {
             return;
         };
-        let shared = &*bench.shared;
-        if let Some(chunk) = shared.queue.forsake() {
-            shared.send(chunk);
-            shared.signals.answer(shared.queue.width());
+        let width = bench.queue.width();
+        if let Some(chunk) = bench.queue.forsake() {
+            bench.outlet.send(chunk, width);
+            bench.outlet.answer(width);
         }
-        if !bugs::has("missed wake-up") {
-            shared.tray.ring();
-        }
+        bench.outlet.run_dry();
     }
 }
 
@@ -244,7 +309,6 @@ mod tests {
         f: impl Fn(&mut u64) -> Result<u64, Infallible>,
     ) -> Arc<Shared<u64, u64, Infallible>> {
         let shared = Arc::new(Shared {
-            queue: RunQueue::new(),
             tray: Tray::new(),
             signals,
             counters: Arc::default(),
@@ -254,8 +318,8 @@ mod tests {
         chunk.first = first;
         chunk.inputs.extend(first..first + count);
         chunk.seal();
-        assert_eq!(shared.queue.push(chunk), 1);
         let bench = Arc::new(Bench::new(f, Arc::clone(&shared)));
+        assert_eq!(bench.push(chunk), 1);
         Permit::new(&bench).run();
         shared
     }

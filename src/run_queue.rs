@@ -131,9 +131,12 @@ impl<I, T, E> RunQueue<I, T, E> {
         self.width.load(Ordering::Relaxed)
     }
 
-    /// Queues a chunk. Returns how many permits its home is to be given.
-    pub(crate) fn push(&self, chunk: Parcel<I, T, E>) -> usize {
+    /// Queues a chunk. Returns how many permits its home is to be given; or the chunk, where nothing begins any more.
+    pub(crate) fn push(&self, chunk: Parcel<I, T, E>) -> Result<usize, Parcel<I, T, E>> {
         let mut state = self.state();
+        if state.is_closed {
+            return Err(chunk);
+        }
         state.items += chunk.rest.len();
         state.queued.push_back(chunk);
         let mut permits = 0;
@@ -145,7 +148,7 @@ impl<I, T, E> RunQueue<I, T, E> {
         let sharers = state.items.min(self.width());
         permits = permits.max(sharers.saturating_sub(state.permits + state.running));
         state.permits += permits;
-        permits
+        Ok(permits)
     }
 
     /// A permit begins.
@@ -285,12 +288,6 @@ impl<I, T, E> RunQueue<I, T, E> {
             slot.opened().take_done()
         });
         finished.collect()
-    }
-
-    /// Whether this thread runs a task.
-    pub(crate) fn runs_here(&self) -> bool {
-        let me = thread::current().id();
-        self.calls().iter().any(|(worker, _)| worker.id() == me)
     }
 
     /// The threads that run tasks, and the indices of those.
@@ -465,19 +462,19 @@ impl<I, T, E> Opened<I, T, E> {
 }
 
 impl<I, T, E> Taken<I, T, E> {
-    /// Begins the next items. Returns whether there were any, and what has finished if the consumer is hungry for it.
+    /// Begins the next items. Returns whether there were any, and what has finished if whoever is next is hungry for it.
     #[inline]
     pub(crate) fn advance(
         &mut self,
         width: usize,
-        signals: &Signals,
+        is_hungry: impl FnOnce() -> bool,
     ) -> (bool, Option<Parcel<I, T, E>>) {
         let chunk = &mut *self.chunk;
         let opened = &mut *self.slot.opened();
         let is_wanted = self.slot.is_wanted.load(Ordering::Relaxed);
         // Under the lock, which a hungry consumer has held since it became so: either it has found what is laid down
         // here, or this sees that it is hungry.
-        let is_hungry = signals.is_hungry();
+        let is_hungry = is_hungry();
         if is_wanted || is_hungry {
             opened.next -= chunk.give_up_begun(&mut opened.chunk.rest) as u64;
         }

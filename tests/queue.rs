@@ -278,7 +278,7 @@ fn the_window_holds() {
             .max_in_flight(5);
         let mut run = run.map_tasks(infallible(|n: &u32| *n));
         let progress = run.progress();
-        while let Some(task) = run.next() {
+        for task in run.by_ref() {
             task.unwrap();
             assert!(progress.snapshot().in_flight() <= 5);
         }
@@ -359,7 +359,7 @@ fn crawl(seed: u64) {
     let mut run = run.retry(move || vec![Duration::ZERO; retries as usize]);
     let mut seen = vec![0; nodes as usize];
     let (mut delivered, mut failed) = (0, 0);
-    while let Some(task) = run.next() {
+    for task in run.by_ref() {
         let node = task
             .as_ref()
             .map_or_else(|error| *error.input(), |task| task.input);

@@ -35,6 +35,8 @@ use crate::sync::channel::Select;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// The `index` of a task is the number of its pull, so it may be another one in the next run.
+///
 /// A function that pushes by itself takes a clone of the queue. It holds as many items as are pushed: what bounds it is the
 /// job.
 ///
