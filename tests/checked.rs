@@ -130,18 +130,10 @@ fn texts_are_errors_as_well() {
                 Ok(())
             }
         };
-        let run = words
-            .to_vec()
-            .into_iter()
-            .futureproof(Raise)
-            .map_tasks(owned);
+        let run = words.iter().copied().futureproof(Raise).map_tasks(owned);
         let count = run.checked().collect::<Result<Vec<_>, _>>()?.len();
         let lent = |word: &&str| if *word == "y" { Err("no y") } else { Ok(()) };
-        let run = words
-            .to_vec()
-            .into_iter()
-            .futureproof(Raise)
-            .map_tasks(lent);
+        let run = words.iter().copied().futureproof(Raise).map_tasks(lent);
         Ok(count + run.checked().collect::<Result<Vec<_>, _>>()?.len())
     }
     assert_eq!(job(&["a", "b"]).unwrap(), 4);
