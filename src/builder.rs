@@ -1,6 +1,7 @@
 //! The door: an iterator becomes a run, option by option.
 
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::policy::ErrorPolicy;
 use crate::pool::{OwnPool, Spawn};
 use crate::signals::Signals;
 use crate::source::{Door, Owned, ReadAhead, ToReadAhead};
+use crate::stages::{Carry, Home, Pipeline, StageList, Stages};
 use crate::tasks::MapTasks;
 
 /// Adds [`futureproof`](Self::futureproof) to every iterator.
@@ -37,6 +39,7 @@ pub trait FutureproofIterator: Iterator + Sized {
             plan: Plan::new(policy),
             pool: OwnPool::default(),
             settle: Some(OwnPool::settle),
+            stages: (),
         }
     }
 
@@ -67,15 +70,16 @@ impl<I: Iterator> FutureproofIterator for I {}
 /// assert_eq!(run.flatten().map(|task| task.output).sum::<u64>(), 338_350);
 /// ```
 #[must_use = "a run does nothing unless `map_tasks` is called and its tasks are consumed"]
-pub struct Futureproof<I: Iterator, P = OwnPool> {
+pub struct Futureproof<I: Iterator, P = OwnPool, S = ()> {
     source: I,
     door: Option<Door<I>>,
     pub(crate) plan: Plan,
     pool: P,
     settle: Option<Settle<P>>,
+    stages: S,
 }
 
-impl<I: Iterator, P> Futureproof<I, P> {
+impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// How many threads the run's own pool has. 0, the default, is rayon's default: the environment's
     /// `RAYON_NUM_THREADS`, or one per core. For tasks that wait rather than compute, ask for more.
     ///
@@ -131,7 +135,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// drop(run); // does not wait for the channel
     /// drop(sender);
     /// ```
-    pub fn read_ahead(self, limit: usize) -> Futureproof<ReadAhead<I>, P>
+    pub fn read_ahead(self, limit: usize) -> Futureproof<ReadAhead<I>, P, S>
     where
         I: Send + 'static,
         I::Item: Send + 'static,
@@ -141,6 +145,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
             plan,
             pool,
             settle,
+            stages,
             ..
         } = self;
         Futureproof {
@@ -149,6 +154,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
             plan,
             pool,
             settle,
+            stages,
         }
     }
 
@@ -317,9 +323,13 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// }
     /// # Ok::<(), rayon::ThreadPoolBuildError>(())
     /// ```
-    pub fn on<Q>(self, pool: Q) -> Futureproof<I, Q> {
+    pub fn on<Q>(self, pool: Q) -> Futureproof<I, Q, S> {
         let Self {
-            source, door, plan, ..
+            source,
+            door,
+            plan,
+            stages,
+            ..
         } = self;
         Futureproof {
             source,
@@ -327,7 +337,85 @@ impl<I: Iterator, P> Futureproof<I, P> {
             plan,
             pool,
             settle: None,
+            stages,
         }
+    }
+
+    /// For a source that may have nothing to give right now.
+    pub(crate) fn with_door(mut self, door: Door<I>) -> Self {
+        self.door = Some(door);
+        self
+    }
+
+    /// What was described so far is a stage; what follows describes the next.
+    fn add_stage<F, L>(
+        self,
+        f: F,
+        list: impl FnOnce(S, Home<P>, F) -> L,
+    ) -> Futureproof<I, OwnPool, L> {
+        let Self {
+            source,
+            door,
+            mut plan,
+            pool,
+            settle,
+            stages,
+        } = self;
+        let name = mem::take(&mut plan.name);
+        if plan.first_name.is_empty() {
+            plan.first_name.clone_from(&name);
+        }
+        let home = Home {
+            pool,
+            settle,
+            num_threads: mem::take(&mut plan.num_threads),
+            name,
+        };
+        Futureproof {
+            source,
+            door,
+            plan,
+            pool: OwnPool::default(),
+            settle: Some(OwnPool::settle),
+            stages: list(stages, home, f),
+        }
+    }
+}
+
+impl<I: Iterator, P> Futureproof<I, P> {
+    /// Runs `f` on the items as a stage of its own, on threads of its own, and what it makes goes on to what follows: to the
+    /// next stage, or to the function of [`map_tasks`](Self::map_tasks).
+    ///
+    /// For work of which one part waits and the other computes: each has as many threads as it needs.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// # fn fetch(url: &String) -> Result<String, String> { Ok(format!("page of {url}")) }
+    /// # fn parse(page: &String) -> Result<usize, String> { Ok(page.len()) }
+    /// let urls = vec!["/a".to_owned(), "/b".to_owned()];
+    /// let run = urls.into_iter().futureproof(Raise).num_threads(32).stage(fetch).num_threads(2).map_tasks(parse);
+    /// for task in run {
+    ///     let task = task.unwrap();
+    ///     assert_eq!((task.input.len(), task.output), (2, 10)); // the url, and what `parse` made of its page
+    /// }
+    /// ```
+    ///
+    /// [`num_threads`](Self::num_threads), [`on`](Self::on) and [`name`](Self::name) before a stage are that stage's; all else is the
+    /// run's: one policy, one window, one index. A failure in any stage is the item's failure. It goes past the later stages, and a
+    /// policy that stops the run stops all of them. [`TaskError::stage`](crate::TaskError::stage) tells where it was. Another
+    /// [attempt](MapTasks::retry) starts at the first stage.
+    ///
+    /// What a stage makes is lent to the next: `&V` for `stage` and `map_tasks`, `&mut V` for `map_tasks_mut`; `map_tasks_owned` takes it. All
+    /// stages have the same type of error. Functions for `map_tasks`, of [`with_state`](crate::with_state) say, are functions for
+    /// stages as well.
+    ///
+    /// To borrow from the stack, each stage has a [`scope`](crate::scope) of its own, the first stage's inside the next one's.
+    pub fn stage<V, E, F>(self, f: F) -> Futureproof<I, OwnPool, Stages<(), P, F, V>>
+    where
+        F: Fn(&I::Item) -> Result<V, E>,
+    {
+        self.add_stage(f, Stages::new)
     }
 
     /// Runs `f` on the items in parallel, and gives the finished tasks as an iterator.
@@ -404,6 +492,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
             plan,
             pool,
             settle,
+            stages: (),
         } = self;
         let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.tokens.clone());
         let desks = plan.warn_after.map(|_| Arc::default());
@@ -444,6 +533,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
             mut plan,
             pool,
             settle,
+            stages: (),
         } = self;
         plan.takes_items = true;
         let source = Owned::new(source, door);
@@ -453,6 +543,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
             plan,
             pool,
             settle,
+            stages: (),
         };
         run.map_tasks_mut(move |item: &mut Option<I::Item>| match item.take() {
             Some(item) => f(item),
@@ -460,15 +551,117 @@ impl<I: Iterator, P> Futureproof<I, P> {
             None => unreachable!("an item is given to its function once"),
         })
     }
+}
 
-    /// For a source that may have nothing to give right now.
-    pub(crate) fn with_door(mut self, door: Door<I>) -> Self {
-        self.door = Some(door);
-        self
+// What a list of stages is to the engine is the engine's.
+#[allow(private_bounds)]
+impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
+    #[allow(clippy::type_complexity)]
+    /// One more [stage](Futureproof::stage): `f` is lent what the one before has made.
+    pub fn stage<V, E, F>(
+        self,
+        f: F,
+    ) -> Futureproof<I, OwnPool, Stages<Stages<L, Q, G, U>, P, F, V>>
+    where
+        F: Fn(&U) -> Result<V, E>,
+    {
+        self.add_stage(f, Stages::new)
+    }
+
+    /// As [`Futureproof::map_tasks`], on what the last [stage](Futureproof::stage) has made.
+    pub fn map_tasks<'a, 's, 'l, T, E, F>(self, f: F) -> MapTasks<'a, I, T, E>
+    where
+        's: 'l + 'a,
+        'l: 'a,
+        Stages<L, Q, G, U>: StageList<'l, 'a, I::Item, U, E, T>,
+        P: Spawn<'s> + Send + Sync + 'l,
+        F: Fn(&U) -> Result<T, E> + Send + Sync + 's,
+        I::Item: Send + 's,
+        U: Send + 's,
+        T: Send + 's,
+        E: fmt::Debug + Send + 's,
+    {
+        self.map_tasks_mut(move |value: &mut U| f(value))
+    }
+
+    /// As [`Futureproof::map_tasks_mut`], on what the last [stage](Futureproof::stage) has made. What `f` changes of it is
+    /// seen by nobody else: the task's input is the source's item.
+    pub fn map_tasks_mut<'a, 's, 'l, T, E, F>(self, f: F) -> MapTasks<'a, I, T, E>
+    where
+        's: 'l + 'a,
+        'l: 'a,
+        Stages<L, Q, G, U>: StageList<'l, 'a, I::Item, U, E, T>,
+        P: Spawn<'s> + Send + Sync + 'l,
+        F: Fn(&mut U) -> Result<T, E> + Send + Sync + 's,
+        I::Item: Send + 's,
+        U: Send + 's,
+        T: Send + 's,
+        E: fmt::Debug + Send + 's,
+    {
+        self.run_stages(move |carry: &mut Carry<I::Item, U>| match carry.value() {
+            Some(value) => f(value),
+            None => unreachable!("the stage before has made it"),
+        })
+    }
+
+    /// As [`Futureproof::map_tasks_owned`], on what the last [stage](Futureproof::stage) has made. The task's input is the
+    /// source's item, and another [attempt](MapTasks::retry) makes it anew.
+    pub fn map_tasks_owned<'a, 's, 'l, T, E, F>(self, f: F) -> MapTasks<'a, I, T, E>
+    where
+        's: 'l + 'a,
+        'l: 'a,
+        Stages<L, Q, G, U>: StageList<'l, 'a, I::Item, U, E, T>,
+        P: Spawn<'s> + Send + Sync + 'l,
+        F: Fn(U) -> Result<T, E> + Send + Sync + 's,
+        I::Item: Send + 's,
+        U: Send + 's,
+        T: Send + 's,
+        E: fmt::Debug + Send + 's,
+    {
+        self.run_stages(
+            move |carry: &mut Carry<I::Item, U>| match carry.value().take() {
+                Some(value) => f(value),
+                None => unreachable!("the stage before has made it"),
+            },
+        )
+    }
+
+    fn run_stages<'a, 's, 'l, T, E, F>(self, last: F) -> MapTasks<'a, I, T, E>
+    where
+        's: 'l + 'a,
+        'l: 'a,
+        Stages<L, Q, G, U>: StageList<'l, 'a, I::Item, U, E, T>,
+        P: Spawn<'s> + Send + Sync + 'l,
+        F: Fn(&mut Carry<I::Item, U>) -> Result<T, E> + Send + Sync + 's,
+        I::Item: Send + 's,
+        U: Send + 's,
+        T: Send + 's,
+        E: fmt::Debug + Send + 's,
+    {
+        let Self {
+            source,
+            door,
+            plan,
+            pool,
+            settle,
+            stages,
+        } = self;
+        let home = Home {
+            pool,
+            settle,
+            num_threads: plan.num_threads,
+            name: plan.name.clone(),
+        };
+        let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.tokens.clone());
+        let desks = plan.warn_after.map(|_| Arc::default());
+        let crew = Crew::new(signals, Watch::new(desks), |shared| {
+            Box::new(Pipeline::new(stages, home, last, shared))
+        });
+        MapTasks::new(source, door, plan, crew)
     }
 }
 
-impl<I: Iterator, P> fmt::Debug for Futureproof<I, P> {
+impl<I: Iterator, P, S> fmt::Debug for Futureproof<I, P, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plan = &self.plan;
         f.debug_struct("Futureproof")

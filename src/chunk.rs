@@ -42,6 +42,9 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) is_final: bool,
     /// How many items a worker may begin at a time.
     pub(crate) grain: usize,
+    /// Where a run has several stages, the one that this comes from; and how long one of the items took in the slowest of those before.
+    pub(crate) stage: Option<usize>,
+    pub(crate) each_before: Duration,
     /// How long the tasks in this answer ran, and on whom.
     pub(crate) busy: Duration,
     pub(crate) worker: Option<ThreadId>,
@@ -59,10 +62,12 @@ pub(crate) struct Outcome<I, T, E> {
 
 impl<I, T, E> Outcome<I, T, E> {
     #[inline]
-    pub(crate) fn into_result(self, attempts: u32) -> TaskResult<I, T, E> {
+    pub(crate) fn into_result(self, attempts: u32, stage: Option<usize>) -> TaskResult<I, T, E> {
         match self.result {
             Ok(output) => Ok(Task::new(self.index, self.input, output)),
-            Err(cause) => Err(TaskError::new(self.index, self.input, attempts, cause)),
+            Err(cause) => Err(TaskError::new(
+                self.index, self.input, attempts, stage, cause,
+            )),
         }
     }
 }
@@ -81,6 +86,8 @@ impl<I, T, E> Chunk<I, T, E> {
             delays: None,
             is_final: true,
             grain: 1,
+            stage: None,
+            each_before: Duration::ZERO,
             busy: Duration::ZERO,
             worker: None,
         }
@@ -97,6 +104,8 @@ impl<I, T, E> Chunk<I, T, E> {
         self.delays = None;
         self.is_final = is_final;
         self.grain = 1;
+        self.stage = None;
+        self.each_before = Duration::ZERO;
     }
 
     /// The items that were put into it are to be run.
@@ -237,6 +246,7 @@ impl<I, T, E> Chunk<I, T, E> {
         part.attempts = self.attempts;
         part.delays = self.delays.take();
         part.is_final = self.is_final;
+        part.each_before = self.each_before;
         part.inputs = mem::take(&mut self.inputs);
         part.outputs = mem::take(&mut self.outputs);
         part.failures = mem::take(&mut self.failures);
@@ -339,6 +349,52 @@ impl<I, T, E> Chunk<I, T, E> {
         self.first += self.delivered as u64;
         self.delivered = 0;
         self.smoothen();
+    }
+
+    /// Takes apart what has run: each item, in order, with what became of it; and the items that have not.
+    pub(crate) fn take_apart(
+        &mut self,
+    ) -> (
+        impl Iterator<Item = Outcome<I, T, E>> + use<I, T, E>,
+        Vec<I>,
+    ) {
+        debug_assert_eq!(self.done(), self.inputs.len());
+        let inputs = mem::take(&mut self.inputs).into_iter();
+        let mut outputs = mem::take(&mut self.outputs).into_iter();
+        let mut failures = mem::take(&mut self.failures).into_iter().peekable();
+        let first = self.first;
+        let outcomes = inputs.enumerate().map(move |(offset, input)| {
+            let failure = failures.next_if(|(failed, _)| *failed == offset);
+            let result = match failure {
+                Some((_, cause)) => Err(cause),
+                None => Ok(outputs
+                    .next()
+                    .expect("each item has an output or a failure")),
+            };
+            Outcome {
+                index: first + offset as u64,
+                input,
+                result,
+            }
+        });
+        (outcomes, mem::take(&mut self.rest))
+    }
+
+    /// The same, its items turned into what they came from.
+    pub(crate) fn map_inputs<J>(&mut self, f: impl Fn(I) -> J) -> Parcel<J, T, E> {
+        let mut chunk = Box::new(Chunk::new());
+        chunk.first = self.first;
+        chunk.inputs = mem::take(&mut self.inputs).into_iter().map(&f).collect();
+        chunk.outputs = mem::take(&mut self.outputs);
+        chunk.failures = mem::take(&mut self.failures);
+        chunk.rest = mem::take(&mut self.rest).into_iter().map(&f).collect();
+        chunk.attempts = self.attempts;
+        chunk.delays = self.delays.take();
+        chunk.is_final = self.is_final;
+        chunk.grain = self.grain;
+        chunk.busy = self.busy;
+        chunk.worker = self.worker;
+        chunk
     }
 
     /// The answer of a chunk of one item.

@@ -141,7 +141,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
 
     /// Sets apart what is to be tried again. What succeeded between two failures stays together.
     fn sort_failures(&mut self, answer: &mut Parcel<I, T, E>) {
-        let attempts = answer.attempts;
+        let (attempts, stage) = (answer.attempts, answer.stage);
         let mut delays = answer.delays.take();
         while answer.len() > 0 {
             let before = answer.successes();
@@ -158,7 +158,9 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
                 unreachable!("an answer has as many tasks as it says");
             };
             if let Some(outcome) = self.sort_failure(outcome, attempts, delays.take()) {
-                self.arrive(Chunk::of_one(outcome, attempts));
+                let mut failure = Chunk::of_one(outcome, attempts);
+                failure.stage = stage;
+                self.arrive(failure);
             }
         }
     }

@@ -41,8 +41,8 @@ pub(crate) trait Outlet<I, T, E>: Send + Sync {
     /// A chunk has been sent, the last of it.
     fn answer(&self, width: usize);
 
-    /// Whether whoever is next waits for what has finished in chunks that go on.
-    fn is_hungry(&self) -> bool;
+    /// Whether whoever is next waits for what has finished in chunks that go on; `is_slow`: of tasks that take long.
+    fn is_hungry(&self, is_slow: bool) -> bool;
 
     /// Such a part is sent. Whoever becomes hungry after this is fed by the next one.
     fn send_part(&self, part: Parcel<I, T, E>, width: usize);
@@ -87,7 +87,7 @@ impl<I: Send, T: Send, E: Send> Outlet<I, T, E> for Arc<Shared<I, T, E>> {
     }
 
     #[inline]
-    fn is_hungry(&self) -> bool {
+    fn is_hungry(&self, _: bool) -> bool {
         self.signals.is_hungry()
     }
 
@@ -216,7 +216,9 @@ where
     fn run_all(&self, taken: &mut Taken<I, T, E>, f: &F, attendant: &impl Attend) {
         let width = self.queue.width();
         while taken.run(f, self.outlet.signals(), attendant) {
-            let (may_go_on, part) = taken.advance(width, || self.outlet.is_hungry());
+            let is_slow = taken.chunk.grain == 1;
+            let is_hungry = || self.outlet.is_hungry(is_slow);
+            let (may_go_on, part) = taken.advance(width, is_hungry);
             if let Some(part) = part {
                 self.outlet.send_part(part, width);
             }

@@ -54,6 +54,7 @@ mod run_queue;
 mod signals;
 mod sizing;
 mod source;
+mod stages;
 #[cfg(feature = "stream")]
 mod stream;
 mod stuck;
@@ -77,6 +78,7 @@ pub use pool::{Scope, scope};
 pub use report::{Report, SlowTask, WorkerTime};
 pub use run_error::RunError;
 pub use source::{Owned, Queue, QueueItems, QueueSource, ReadAhead, ToReadAhead};
+pub use stages::Stages;
 #[cfg(feature = "stream")]
 pub use stream::TaskStream;
 pub use task::{Cause, Ending, Panic, Remainder, Task, TaskError, TaskResult};

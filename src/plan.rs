@@ -35,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) warn_after: Option<Duration>,
     /// Empty if none was given.
     pub(crate) name: String,
+    /// That of the first stage that has one.
+    pub(crate) first_name: String,
     pub(crate) tokens: Vec<CancellationToken>,
     pub(crate) deadline: Option<Duration>,
     /// The function takes its items, so that nothing can be tried again.
@@ -54,6 +56,7 @@ impl Plan {
             readers: Vec::new(),
             warn_after: None,
             name: String::new(),
+            first_name: String::new(),
             takes_items: false,
             tokens: Vec::new(),
             deadline: None,
@@ -62,11 +65,9 @@ impl Plan {
 
     /// The name in log lines.
     pub(crate) fn title(&self) -> &str {
-        if self.name.is_empty() {
-            "futureproof"
-        } else {
-            &self.name
-        }
+        let names = [&self.name, &self.first_name];
+        let named = names.into_iter().find(|name| !name.is_empty());
+        named.map_or("futureproof", |name| name)
     }
 
     /// Everybody whom the monitor is to serve.

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use crate::task::{Cause, Ending};
+use crate::task::{Cause, Ending, in_stage};
 
 /// What went wrong in a run, without the item: it can be sent anywhere, and `?` takes it to `anyhow::Result`, to
 /// `eyre::Result` and to `Result<_, Box<dyn Error>>`.
@@ -25,13 +25,17 @@ use crate::task::{Cause, Ending};
 pub struct RunError(Box<What>);
 
 enum What {
-    Task(u64, Cause<Box<dyn Error + Send + Sync>>),
+    Task(u64, Option<usize>, Cause<Box<dyn Error + Send + Sync>>),
     CutShort(Ending, u64),
 }
 
 impl RunError {
-    pub(crate) fn of_task(index: u64, cause: Cause<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(Box::new(What::Task(index, cause)))
+    pub(crate) fn of_task(
+        index: u64,
+        stage: Option<usize>,
+        cause: Cause<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self(Box::new(What::Task(index, stage, cause)))
     }
 
     /// `delivered`: how many tasks came before that.
@@ -42,7 +46,7 @@ impl RunError {
     /// The place in the source of the item that failed, from 0; `None` where the run was cut short.
     pub fn index(&self) -> Option<u64> {
         match *self.0 {
-            What::Task(index, _) => Some(index),
+            What::Task(index, ..) => Some(index),
             What::CutShort(..) => None,
         }
     }
@@ -59,7 +63,7 @@ impl RunError {
 impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self.0 {
-            What::Task(index, _) => write!(f, "task {index} failed"),
+            What::Task(index, stage, _) => write!(f, "task {index} failed{}", in_stage(stage)),
             What::CutShort(ending, delivered) => {
                 let how = match ending {
                     Ending::Cancelled => "was cancelled",
@@ -90,8 +94,8 @@ impl fmt::Debug for RunError {
 impl Error for RunError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &*self.0 {
-            What::Task(_, Cause::Failed(error)) => Some(&**error),
-            What::Task(_, Cause::Panicked(panic)) => Some(panic),
+            What::Task(.., Cause::Failed(error)) => Some(&**error),
+            What::Task(.., Cause::Panicked(panic)) => Some(panic),
             What::CutShort(..) => None,
         }
     }

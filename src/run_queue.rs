@@ -457,6 +457,7 @@ impl<I, T, E> Opened<I, T, E> {
         part.first = self.next + kept as u64;
         part.attempts = self.chunk.attempts;
         part.is_final = self.chunk.is_final;
+        part.each_before = self.chunk.each_before;
         Some((part, self.since))
     }
 }

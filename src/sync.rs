@@ -5,10 +5,15 @@ use std::time::Instant;
 #[cfg(not(shuttle))]
 pub(crate) use {crossbeam_channel as channel, rayon_core as rayon, std::hint, std::thread};
 #[cfg(not(shuttle))]
-pub(crate) use {std::sync::Mutex, std::sync::MutexGuard, std::sync::atomic, std::thread_local};
+pub(crate) use {
+    std::sync::Mutex, std::sync::MutexGuard, std::sync::RwLock, std::sync::atomic,
+    std::thread_local,
+};
 
 #[cfg(shuttle)]
-pub(crate) use shuttle::{hint, sync::Mutex, sync::MutexGuard, sync::atomic, thread, thread_local};
+pub(crate) use shuttle::{
+    hint, sync::Mutex, sync::MutexGuard, sync::RwLock, sync::atomic, thread, thread_local,
+};
 
 pub(crate) fn now() -> Instant {
     #[cfg(not(shuttle))]

@@ -62,15 +62,23 @@ pub struct TaskError<I, E> {
     index: u64,
     input: I,
     attempts: u32,
+    stage: Option<usize>,
     cause: Cause<E>,
 }
 
 impl<I, E> TaskError<I, E> {
-    pub(crate) fn new(index: u64, input: I, attempts: u32, cause: Cause<E>) -> Self {
+    pub(crate) fn new(
+        index: u64,
+        input: I,
+        attempts: u32,
+        stage: Option<usize>,
+        cause: Cause<E>,
+    ) -> Self {
         Self {
             index,
             input,
             attempts,
+            stage,
             cause,
         }
     }
@@ -89,6 +97,11 @@ impl<I, E> TaskError<I, E> {
     /// [`retry`](crate::MapTasks::retry) was asked for.
     pub fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    /// The [stage](crate::Futureproof::stage) in which it failed, from 0. 0 as well in a run of one function.
+    pub fn stage(&self) -> usize {
+        self.stage.unwrap_or(0)
     }
 
     /// Why it failed: what the function returned the last time, or its panic. It reads as the one or the other does.
@@ -187,7 +200,7 @@ impl<I, E> TaskError<I, E> {
             Cause::Failed(error) => Cause::Failed(error.into()),
             Cause::Panicked(panic) => Cause::Panicked(panic),
         };
-        RunError::of_task(self.index, cause)
+        RunError::of_task(self.index, self.stage, cause)
     }
 
     /// Goes on with the task's panic on this thread, payload intact.
@@ -215,10 +228,17 @@ impl<I, E> TaskError<I, E> {
 impl<I, E> fmt::Display for TaskError<I, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
-            Cause::Failed(_) => write!(f, "task {} failed", self.index),
-            Cause::Panicked(panic) => write!(f, "task {} {panic}", self.index),
+            Cause::Failed(_) => write!(f, "task {} failed{}", self.index, in_stage(self.stage)),
+            Cause::Panicked(panic) => {
+                write!(f, "task {}{} {panic}", self.index, in_stage(self.stage))
+            }
         }
     }
+}
+
+/// ` in stage 1`, where a run has several.
+pub(crate) fn in_stage(stage: Option<usize>) -> String {
+    stage.map_or_else(String::new, |stage| format!(" in stage {stage}"))
 }
 
 /// Leaves the item out, so that it need not be `Debug`.
@@ -454,7 +474,8 @@ mod tests {
     fn panics_keep_text_and_payload() {
         let texts: [Box<dyn Any + Send>; 2] = [Box::new("static"), Box::new(String::from("owned"))];
         for (payload, text) in texts.into_iter().zip(["static", "owned"]) {
-            let error = TaskError::<_, ()>::new(7, (), 1, Cause::Panicked(Panic::new(payload)));
+            let error =
+                TaskError::<_, ()>::new(7, (), 1, None, Cause::Panicked(Panic::new(payload)));
             assert_eq!(error.panic_message(), Some(text));
             assert_eq!(error.to_string(), format!("task 7 panicked: {text}"));
         }
@@ -465,7 +486,7 @@ mod tests {
 
     #[test]
     fn resume_unwind_of_a_plain_failure_panics_with_its_display() {
-        let error = TaskError::new(3, (), 1, Cause::Failed("x"));
+        let error = TaskError::new(3, (), 1, None, Cause::Failed("x"));
         let payload =
             panic::catch_unwind(panic::AssertUnwindSafe(|| error.resume_unwind())).unwrap_err();
         assert_eq!(payload.downcast_ref(), Some(&String::from("task 3 failed")));

@@ -130,9 +130,9 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         unprocessed.extend(self.filling.take_rest());
         let mut finished = Vec::new();
         for mut chunk in self.circle.arrivals.drain() {
-            let attempts = chunk.attempts;
+            let (attempts, stage) = (chunk.attempts, chunk.stage);
             while let Some(outcome) = chunk.pop() {
-                finished.push(outcome.into_result(attempts));
+                finished.push(outcome.into_result(attempts, stage));
             }
         }
         Remainder {
@@ -394,7 +394,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 
     fn pop(&mut self) -> Option<TaskResult<I::Item, T, E>> {
         let outcome = self.current.pop()?;
-        let result = outcome.into_result(self.current.attempts);
+        let result = outcome.into_result(self.current.attempts, self.current.stage);
         Some(result.inspect_err(|error| self.apply_policy(error)))
     }
 

@@ -519,3 +519,94 @@ fn tiny_results_do_not_wait_for_a_task_that_hangs() {
         assert_eq!(run.ending(), Some(Ending::Exhausted));
     });
 }
+
+#[test]
+fn items_go_through_all_stages() {
+    explore_part(10, || {
+        let running = Running::new();
+        let (first, second) = (running.clone(), running.clone());
+        let run = (0..5u32).futureproof(Raise).chunk_size(2).max_in_flight(4);
+        let run = run
+            .monitor_interval(Duration::ZERO)
+            .num_threads(2)
+            .on(Threads);
+        let run = run.stage(move |n: &u32| first.during(|| Ok::<_, u32>(n + 1)));
+        let run = run.num_threads(2).on(Threads);
+        let mut run = run.map_tasks(move |n: &u32| second.during(|| Ok(n + 1)));
+        let mut sum = 0;
+        for task in run.by_ref() {
+            let task = task.unwrap();
+            assert_eq!(task.output, task.input + 2);
+            sum += task.input;
+        }
+        assert_eq!((sum, run.ending()), (10, Some(Ending::Exhausted)));
+        running.assert_none();
+    });
+}
+
+/// What the first stage has finished goes on, although its worker is held up, and although the consumer is away.
+#[test]
+fn a_stage_does_not_keep_what_it_has_finished() {
+    explore_part(10, || {
+        let gate = Gate::new();
+        let opens = gate.clone();
+        let run = (0..4u32).futureproof(Raise).chunk_size(4).max_in_flight(8);
+        let run = run
+            .monitor_interval(Duration::ZERO)
+            .num_threads(1)
+            .on(Threads);
+        // The last waits for the others to have come through the second stage.
+        let run = run.stage(move |n: &u32| {
+            gate.wait(if *n == 3 { 3 } else { 0 });
+            Ok::<_, u32>(*n)
+        });
+        let run = run.num_threads(1).on(Threads);
+        let mut run = run.map_tasks(move |_: &u32| {
+            opens.come();
+            Ok(())
+        });
+        assert!(run.next().is_some());
+        assert_eq!(run.by_ref().count(), 3);
+    });
+}
+
+#[test]
+fn a_failure_in_a_stage_stops_all_stages() {
+    explore_part(10, || {
+        let running = Running::new();
+        let (first, second) = (running.clone(), running.clone());
+        let run = (0..6u32).futureproof(Raise).chunk_size(2).max_in_flight(6);
+        let run = run
+            .monitor_interval(Duration::ZERO)
+            .num_threads(2)
+            .on(Threads);
+        let run = run.stage(move |n: &u32| first.during(|| if *n == 3 { Err(*n) } else { Ok(*n) }));
+        let run = run.num_threads(2).on(Threads);
+        let mut run = run.map_tasks(move |n: &u32| second.during(|| Ok(*n)));
+        let delivered = run.by_ref().filter(Result::is_ok).count();
+        assert_eq!(run.ending(), Some(Ending::Failed));
+        let rest = run.into_remainder();
+        let left = rest.finished.len() + rest.unprocessed.len() + rest.source.count();
+        assert_eq!(delivered + 1 + left, 6);
+        running.assert_none();
+    });
+}
+
+#[test]
+fn a_run_of_stages_is_left() {
+    explore_part(10, || {
+        let running = Running::new();
+        let (first, second) = (running.clone(), running.clone());
+        let run = (0..9u32).futureproof(Raise).chunk_size(2).max_in_flight(6);
+        let run = run
+            .monitor_interval(Duration::ZERO)
+            .num_threads(2)
+            .on(Threads);
+        let run = run.stage(move |n: &u32| first.during(|| Ok::<_, u32>(*n)));
+        let run = run.num_threads(1).on(Threads);
+        let mut run = run.map_tasks(move |n: &u32| second.during(|| Ok(*n)));
+        assert!(run.next().is_some());
+        drop(run);
+        running.assert_none();
+    });
+}

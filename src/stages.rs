@@ -1,0 +1,584 @@
+//! Several functions one after the other, each on threads of its own, as one run.
+//!
+//! What a stage's workers have made goes on to the next stage's home from there; a failure, and what may not start, goes
+//! back to the caller at once. The caller's half does not know of it.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use crate::attend::Watch;
+use crate::chunk::{Chunk, Outcome, Parcel};
+use crate::contain::bury;
+use crate::crew::{Hands, Settle, hand_out, open};
+use crate::job::{Bench, Outlet, Shared};
+use crate::pool::Spawn;
+use crate::retry::Delays;
+use crate::signals::Signals;
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::thread::Thread;
+
+/// The stages of a run before its last function; made by [`Futureproof::stage`](crate::Futureproof::stage).
+pub struct Stages<L, P, F, V> {
+    before: L,
+    home: Home<P>,
+    function: F,
+    made: PhantomData<fn() -> V>,
+}
+
+/// Where a stage runs, and how.
+pub(crate) struct Home<P> {
+    pub(crate) pool: P,
+    pub(crate) settle: Option<Settle<P>>,
+    pub(crate) num_threads: usize,
+    pub(crate) name: String,
+}
+
+impl<L, P, F, V> Stages<L, P, F, V> {
+    pub(crate) fn new(before: L, home: Home<P>, function: F) -> Self {
+        Self {
+            before,
+            home,
+            function,
+            made: PhantomData,
+        }
+    }
+}
+
+impl<L, P, F, V> fmt::Debug for Stages<L, P, F, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stages").finish_non_exhaustive()
+    }
+}
+
+/// An item on its way through the stages, with what the one before has made of it.
+#[derive(Debug)]
+pub(crate) struct Carry<I, V> {
+    input: I,
+    value: Option<V>,
+}
+
+impl<I, V> Carry<I, V> {
+    fn into_input(self) -> I {
+        // The user's value: its destructor may panic, and this runs on a worker.
+        bury(self.value);
+        self.input
+    }
+
+    pub(crate) fn value(&mut self) -> &mut Option<V> {
+        &mut self.value
+    }
+}
+
+/// What goes from one stage to the next: items without a gap.
+pub(crate) struct Batch<I, V> {
+    first: u64,
+    items: Vec<Carry<I, V>>,
+    attempts: u32,
+    delays: Option<Delays>,
+    is_final: bool,
+    grain: usize,
+    each_before: Duration,
+}
+
+/// A stage, as the one before it sees it.
+pub(crate) trait Next<I, V>: Send + Sync {
+    fn take(&self, batch: Batch<I, V>);
+    /// Whether one of its workers has found nothing to do.
+    fn is_hungry(&self) -> bool;
+    fn feed(&self);
+}
+
+/// A stage, as the caller's half sees it.
+pub(crate) trait Station: Send + Sync {
+    fn open(&self) -> usize;
+    fn help(&self) -> bool;
+    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool;
+    fn is_current(&self) -> bool;
+    fn sweep(&self);
+    fn close(&self);
+    fn calls(&self) -> Vec<(Thread, Range<u64>)>;
+    fn leave(&self);
+}
+
+/// A function, its home, and the way on.
+struct Stage<P, F, I, U, V, E, O> {
+    /// Gone when the run is left.
+    home: RwLock<Option<Home<P>>>,
+    #[allow(clippy::type_complexity)]
+    bench: Arc<Bench<F, Carry<I, U>, V, E, O>>,
+}
+
+impl<P, F, I, U, V, E, O> Stage<P, F, I, U, V, E, O> {
+    fn new(home: Home<P>, function: F, outlet: O) -> Self {
+        Self {
+            home: RwLock::new(Some(home)),
+            bench: Arc::new(Bench::new(function, outlet)),
+        }
+    }
+
+    fn with_home<R>(&self, f: impl FnOnce(&Home<P>) -> R) -> Option<R> {
+        let home = self.home.read().unwrap_or_else(PoisonError::into_inner);
+        home.as_ref().map(f)
+    }
+}
+
+/// Where what a stage has made goes.
+pub(crate) trait Way {
+    /// Whether a worker of the stage that this belongs to has found nothing to do.
+    fn hungry(&self) -> &AtomicBool;
+}
+
+impl<'s, P, F, I, U, V, E, O> Next<I, U> for Stage<P, F, I, U, V, E, O>
+where
+    P: Spawn<'s> + Send + Sync,
+    F: Fn(&mut Carry<I, U>) -> Result<V, E> + Send + Sync + 's,
+    I: Send + 's,
+    U: Send + 's,
+    V: Send + 's,
+    E: fmt::Debug + Send + 's,
+    O: Outlet<Carry<I, U>, V, E> + Way + 's,
+{
+    fn take(&self, batch: Batch<I, U>) {
+        let mut chunk = Box::new(Chunk::new());
+        chunk.reset(batch.first, batch.is_final);
+        chunk.attempts = batch.attempts;
+        chunk.delays = batch.delays;
+        chunk.grain = batch.grain;
+        chunk.each_before = batch.each_before;
+        chunk.inputs = batch.items;
+        chunk.seal();
+        let home = self.home.read().unwrap_or_else(PoisonError::into_inner);
+        match &*home {
+            Some(home) => hand_out(&home.pool, &self.bench, chunk),
+            None => unreachable!("a run is left when all is answered"),
+        }
+    }
+
+    fn is_hungry(&self) -> bool {
+        self.bench.outlet.hungry().load(Ordering::Relaxed)
+    }
+
+    fn feed(&self) {
+        self.bench.outlet.hungry().store(false, Ordering::Relaxed);
+    }
+}
+
+impl<'s, P, F, I, U, V, E, O> Station for Stage<P, F, I, U, V, E, O>
+where
+    P: Spawn<'s> + Send + Sync,
+    F: Fn(&mut Carry<I, U>) -> Result<V, E> + Send + Sync + 's,
+    I: Send + 's,
+    U: Send + 's,
+    V: Send + 's,
+    E: fmt::Debug + Send + 's,
+    O: Outlet<Carry<I, U>, V, E> + 's,
+{
+    fn open(&self) -> usize {
+        let mut home = self.home.write().unwrap_or_else(PoisonError::into_inner);
+        let width = home
+            .as_mut()
+            .map_or(1, |home| open(&mut home.pool, home.num_threads, &home.name));
+        self.bench.queue.set_width(width);
+        width
+    }
+
+    fn help(&self) -> bool {
+        self.bench.help()
+    }
+
+    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+        let settle = |home: &Home<P>| {
+            home.settle
+                .is_some_and(|settle| settle(&home.pool, is_over))
+        };
+        self.with_home(settle).unwrap_or(false)
+    }
+
+    fn is_current(&self) -> bool {
+        self.with_home(|home| home.pool.is_current())
+            .unwrap_or(false)
+    }
+
+    fn sweep(&self) {
+        self.bench.sweep();
+    }
+
+    fn close(&self) {
+        self.bench.close();
+    }
+
+    fn calls(&self) -> Vec<(Thread, Range<u64>)> {
+        self.bench.queue.calls()
+    }
+
+    fn leave(&self) {
+        let home = self
+            .home
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // Each by itself: the home and what the function captures may both panic when dropped.
+        bury(home);
+        self.bench.clear();
+    }
+}
+
+/// From a stage to the next.
+struct Onward<'s, I, V, T, E> {
+    shared: Arc<Shared<I, T, E>>,
+    number: usize,
+    hungry: AtomicBool,
+    next: Arc<dyn Next<I, V> + 's>,
+}
+
+impl<I, V, T, E> Way for Onward<'_, I, V, T, E> {
+    fn hungry(&self) -> &AtomicBool {
+        &self.hungry
+    }
+}
+
+impl<I: Send, U: Send, V: Send, T: Send, E: Send> Outlet<Carry<I, U>, V, E>
+    for Onward<'_, I, V, T, E>
+{
+    fn signals(&self) -> &Signals {
+        &self.shared.signals
+    }
+
+    fn watch(&self) -> &Watch {
+        &self.shared.watch
+    }
+
+    fn send(&self, mut chunk: Parcel<Carry<I, U>, V, E>, width: usize) {
+        let ran = chunk.len();
+        let each = chunk
+            .busy
+            .checked_div(ran as u32)
+            .unwrap_or_default()
+            .max(chunk.each_before);
+        let (attempts, is_final, grain) = (chunk.attempts, chunk.is_final, chunk.grain);
+        // There for a single item only.
+        let mut delays = chunk.delays.take();
+        let unrun = chunk.first + ran as u64;
+        let (outcomes, rest) = chunk.take_apart();
+        let mut batch = Vec::new();
+        let mut first = unrun;
+        let pass_on = |batch: &mut Vec<_>, first: u64, delays: &mut Option<Delays>| {
+            if !batch.is_empty() {
+                self.shared.signals.submit();
+                self.next.take(Batch {
+                    first,
+                    items: std::mem::take(batch),
+                    attempts,
+                    delays: delays.take(),
+                    is_final,
+                    grain,
+                    each_before: each,
+                });
+            }
+        };
+        for outcome in outcomes {
+            let input = outcome.input.into_input();
+            match outcome.result {
+                Ok(value) => {
+                    if batch.is_empty() {
+                        first = outcome.index;
+                        batch.reserve((unrun - first) as usize);
+                    }
+                    batch.push(Carry {
+                        input,
+                        value: Some(value),
+                    });
+                }
+                Err(cause) => {
+                    pass_on(&mut batch, first, &mut delays);
+                    let outcome = Outcome {
+                        index: outcome.index,
+                        input,
+                        result: Err(cause),
+                    };
+                    let mut failure = Chunk::of_one(outcome, attempts);
+                    failure.is_final = is_final;
+                    failure.delays = delays.take();
+                    failure.stage = Some(self.number);
+                    failure.busy = each;
+                    failure.worker = chunk.worker;
+                    self.shared.send(failure, width);
+                }
+            }
+        }
+        pass_on(&mut batch, first, &mut delays);
+        if !rest.is_empty() {
+            let mut left = Box::new(Chunk::new());
+            left.reset(unrun, is_final);
+            left.rest = rest.into_iter().map(Carry::into_input).collect();
+            self.shared.send(left, width);
+        }
+    }
+
+    fn answer(&self, width: usize) {
+        self.shared.answer(width);
+    }
+
+    fn is_hungry(&self, is_slow: bool) -> bool {
+        is_slow || self.next.is_hungry()
+    }
+
+    fn send_part(&self, part: Parcel<Carry<I, U>, V, E>, width: usize) {
+        self.next.feed();
+        self.send(part, width);
+    }
+
+    fn run_dry(&self) {
+        self.hungry.store(true, Ordering::Relaxed);
+        self.shared.run_dry();
+    }
+}
+
+/// From the last stage to the caller.
+struct Last<I, T, E> {
+    shared: Arc<Shared<I, T, E>>,
+    number: usize,
+    hungry: AtomicBool,
+}
+
+impl<I, T, E> Way for Last<I, T, E> {
+    fn hungry(&self) -> &AtomicBool {
+        &self.hungry
+    }
+}
+
+impl<I, T, E> Last<I, T, E> {
+    /// As the caller knows it. Its time is that of the slowest stage.
+    fn answer_of<U>(&self, mut chunk: Parcel<Carry<I, U>, T, E>) -> Parcel<I, T, E> {
+        let before = chunk.each_before.saturating_mul(chunk.len() as u32);
+        let mut answer = chunk.map_inputs(Carry::into_input);
+        answer.busy = answer.busy.max(before);
+        answer.stage = Some(self.number);
+        answer
+    }
+}
+
+impl<I: Send, U: Send, T: Send, E: Send> Outlet<Carry<I, U>, T, E> for Last<I, T, E> {
+    fn signals(&self) -> &Signals {
+        &self.shared.signals
+    }
+
+    fn watch(&self) -> &Watch {
+        &self.shared.watch
+    }
+
+    fn send(&self, chunk: Parcel<Carry<I, U>, T, E>, width: usize) {
+        self.shared.send(self.answer_of(chunk), width);
+    }
+
+    fn answer(&self, width: usize) {
+        self.shared.answer(width);
+    }
+
+    fn is_hungry(&self, is_slow: bool) -> bool {
+        self.shared.is_hungry(is_slow)
+    }
+
+    fn send_part(&self, part: Parcel<Carry<I, U>, T, E>, width: usize) {
+        self.shared.send_part(self.answer_of(part), width);
+    }
+
+    fn run_dry(&self) {
+        self.hungry.store(true, Ordering::Relaxed);
+        self.shared.run_dry();
+    }
+}
+
+/// A list of stages. The jobs of its last one live for `'s`, the run for `'a`.
+pub(crate) trait StageList<'s, 'a, I, V, E, T> {
+    /// How many there are.
+    const LEN: usize;
+
+    /// Makes them, the last first, for what the last one makes to go on to `next`. Returns the first.
+    fn through(
+        self,
+        next: Arc<dyn Next<I, V> + 's>,
+        caller: &mut Caller<'a, I, T, E>,
+    ) -> Arc<dyn Next<I, ()> + 'a>;
+}
+
+/// What stages share, and where the caller's half finds them.
+pub(crate) struct Caller<'a, I, T, E> {
+    shared: Arc<Shared<I, T, E>>,
+    /// The last first.
+    stations: Vec<Arc<dyn Station + 'a>>,
+}
+
+fn onward<'s, I, V, T, E>(
+    next: Arc<dyn Next<I, V> + 's>,
+    number: usize,
+    shared: &Arc<Shared<I, T, E>>,
+) -> Onward<'s, I, V, T, E> {
+    Onward {
+        shared: Arc::clone(shared),
+        number,
+        hungry: AtomicBool::new(true),
+        next,
+    }
+}
+
+impl<'s, 'a, I, V, E, T, P, F> StageList<'s, 'a, I, V, E, T> for Stages<(), P, F, V>
+where
+    's: 'a,
+    P: Spawn<'s> + Send + Sync + 'a,
+    F: Fn(&I) -> Result<V, E> + Send + Sync + 's,
+    I: Send + 's,
+    V: Send + 's,
+    T: Send + 's,
+    E: fmt::Debug + Send + 's,
+{
+    const LEN: usize = 1;
+
+    fn through(
+        self,
+        next: Arc<dyn Next<I, V> + 's>,
+        caller: &mut Caller<'a, I, T, E>,
+    ) -> Arc<dyn Next<I, ()> + 'a> {
+        let f = self.function;
+        let call = move |carry: &mut Carry<I, ()>| f(&carry.input);
+        let stage = Arc::new(Stage::new(self.home, call, onward(next, 0, &caller.shared)));
+        caller.stations.push(Arc::clone(&stage) as _);
+        stage
+    }
+}
+
+impl<'s, 'l, 'a, I, U, V, E, T, L, Q, G, P, F> StageList<'s, 'a, I, V, E, T>
+    for Stages<Stages<L, Q, G, U>, P, F, V>
+where
+    's: 'l + 'a,
+    'l: 'a,
+    Stages<L, Q, G, U>: StageList<'l, 'a, I, U, E, T>,
+    P: Spawn<'s> + Send + Sync + 'l,
+    F: Fn(&U) -> Result<V, E> + Send + Sync + 's,
+    I: Send + 's,
+    U: Send + 's,
+    V: Send + 's,
+    T: Send + 's,
+    E: fmt::Debug + Send + 's,
+{
+    const LEN: usize = 1 + <Stages<L, Q, G, U> as StageList<'l, 'a, I, U, E, T>>::LEN;
+
+    fn through(
+        self,
+        next: Arc<dyn Next<I, V> + 's>,
+        caller: &mut Caller<'a, I, T, E>,
+    ) -> Arc<dyn Next<I, ()> + 'a> {
+        let f = self.function;
+        let call = move |carry: &mut Carry<I, U>| match &carry.value {
+            Some(value) => f(value),
+            None => unreachable!("the stage before has made it"),
+        };
+        let out = onward(next, Self::LEN - 1, &caller.shared);
+        let stage = Arc::new(Stage::new(self.home, call, out));
+        caller.stations.push(Arc::clone(&stage) as _);
+        self.before.through(stage, caller)
+    }
+}
+
+/// The workers of all stages.
+pub(crate) struct Pipeline<'a, I> {
+    first: Arc<dyn Next<I, ()> + 'a>,
+    /// The last first.
+    stations: Vec<Arc<dyn Station + 'a>>,
+}
+
+impl<'a, I: Send + 'a> Pipeline<'a, I> {
+    /// `last`: what calls the last function.
+    pub(crate) fn new<'s, 'l, T, E, P, F, U, L, Q, G>(
+        stages: Stages<L, Q, G, U>,
+        home: Home<P>,
+        last: F,
+        shared: &Arc<Shared<I, T, E>>,
+    ) -> Self
+    where
+        's: 'l + 'a,
+        'l: 'a,
+        Stages<L, Q, G, U>: StageList<'l, 'a, I, U, E, T>,
+        P: Spawn<'s> + Send + Sync + 'l,
+        F: Fn(&mut Carry<I, U>) -> Result<T, E> + Send + Sync + 's,
+        I: 's,
+        U: Send + 's,
+        T: Send + 's,
+        E: fmt::Debug + Send + 's,
+    {
+        let mut caller = Caller {
+            shared: Arc::clone(shared),
+            stations: Vec::new(),
+        };
+        let out = Last {
+            shared: Arc::clone(shared),
+            number: <Stages<L, Q, G, U> as StageList<'l, 'a, I, U, E, T>>::LEN,
+            hungry: AtomicBool::new(true),
+        };
+        let stage = Arc::new(Stage::new(home, last, out));
+        caller.stations.push(Arc::clone(&stage) as _);
+        let first = stages.through(stage, &mut caller);
+        Self {
+            first,
+            stations: caller.stations,
+        }
+    }
+}
+
+impl<I: Send, T: Send, E: Send> Hands<I, T, E> for Pipeline<'_, I> {
+    fn open(&mut self, _: usize, _: &str) -> usize {
+        self.stations.iter().map(|stage| stage.open()).sum()
+    }
+
+    fn submit(&self, mut chunk: Parcel<I, T, E>) {
+        let carry = |input| Carry { input, value: None };
+        let batch = Batch {
+            first: chunk.first,
+            attempts: chunk.attempts,
+            delays: chunk.delays.take(),
+            is_final: chunk.is_final,
+            grain: chunk.grain,
+            each_before: Duration::ZERO,
+            items: chunk.take_rest().map(|(_, input)| carry(input)).collect(),
+        };
+        self.first.take(batch);
+    }
+
+    fn help(&self) -> bool {
+        // The last first: what is nearest to its end.
+        let mut current = self.stations.iter().filter(|stage| stage.is_current());
+        current.any(|stage| stage.help())
+    }
+
+    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+        self.stations.iter().any(|stage| stage.settle(is_over))
+    }
+
+    fn is_current(&self) -> bool {
+        self.stations.iter().any(|stage| stage.is_current())
+    }
+
+    fn sweep(&self) {
+        self.stations.iter().rev().for_each(|stage| stage.sweep());
+    }
+
+    fn close(&self) {
+        self.stations.iter().for_each(|stage| stage.close());
+    }
+
+    fn calls(&self) -> Vec<(Thread, Range<u64>)> {
+        self.stations
+            .iter()
+            .flat_map(|stage| stage.calls())
+            .collect()
+    }
+
+    fn leave(self: Box<Self>) {
+        // The first first: its workers hand out what the others do.
+        self.stations.iter().rev().for_each(|stage| stage.leave());
+    }
+}

@@ -1,0 +1,666 @@
+//! Runs of several functions, each on threads of its own.
+
+mod common;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Gate, Random, watchdog};
+use futureproof::prelude::*;
+use futureproof::{Ending, Spawn};
+
+fn pool(num_threads: usize) -> Arc<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads);
+    Arc::new(pool.build().unwrap())
+}
+
+#[test]
+fn the_outputs_are_those_of_the_functions_one_after_the_other() {
+    watchdog(|| {
+        let double = |n: &u64| Ok::<_, String>(2 * n);
+        let text = |n: &u64| Ok(n.to_string());
+        let run = (0..10_000u64)
+            .futureproof(Raise)
+            .num_threads(2)
+            .ordered()
+            .stage(double)
+            .num_threads(3);
+        let run = run
+            .stage(text)
+            .num_threads(2)
+            .map_tasks(|text: &String| Ok(text.len()));
+        for (n, task) in run.enumerate() {
+            let task = task.unwrap();
+            assert_eq!((task.index, task.input), (n as u64, n as u64));
+            assert_eq!(task.output, (2 * n).to_string().len());
+        }
+    });
+}
+
+/// Each stage has all of its threads at work, at the same time.
+#[test]
+fn each_stage_has_threads_of_its_own() {
+    watchdog(|| {
+        let (fetchers, parsers) = (Arc::new(Barrier::new(4)), Arc::new(Barrier::new(2)));
+        let both = Arc::new(Barrier::new(2));
+        let here = Arc::clone(&both);
+        let fetch = move |n: &u32| {
+            fetchers.wait();
+            if *n == 39 {
+                here.wait();
+            }
+            Ok::<_, ()>(*n)
+        };
+        let parse = move |n: &u32| {
+            parsers.wait();
+            if *n == 0 {
+                both.wait();
+            }
+            Ok(())
+        };
+        let run = (0..40u32)
+            .futureproof(Raise)
+            .num_threads(4)
+            .max_in_flight(100)
+            .stage(fetch)
+            .num_threads(2);
+        assert_eq!(run.map_tasks(parse).flatten().count(), 40);
+    });
+}
+
+/// What the first stage has made does not wait for its neighbours there, also while the consumer is away.
+#[test]
+fn what_is_made_goes_on_at_once() {
+    watchdog(|| {
+        for chunk in [0, 1, 16] {
+            let gate = Gate::default();
+            let opens = gate.clone();
+            let fetch = move |n: &u32| {
+                if *n == 15 {
+                    gate.pass();
+                }
+                Ok::<_, ()>(*n)
+            };
+            let parse = move |n: &u32| {
+                if *n == 0 {
+                    opens.open();
+                }
+                Ok(())
+            };
+            let run = (0..16u32)
+                .futureproof(Raise)
+                .num_threads(1)
+                .chunk_size(chunk)
+                .stage(fetch);
+            let mut run = run.num_threads(1).map_tasks(parse);
+            assert!(run.next().is_some());
+            assert_eq!(run.count(), 15);
+        }
+    });
+}
+
+#[test]
+fn a_failure_of_the_first_stage_stops_all() {
+    watchdog(|| {
+        for round in 0..20 {
+            let (begun, has_failed) = (
+                Arc::new(AtomicUsize::new(0)),
+                Arc::new(AtomicBool::new(false)),
+            );
+            let (late, failed) = (Arc::clone(&begun), Arc::clone(&has_failed));
+            let parsing = Gate::default();
+            let is_parsing = parsing.clone();
+            let fetch = move |n: &u32| {
+                if failed.load(SeqCst) {
+                    late.fetch_add(1, SeqCst);
+                }
+                if *n == 60 {
+                    parsing.pass();
+                    failed.store(true, SeqCst);
+                    return Err("no network");
+                }
+                Ok(*n)
+            };
+            let (late, failed) = (Arc::clone(&begun), Arc::clone(&has_failed));
+            let parse = move |_: &u32| {
+                if failed.load(SeqCst) {
+                    late.fetch_add(1, SeqCst);
+                }
+                is_parsing.open();
+                // Else it would take longer than the test has.
+                let told = Gate::default();
+                let tell = told.clone();
+                let _listener = CancellationToken::current().on_cancel(move || tell.open());
+                told.pass();
+                Ok::<_, &str>(())
+            };
+            let run = (0..1_000u32)
+                .futureproof(Raise)
+                .num_threads(16)
+                .max_in_flight(200)
+                .stage(fetch);
+            let mut run = run.num_threads(2).map_tasks(parse);
+            let error = run.next().unwrap().unwrap_err();
+            assert_eq!(
+                (
+                    error.index(),
+                    error.stage(),
+                    *error.cause().error().unwrap()
+                ),
+                (60, 0, "no network")
+            );
+            assert_eq!(error.to_string(), "task 60 failed in stage 0");
+            assert!(run.next().is_none());
+            assert_eq!(run.ending(), Some(Ending::Failed));
+            // Those that were about to begin as it failed.
+            assert!(begun.load(SeqCst) <= 18, "{begun:?} in round {round}");
+        }
+    });
+}
+
+trait ErrorOf<E> {
+    fn error(&self) -> Option<&E>;
+}
+
+impl<E> ErrorOf<E> for futureproof::Cause<E> {
+    fn error(&self) -> Option<&E> {
+        match self {
+            Self::Failed(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+#[test]
+fn failures_say_in_which_stage_and_are_tried_again_from_the_first() {
+    watchdog(|| {
+        let calls = Arc::new([0; 3].map(|_: u32| AtomicUsize::new(0)));
+        let count = |stage: usize| {
+            let calls = Arc::clone(&calls);
+            move |n: &u32| {
+                calls[stage].fetch_add(1, SeqCst);
+                if *n as usize == stage {
+                    Err(stage)
+                } else {
+                    Ok(*n)
+                }
+            }
+        };
+        let run = (0..4u32)
+            .futureproof(Ignore)
+            .ordered()
+            .stage(count(0))
+            .stage(count(1));
+        let run = run.map_tasks(count(2)).retry(|| [Duration::ZERO; 2]);
+        let results: Vec<_> = run
+            .map(|task| {
+                task.map(|task| task.output)
+                    .map_err(|error| (error.stage(), error.attempts()))
+            })
+            .collect();
+        assert_eq!(results, [Err((0, 3)), Err((1, 3)), Err((2, 3)), Ok(3)]);
+        let calls: Vec<usize> = calls.iter().map(|calls| calls.load(SeqCst)).collect();
+        // Item 0 three times, 1 and 2 three times, 3 once; the later stages without what failed before.
+        assert_eq!(calls, [10, 7, 4]);
+    });
+}
+
+#[test]
+fn panics_are_failures_of_their_stage() {
+    watchdog(|| {
+        let first = |n: &u32| {
+            if *n == 1 {
+                panic!("first")
+            } else {
+                Ok::<_, ()>(*n)
+            }
+        };
+        let second = |n: &u32| if *n == 2 { panic!("second") } else { Ok(*n) };
+        let run = (0..4u32)
+            .futureproof(Ignore)
+            .ordered()
+            .stage(first)
+            .map_tasks(second);
+        let texts: Vec<String> = run
+            .filter_map(Result::err)
+            .map(|error| error.to_string())
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                "task 1 in stage 0 panicked: first",
+                "task 2 in stage 1 panicked: second"
+            ]
+        );
+        let run = (0..4u32)
+            .futureproof(Ignore)
+            .ordered()
+            .stage(|n: &u32| Ok::<_, String>(*n));
+        let run = run.map_tasks(|n: &u32| {
+            if *n == 2 {
+                Err(String::from("two"))
+            } else {
+                Ok(())
+            }
+        });
+        let error = run.checked().find_map(Result::err).unwrap();
+        assert_eq!(format!("{error:?}"), "task 2 failed in stage 1: two");
+    });
+}
+
+#[test]
+fn what_was_made_can_be_changed_or_taken() {
+    watchdog(|| {
+        let letters = |n: &u32| Ok::<_, String>(vec![*n, 2, 1]);
+        let run = (3..6u32).futureproof(Raise).ordered().stage(letters);
+        let sorted: Vec<_> = run
+            .map_tasks_mut(|made: &mut Vec<u32>| {
+                made.sort();
+                Ok(made.clone())
+            })
+            .map(|task| task.unwrap().output)
+            .collect();
+        assert_eq!(sorted, [[1, 2, 3], [1, 2, 4], [1, 2, 5]]);
+        let tries = AtomicUsize::new(0);
+        let run = (3..6u32).futureproof(Raise).ordered().stage(letters);
+        let run = run.map_tasks_owned(move |made: Vec<u32>| match tries.fetch_add(1, SeqCst) {
+            1 => Err("once".into()),
+            _ => Ok(made),
+        });
+        // It is made anew.
+        let taken: Vec<_> = run
+            .retry(|| [Duration::ZERO])
+            .map(|task| task.unwrap())
+            .map(|task| (task.input, task.output))
+            .collect();
+        assert_eq!(taken, [3, 4, 5].map(|n| (n, vec![n, 2, 1])));
+    });
+}
+
+#[test]
+fn stages_run_anywhere() {
+    watchdog(|| {
+        let add = |n: &u64| Ok::<_, ()>(n + 1);
+        let sum = 1_000 * 999 / 2 + 2 * 1_000;
+        // On two pools, on one, on the one that the consumer is on.
+        let (one, other) = (pool(1), pool(2));
+        let run = (0..1_000u64)
+            .futureproof(Raise)
+            .on(Arc::clone(&one))
+            .stage(add)
+            .on(Arc::clone(&other));
+        assert_eq!(
+            run.map_tasks(add)
+                .map(|task| task.unwrap().output)
+                .sum::<u64>(),
+            sum
+        );
+        let run = (0..1_000u64)
+            .futureproof(Raise)
+            .on(Arc::clone(&one))
+            .stage(add)
+            .on(Arc::clone(&one));
+        assert_eq!(
+            run.map_tasks(add)
+                .map(|task| task.unwrap().output)
+                .sum::<u64>(),
+            sum
+        );
+        let here = Arc::clone(&one);
+        let inside = one.install(|| {
+            let run = (0..1_000u64)
+                .futureproof(Raise)
+                .on(Arc::clone(&here))
+                .stage(add)
+                .on(here);
+            run.map_tasks(add)
+                .map(|task| task.unwrap().output)
+                .sum::<u64>()
+        });
+        assert_eq!(inside, sum);
+        let here = Arc::clone(&one);
+        let mixed = one.install(|| {
+            let run = (0..1_000u64).futureproof(Raise).stage(add).on(here);
+            run.map_tasks(add)
+                .map(|task| task.unwrap().output)
+                .sum::<u64>()
+        });
+        assert_eq!(mixed, sum);
+        // Inline.
+        let run = (0..1_000u64)
+            .futureproof(Raise)
+            .on(Inline)
+            .stage(add)
+            .on(Inline)
+            .stage(add)
+            .on(Inline);
+        assert_eq!(
+            run.map_tasks(add)
+                .map(|task| task.unwrap().output)
+                .sum::<u64>(),
+            sum + 1_000
+        );
+    });
+}
+
+struct Inline;
+
+impl Spawn<'static> for Inline {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        job();
+    }
+}
+
+#[test]
+fn stages_borrow_from_scopes_that_are_nested() {
+    let words = ["one".to_owned(), "three".to_owned()];
+    let limit = 4;
+    let long = futureproof::scope(2, |parsers| {
+        futureproof::scope(3, |fetchers| {
+            let run = words
+                .iter()
+                .futureproof(Raise)
+                .ordered()
+                .on(fetchers)
+                .stage(|word: &&String| Ok::<_, ()>(word.len()));
+            let run = run.on(parsers).map_tasks(|len: &usize| Ok(*len > limit));
+            run.map(|task| task.unwrap())
+                .map(|task| (task.input.as_str(), task.output))
+                .collect::<Vec<_>>()
+        })
+    });
+    assert_eq!(long, [("one", false), ("three", true)]);
+}
+
+#[test]
+fn functions_for_tasks_are_functions_for_stages() {
+    watchdog(|| {
+        let count = with_state(
+            || 0u32,
+            |calls: &mut u32, n: &u32| {
+                *calls += 1;
+                Ok::<_, String>((*n, *calls))
+            },
+        );
+        let run = (0..100u32).futureproof(Raise).num_threads(1).stage(count);
+        let run = run.map_tasks(with_state(
+            Vec::new,
+            |seen: &mut Vec<u32>, (n, calls): &(u32, u32)| {
+                seen.push(*n);
+                Ok(*calls)
+            },
+        ));
+        let mut calls: Vec<u32> = run.map(|task| task.unwrap().output).collect();
+        calls.sort();
+        assert!(calls.into_iter().eq(1..=100));
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_are_named_and_gone() {
+    watchdog(|| {
+        let name = |_: &u32| Ok::<_, ()>(thread::current().name().unwrap().to_owned());
+        let run = (0..20u32)
+            .futureproof(Raise)
+            .num_threads(2)
+            .name("fetch")
+            .stage(name)
+            .num_threads(2)
+            .name("parse");
+        let mut run = run.map_tasks(|first: &String| {
+            Ok((first.clone(), thread::current().name().unwrap().to_owned()))
+        });
+        let (first, second) = run.next().unwrap().unwrap().output;
+        assert!(
+            first.starts_with("fetch-") && second.starts_with("parse-"),
+            "{first}, {second}"
+        );
+        drop(run);
+        assert!(
+            common::threads_named("fetch-").is_empty()
+                && common::threads_named("parse-").is_empty()
+        );
+    });
+}
+
+/// Of two stages with the same work, each has about half of it, so they take about as long as the slower one.
+#[test]
+fn stages_work_at_the_same_time() {
+    watchdog(|| {
+        const MS: Duration = Duration::from_millis(1);
+        let work = |n: &u32| {
+            thread::sleep(2 * MS);
+            Ok::<_, ()>(*n)
+        };
+        let is_quick = || {
+            let start = Instant::now();
+            assert_eq!(
+                (0..50u32)
+                    .futureproof(Raise)
+                    .num_threads(1)
+                    .stage(work)
+                    .num_threads(1)
+                    .map_tasks(work)
+                    .count(),
+                50
+            );
+            let both = start.elapsed();
+            let start = Instant::now();
+            assert_eq!(
+                (0..50u32)
+                    .filter_map(|n| work(&work(&n).ok()?).ok())
+                    .count(),
+                50
+            );
+            both < start.elapsed() * 8 / 10
+        };
+        assert!((0..5).any(|_| is_quick()));
+    });
+}
+
+/// What a value of a stage is, and that it is dropped once.
+#[derive(Debug)]
+struct Made {
+    n: u64,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Made {
+    fn new(n: u64, alive: &Arc<AtomicUsize>) -> Self {
+        alive.fetch_add(1, SeqCst);
+        Self {
+            n,
+            alive: Arc::clone(alive),
+        }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        self.alive.fetch_sub(1, SeqCst);
+    }
+}
+
+/// Stages, widths, orders, policies, retries and ways to leave at random: each item is in exactly one place.
+#[test]
+fn whatever_the_stages_nothing_is_lost() {
+    watchdog(|| {
+        let pools = [pool(1), pool(2)];
+        for seed in 0..1_500 {
+            check(seed, &pools);
+        }
+    });
+}
+
+fn check(seed: u64, pools: &[Arc<rayon::ThreadPool>; 2]) {
+    let mut random = Random(seed);
+    let len = random.below(60);
+    let bad = 1 + random.below(30);
+    // In which stage an item fails, how often, and whether by a panic.
+    let fates: Vec<Option<(usize, u32)>> = (0..len)
+        .map(|_| {
+            (random.below(bad) == 0).then(|| (random.below(3) as usize, 1 + random.below(3) as u32))
+        })
+        .collect();
+    let retries = random.below(3) as u32;
+    let policy = [Raise, Ignore, Tolerate(2)][random.below(3) as usize];
+    let (is_ordered, chunk, window) = (
+        random.one_in(2),
+        random.below(5) as usize,
+        random.below(12) as usize,
+    );
+    let widths = [0; 3].map(|_| 1 + random.below(3) as usize);
+    let (is_shared, step) = (!random.one_in(4), random.below(len + 2));
+    let (is_cancelled, leaves, is_dropped) = (random.one_in(4), random.one_in(2), random.one_in(2));
+    let alive = Arc::new(AtomicUsize::new(0));
+    let tried: Arc<Vec<AtomicUsize>> = Arc::new((0..len).map(|_| AtomicUsize::new(0)).collect());
+    let all = Arc::new(fates);
+    let call = |stage: usize| {
+        let (alive, tried, fates) = (Arc::clone(&alive), Arc::clone(&tried), Arc::clone(&all));
+        move |made: &Made| match fates[made.n as usize] {
+            Some((fails, times))
+                if fails == stage
+                    && tried[made.n as usize].fetch_add(1, SeqCst) < times as usize =>
+            {
+                Err(Made::new(made.n, &alive))
+            }
+            _ => Ok(Made::new(made.n, &alive)),
+        }
+    };
+    let pulled = Arc::new(AtomicUsize::new(0));
+    let (count, alive_too) = (Arc::clone(&pulled), Arc::clone(&alive));
+    let source = (0..len).map(move |n| {
+        count.fetch_add(1, SeqCst);
+        Made::new(n, &alive_too)
+    });
+    let token = CancellationToken::new();
+    let run = source
+        .futureproof(policy)
+        .chunk_size(chunk)
+        .max_in_flight(window)
+        .cancel_on(&token)
+        .monitor_interval(Duration::ZERO);
+    let run = if is_ordered { run.ordered() } else { run };
+    let run = if is_shared {
+        let [one, two] = pools.clone();
+        run.on(Arc::clone(&one))
+            .stage(call(0))
+            .on(two)
+            .stage(call(1))
+            .on(one)
+            .map_tasks(call(2))
+    } else {
+        let run = run
+            .num_threads(widths[0])
+            .stage(call(0))
+            .num_threads(widths[1])
+            .stage(call(1));
+        run.num_threads(widths[2]).map_tasks(call(2))
+    };
+    let mut run = run.retry(move || vec![Duration::ZERO; retries as usize]);
+    let mut seen = HashSet::new();
+    let (mut delivered, mut failed) = (0, 0);
+    for task in run.by_ref() {
+        let index = task
+            .as_ref()
+            .map_or_else(TaskError::index, |task| task.index);
+        assert!(seen.insert(index), "{seed}: {index} twice");
+        assert!(!is_ordered || index == delivered, "{seed}: out of order");
+        delivered += 1;
+        match (task, all[index as usize]) {
+            (Ok(task), fate) => {
+                assert!(
+                    fate.is_none_or(|(_, times)| times <= retries),
+                    "{seed}: {index}"
+                );
+                assert_eq!((task.input.n, task.output.n), (index, index), "{seed}");
+            }
+            (Err(error), Some((stage, times))) => {
+                failed += 1;
+                assert!(times > retries, "{seed}: {index}");
+                assert_eq!(
+                    (error.stage(), error.attempts(), error.input().n),
+                    (stage, retries + 1, index),
+                    "{seed}"
+                );
+            }
+            (Err(error), None) => panic!("{seed}: {error:?}", error = error.to_string()),
+        }
+        if window > 0 {
+            assert!(
+                pulled.load(SeqCst) as u64 - delivered < window as u64,
+                "{seed}"
+            );
+        }
+        if delivered == step {
+            if is_cancelled {
+                token.cancel();
+            } else if leaves {
+                break;
+            }
+        }
+    }
+    match run.ending() {
+        Some(Ending::Exhausted) => assert_eq!(delivered, len, "{seed}"),
+        Some(Ending::Failed) => assert_eq!(failed, if policy == Raise { 1 } else { 3 }, "{seed}"),
+        Some(Ending::Cancelled) => assert!(is_cancelled && delivered == step, "{seed}"),
+        None => assert!(leaves && delivered == step, "{seed}"),
+        other => panic!("{seed}: {other:?}"),
+    }
+    if is_dropped {
+        drop(run);
+    } else {
+        let rest = run.into_remainder();
+        let finished = rest.finished.iter().map(|task| {
+            task.as_ref()
+                .map_or_else(TaskError::index, |task| task.index)
+        });
+        let left: Vec<u64> = finished
+            .chain(rest.unprocessed.iter().map(|(index, item)| {
+                assert_eq!(*index, item.n);
+                *index
+            }))
+            .collect();
+        assert!(
+            left.iter().all(|index| seen.insert(*index)),
+            "{seed}: twice"
+        );
+        assert_eq!(seen.len(), pulled.load(SeqCst), "{seed}: lost");
+    }
+    let left = alive.load(SeqCst);
+    assert_eq!(left, 0, "{seed}: {left} values are left");
+}
+
+#[test]
+fn a_run_of_stages_that_is_left_ends_at_once() {
+    watchdog(|| {
+        for round in 0..100 {
+            let until_told = |n: &u32| {
+                if *n > 2 {
+                    let told = Gate::default();
+                    let tell = told.clone();
+                    let _listener = CancellationToken::current().on_cancel(move || tell.open());
+                    told.pass();
+                }
+                Ok::<_, ()>(*n)
+            };
+            let token = CancellationToken::new();
+            let run = (0..).futureproof(Raise).num_threads(2).cancel_on(&token);
+            let mut run = run.stage(until_told).num_threads(2).map_tasks(until_told);
+            assert!(run.next().is_some());
+            if round % 2 == 0 {
+                drop(run);
+            } else {
+                let canceller = thread::spawn(move || token.cancel());
+                // Whatever was made before is delivered, or not.
+                assert!(run.by_ref().count() <= 2);
+                assert_eq!(run.ending(), Some(Ending::Cancelled));
+                canceller.join().unwrap();
+            }
+        }
+    });
+}
