@@ -664,3 +664,39 @@ fn a_run_of_stages_that_is_left_ends_at_once() {
         }
     });
 }
+
+/// A run whose source is another run: whoever leaves the one leaves both.
+#[test]
+fn a_chain_of_runs_that_is_left_tells_the_tasks_of_both() {
+    watchdog(|| {
+        let begun = [(); 2].map(|()| Gate::default());
+        let until_told = |which: usize| {
+            let begun = begun[which].clone();
+            infallible(move |n: &u32| {
+                if *n > 0 {
+                    begun.open();
+                    let told = Gate::default();
+                    let tell = told.clone();
+                    let _listener = CancellationToken::current().on_cancel(move || tell.open());
+                    told.pass();
+                }
+                *n
+            })
+        };
+        // Two come out of the first run: the second one is held up in the second run, and the others in the first.
+        let inner = (0..9u32)
+            .map(|n| n.saturating_sub(1))
+            .futureproof(Raise)
+            .num_threads(2)
+            .map_tasks(until_told(0));
+        let items = inner.map(|task| task.unwrap()).zip(0..).map(|(_, n)| n);
+        let mut outer = items
+            .futureproof(Raise)
+            .num_threads(1)
+            .max_in_flight(2)
+            .map_tasks(until_told(1));
+        assert!(outer.next().is_some());
+        begun[0].pass();
+        drop(outer);
+    });
+}
