@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use futureproof::prelude::*;
 use futureproof::{
-    Cause, Ending, Futureproof, MapTasks, OwnPool, Panic, ParseErrorPolicyError, Progress,
-    ReadAhead, Remainder, Scope, Snapshot, Spawn,
+    Cause, Checked, Ending, Futureproof, MapTasks, OwnPool, Owned, Panic, ParseErrorPolicyError,
+    PerWorker, Progress, QueueItems, QueueSource, ReadAhead, Remainder, RunError, Scope, Snapshot,
+    Spawn,
 };
 
 fn is_send<T: Send>() {}
@@ -57,6 +58,17 @@ fn public_types_cross_threads_where_their_parts_do() {
     is_static::<TaskError<u32, String>>();
     is_static::<Cause<String>>();
     is_static::<Remainder<Source, u32, String>>();
+    is_static::<Queue<Cell<u32>>>();
+    is_static::<QueueSource<u32>>();
+    is_static::<QueueItems<u32>>();
+    is_static::<PerWorker<Cell<u32>>>();
+    is_static::<Owned<Source>>();
+    is_static::<RunError>();
+    is_error::<RunError>();
+    is_error::<Panic>();
+    is_error::<Cause<RunError>>();
+    is_send::<Checked<'_, Source, u32, String>>();
+    is_clone::<Queue<Plain>>();
     is_send::<Futureproof<Source>>();
     is_send::<MapTasks<'static, Source, u32, String>>();
     is_unpin::<MapTasks<'static, Source, u32, String>>();
