@@ -251,6 +251,21 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         self
     }
 
+    /// How many items there will be, for the time left that the monitor tells, [`Snapshot::eta`](crate::Snapshot::eta) and a progress
+    /// bar: where the source does not know, as behind a `filter`. Nothing else depends on it, so an estimate will do.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let even = (0..100u32).filter(|n| n % 2 == 0);
+    /// let mut run = even.futureproof(Raise).total(50).map_tasks(infallible(|n: &u32| n + 1));
+    /// run.by_ref().for_each(drop);
+    /// assert_eq!(run.progress().snapshot().total(), Some(50));
+    /// ```
+    pub fn total(mut self, items: u64) -> Self {
+        self.plan.total = Some(items);
+        self
+    }
+
     /// Names the run, in its log lines and its threads: `NAME-0`, `NAME-1` … The default is
     /// `futureproof`.
     ///

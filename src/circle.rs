@@ -179,7 +179,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         let Err(cause) = &outcome.result else {
             return Some(outcome);
         };
-        let Some(delay) = self.delay(cause, &mut delays) else {
+        let Some(delay) = self.delay(cause, attempts, &mut delays) else {
             self.crew.counters().complete(1, 1);
             // A panic has stopped the run where it happened.
             if matches!(cause, Cause::Failed(_)) {
@@ -207,9 +207,14 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
     }
 
     /// How long to wait before another attempt, if there is one.
-    fn delay(&self, cause: &Cause<E>, delays: &mut Option<Delays>) -> Option<Duration> {
+    fn delay(
+        &self,
+        cause: &Cause<E>,
+        attempts: u32,
+        delays: &mut Option<Delays>,
+    ) -> Option<Duration> {
         match (&self.retry, cause) {
-            (Some(retry), Cause::Failed(error)) => retry.delay(error, delays),
+            (Some(retry), Cause::Failed(error)) => retry.delay(error, attempts, delays),
             _ => None,
         }
     }

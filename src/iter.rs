@@ -40,15 +40,52 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         mut self,
         delays: impl Fn() -> D + Send + 'a,
     ) -> Self {
+        if self.can_retry() {
+            self.retry_rule().set_delays(delays);
+        }
+        self
+    }
+
+    /// Tries an item again after as long as `f` says, which is given the error and how often the item was tried: for a server
+    /// that tells when to come back. `None` is final. It takes the place of [`retry`](Self::retry).
+    ///
+    /// If `f` panics, the item is not tried again.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use std::time::Duration;
+    ///
+    /// enum Refused { RetryAfter(Duration), Forbidden }
+    /// # impl std::fmt::Debug for Refused { fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result { f.write_str("refused") } }
+    /// let asked = AtomicU32::new(0);
+    /// let ask = move |n: &u32| match (*n, asked.fetch_add(1, Ordering::Relaxed)) {
+    ///     (0, 0..3) => Err(Refused::RetryAfter(Duration::from_millis(1))),
+    ///     (0, _) => Ok("welcome"),
+    ///     _ => Err(Refused::Forbidden),
+    /// };
+    /// let run = [0].into_iter().futureproof(Ignore).map_tasks(ask).retry_with(|error, attempts| match error {
+    ///     Refused::RetryAfter(delay) if attempts < 10 => Some(*delay),
+    ///     _ => None,
+    /// });
+    /// assert_eq!(run.flatten().map(|task| task.output).collect::<Vec<_>>(), ["welcome"]);
+    /// ```
+    pub fn retry_with(mut self, f: impl Fn(&E, u32) -> Option<Duration> + Send + 'a) -> Self {
+        if self.can_retry() {
+            self.retry_rule().set_answer(f);
+        }
+        self
+    }
+
+    /// Whether items can be tried again; if not, the log says so.
+    fn can_retry(&self) -> bool {
         if self.plan.takes_items {
             let title = self.plan.title();
             contain(
                 || warn!(target: TARGET, "{title}: no task is tried again, as its function takes its item"),
             );
-            return self;
         }
-        self.retry_rule().set_delays(delays);
-        self
+        !self.plan.takes_items
     }
 
     /// Tries only those errors again that `retryable` says are worth it. Without

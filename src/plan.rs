@@ -39,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) first_name: String,
     pub(crate) tokens: Vec<CancellationToken>,
     pub(crate) deadline: Option<Duration>,
+    /// How many items there are, where the source does not know.
+    pub(crate) total: Option<u64>,
     /// The function takes its items, so that nothing can be tried again.
     pub(crate) takes_items: bool,
 }
@@ -57,6 +59,7 @@ impl Plan {
             warn_after: None,
             name: String::new(),
             first_name: String::new(),
+            total: None,
             takes_items: false,
             tokens: Vec::new(),
             deadline: None,

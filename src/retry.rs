@@ -18,6 +18,8 @@ const BLOCK: usize = 64;
 type Ask<'a> = Box<dyn Fn(usize) -> Vec<Duration> + Send + 'a>;
 /// Whether an error is worth another attempt.
 type Judge<'a, E> = Box<dyn Fn(&E) -> bool + Send + 'a>;
+/// How long to wait after an error that came of so many attempts.
+type Answer<'a, E> = Box<dyn Fn(&E, u32) -> Option<Duration> + Send + 'a>;
 
 /// Which failures are tried again, and when.
 pub(crate) struct RetryRule<'a, E> {
@@ -26,6 +28,8 @@ pub(crate) struct RetryRule<'a, E> {
     // Each by itself, as two destructors that panic in a row would abort.
     ask: Buried<Ask<'a>>,
     judge: Buried<Judge<'a, E>>,
+    /// In place of `ask`.
+    answer: Option<Buried<Answer<'a, E>>>,
 }
 
 impl<'a, E> RetryRule<'a, E> {
@@ -35,6 +39,7 @@ impl<'a, E> RetryRule<'a, E> {
             title: title.to_owned(),
             ask: Buried::new(Box::new(|_| Vec::new())),
             judge: Buried::new(Box::new(|_| true)),
+            answer: None,
         }
     }
 
@@ -42,6 +47,7 @@ impl<'a, E> RetryRule<'a, E> {
         &mut self,
         delays: impl Fn() -> D + Send + 'a,
     ) {
+        self.answer = None;
         // The iterator itself is not kept, as it need not be `Send`. Drawing in blocks lets an
         // endless one be drawn on.
         self.ask = Buried::new(Box::new(move |drawn| {
@@ -53,14 +59,21 @@ impl<'a, E> RetryRule<'a, E> {
         self.judge = Buried::new(Box::new(judge));
     }
 
-    /// How long to wait before `error`'s item is tried again; `None` if it is not.
-    pub(crate) fn delay(&self, error: &E, delays: &mut Option<Delays>) -> Option<Duration> {
-        let delay = contain(|| {
-            if (self.judge)(error) {
-                delays.get_or_insert_default().next(&self.ask)
-            } else {
-                None
-            }
+    pub(crate) fn set_answer(&mut self, answer: impl Fn(&E, u32) -> Option<Duration> + Send + 'a) {
+        self.answer = Some(Buried::new(Box::new(answer)));
+    }
+
+    /// How long to wait before `error`'s item is tried again, after so many attempts; `None` if it is not.
+    pub(crate) fn delay(
+        &self,
+        error: &E,
+        attempts: u32,
+        delays: &mut Option<Delays>,
+    ) -> Option<Duration> {
+        let delay = contain(|| match &self.answer {
+            _ if !(self.judge)(error) => None,
+            Some(answer) => answer(error, attempts),
+            None => delays.get_or_insert_default().next(&self.ask),
         });
         delay.unwrap_or_else(|| {
             contain(|| warn!(target: TARGET, "{}: a retry rule panicked, so there is no retry", self.title));
@@ -181,7 +194,7 @@ mod tests {
 
     fn delays_of(rule: &RetryRule<'_, ()>, limit: usize) -> Vec<Duration> {
         let mut delays = None;
-        std::iter::from_fn(|| rule.delay(&(), &mut delays))
+        std::iter::from_fn(|| rule.delay(&(), 1, &mut delays))
             .take(limit)
             .collect()
     }
@@ -224,9 +237,9 @@ mod tests {
         let mut rule = RetryRule::never("");
         rule.set_delays(|| [Duration::ZERO; 2]);
         let mut delays = None;
-        rule.delay(&(), &mut delays);
+        rule.delay(&(), 1, &mut delays);
         assert!(!delays.as_ref().unwrap().is_spent());
-        rule.delay(&(), &mut delays);
+        rule.delay(&(), 1, &mut delays);
         assert!(delays.as_ref().unwrap().is_spent());
     }
 

@@ -206,6 +206,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             (lower, Some(upper)) if lower == upper => Some(lower as u64),
             _ => None,
         };
+        let total = self.plan.total.or(total);
         if let Some(door) = &self.door {
             (door.start)(&mut self.source);
         }

@@ -328,3 +328,67 @@ fn many_flaky_items_are_each_delivered_once() {
         }
     });
 }
+
+#[test]
+fn the_delay_may_come_from_the_error() {
+    watchdog(|| {
+        // Each error says when to come back, and the third time is too often.
+        let run = (0..20u32).futureproof(Ignore).num_threads(2);
+        let run = run.map_tasks(|n: &u32| Err::<(), _>(Duration::from_micros(u64::from(*n))));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&asked);
+        let run = run.retry_with(move |error, attempts| {
+            heard
+                .lock()
+                .unwrap()
+                .push((error.as_micros() as u64, attempts));
+            (attempts < 3).then_some(*error)
+        });
+        let mut failed: Vec<(u64, u32)> = run
+            .map(|task| task.unwrap_err())
+            .map(|error| (error.index(), error.attempts()))
+            .collect();
+        failed.sort();
+        assert!(failed.into_iter().eq((0..20).map(|n| (n, 3))));
+        let mut asked = std::mem::take(&mut *asked.lock().unwrap());
+        asked.sort();
+        assert!(
+            asked
+                .into_iter()
+                .eq((0..20).flat_map(|n| (1..=3).map(move |attempts| (n, attempts))))
+        );
+    });
+}
+
+#[test]
+fn of_several_rules_the_last_says_how_long_and_retry_if_says_whether() {
+    watchdog(|| {
+        let attempts = |of: u32| {
+            let run = [1u32, 2]
+                .into_iter()
+                .futureproof(Ignore)
+                .ordered()
+                .map_tasks(|n: &u32| Err::<(), _>(*n));
+            let run = run
+                .retry(|| [Duration::ZERO; 5])
+                .retry_if(|error| *error == 2);
+            let run = run.retry_with(move |_, attempts| (attempts < of).then_some(Duration::ZERO));
+            let run = if of == 0 {
+                run.retry(|| [Duration::ZERO; 1])
+            } else {
+                run
+            };
+            run.map(|task| task.unwrap_err().attempts())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(attempts(3), [1, 3]);
+        assert_eq!(attempts(0), [1, 2]);
+        // A rule that panics is final.
+        let run = [1u32]
+            .into_iter()
+            .futureproof(Ignore)
+            .map_tasks(|n: &u32| Err::<(), _>(*n));
+        let mut run = run.retry_with(|_, _| panic!("no rule"));
+        assert_eq!(run.next().unwrap().unwrap_err().attempts(), 1);
+    });
+}
