@@ -122,7 +122,8 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
         }
         let ran = answer.len();
         if ran > 0 {
-            self.sizing.record_run(ran, answer.busy);
+            let before = answer.each_before.saturating_mul(ran as u32);
+            self.sizing.record_run(ran, answer.busy.max(before));
         }
         write_down(&mut self.ledger, &answer, self.crew.width());
         self.unrun.extend(answer.take_rest());
@@ -295,7 +296,13 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
     /// Where the time went so far.
     pub(crate) fn report(&self) -> Report {
         let elapsed = self.crew.counters().snapshot().elapsed();
-        self.ledger.report(elapsed, self.crew.width())
+        let stages = self.crew.stages();
+        let width = stages
+            .last()
+            .map_or(self.crew.width(), |last| last.num_threads());
+        let mut report = self.ledger.report(elapsed, width);
+        report.set_stages(stages);
+        report
     }
 
     /// The items that were not run to an end, by index.

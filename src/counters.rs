@@ -277,6 +277,47 @@ pub(crate) fn per_second(count: u64, time: Duration) -> f64 {
     }
 }
 
+/// What the workers of a stage count, once a chunk.
+#[derive(Debug)]
+pub(crate) struct StageCounters {
+    name: String,
+    num_threads: AtomicU64,
+    nanos: AtomicU64,
+}
+
+impl StageCounters {
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            num_threads: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn open(&self, num_threads: usize) {
+        self.num_threads
+            .store(num_threads as u64, Ordering::Relaxed);
+    }
+
+    /// A chunk took so long.
+    pub(crate) fn ran(&self, busy: Duration) {
+        self.nanos
+            .fetch_add(busy.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn num_threads(&self) -> usize {
+        self.num_threads.load(Ordering::Relaxed) as usize
+    }
+
+    pub(crate) fn busy(&self) -> Duration {
+        Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ use crate::attend::Watch;
 use crate::cancel::OnCancel;
 use crate::chunk::Parcel;
 use crate::contain::{bury, contain};
-use crate::counters::Counters;
+use crate::counters::{Counters, StageCounters};
 use crate::job::{Bench, Outlet, Permit, Shared};
 use crate::monitor::{Monitor, TARGET};
 use crate::plan::Plan;
@@ -40,6 +40,10 @@ pub(crate) trait Hands<I, T, E>: Send {
     fn sweep(&self);
     /// Nothing begins any more. What nobody has begun comes back at once.
     fn close(&self);
+    /// The stages, where there are several.
+    fn stages(&self) -> Vec<Arc<StageCounters>> {
+        Vec::new()
+    }
     /// The threads that run tasks, and the indices of those.
     fn calls(&self) -> Vec<(Thread, Range<u64>)>;
     /// All is answered: lets go of the functions and of the homes.
@@ -161,6 +165,7 @@ pub(crate) struct Crew<'a, I, T, E> {
     received: VecDeque<Parcel<I, T, E>>,
     monitor: Option<Monitor>,
     title: String,
+    stages: Vec<Arc<StageCounters>>,
     width: usize,
     /// Items that are not answered.
     items: usize,
@@ -179,8 +184,10 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
             counters: Arc::default(),
             watch,
         });
+        let hands = gather(&shared);
         Self {
-            hands: Some(gather(&shared)),
+            stages: hands.stages(),
+            hands: Some(hands),
             shared,
             received: VecDeque::new(),
             monitor: None,
@@ -210,6 +217,10 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
 
     pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.shared.counters
+    }
+
+    pub(crate) fn stages(&self) -> &[Arc<StageCounters>] {
+        &self.stages
     }
 
     /// How many can work at once; 0 before the run is opened.

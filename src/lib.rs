@@ -75,7 +75,7 @@ pub use policy::{ErrorPolicy, ParseErrorPolicyError};
 pub use pool::{OwnPool, Spawn};
 #[cfg(not(shuttle))]
 pub use pool::{Scope, scope};
-pub use report::{Report, SlowTask, WorkerTime};
+pub use report::{Report, SlowTask, StageTime, WorkerTime};
 pub use run_error::RunError;
 pub use source::{Owned, Queue, QueueItems, QueueSource, ReadAhead, ToReadAhead};
 pub use stages::Stages;

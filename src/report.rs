@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::counters::StageCounters;
 use crate::load::{Bottleneck, Load};
 use crate::sync::now;
 use crate::sync::thread::ThreadId;
@@ -45,6 +47,32 @@ pub struct Report {
     calls: u64,
     workers: Vec<WorkerTime>,
     slowest: Vec<SlowTask>,
+    stages: Vec<StageTime>,
+}
+
+/// The time of a [stage](crate::Futureproof::stage); see [`Report::stages`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageTime {
+    name: String,
+    num_threads: usize,
+    busy: Duration,
+}
+
+impl StageTime {
+    /// The stage's name; empty if it has none.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many threads it has.
+    pub fn num_threads(&self) -> usize {
+        self.num_threads
+    }
+
+    /// How long its threads were inside its function, all together.
+    pub fn busy(&self) -> Duration {
+        self.busy
+    }
 }
 
 /// The time of one worker. Where jobs run on more threads than there are workers, such as a new one for each job, theirs
@@ -122,6 +150,34 @@ impl Report {
         &self.workers
     }
 
+    /// The time of each stage, where the run has [several](crate::Futureproof::stage); the one whose threads are busy most of the time
+    /// limits the run. [`workers`](Self::workers), [`mean`](Self::mean) and [`slowest`](Self::slowest) are those of the last one.
+    ///
+    /// ```
+    /// # use futureproof::prelude::*;
+    /// let double = infallible(|n: &u32| n * 2);
+    /// let run = (0..1_000u32).futureproof(Raise).num_threads(2).name("fetch").stage(double);
+    /// let mut run = run.num_threads(1).name("parse").map_tasks(infallible(|n: &u32| n + 1));
+    /// run.by_ref().for_each(drop);
+    /// for stage in run.report().stages() {
+    ///     println!("{}: {:?} on {} threads", stage.name(), stage.busy(), stage.num_threads());
+    /// }
+    /// assert_eq!(run.report().stages()[1].name(), "parse");
+    /// ```
+    pub fn stages(&self) -> &[StageTime] {
+        &self.stages
+    }
+
+    /// What is known of the stages.
+    pub(crate) fn set_stages(&mut self, stages: &[Arc<StageCounters>]) {
+        let time = |stage: &Arc<StageCounters>| StageTime {
+            name: stage.name().to_owned(),
+            num_threads: stage.num_threads(),
+            busy: stage.busy(),
+        };
+        self.stages = stages.iter().map(time).collect();
+    }
+
     /// How long a call took, on average: a task, or one attempt at it.
     pub fn mean(&self) -> Duration {
         let busy: Duration = self.workers.iter().map(WorkerTime::busy).sum();
@@ -162,12 +218,15 @@ impl Report {
         };
         let alone = |slow: &&SlowTask| slow.indices.end - slow.indices.start == 1;
         let slowest = self.slowest.iter().find(alone);
+        let stages = self.stages.iter();
+        let stages = stages.map(|stage| share(stage.busy, elapsed * stage.num_threads as f64));
+        let workers = share(busy, elapsed * self.workers.len() as f64);
         Load {
             source: share(self.source, elapsed),
             consumer: share(self.consumer, elapsed),
             waited: share(self.waited, elapsed),
             retries: share(self.retries, elapsed),
-            workers: share(busy, elapsed * self.workers.len() as f64),
+            workers: stages.fold(workers, f64::max),
             slowest: slowest.map_or(0.0, |slow| share(slow.duration, elapsed)),
             index: slowest.map_or(0, |slow| slow.indices.start),
         }
@@ -186,6 +245,22 @@ impl fmt::Display for Report {
             self.mean(),
             self.load(),
         )?;
+        for (number, stage) in self.stages.iter().enumerate() {
+            let StageTime {
+                name,
+                num_threads,
+                busy,
+            } = stage;
+            let name = if name.is_empty() {
+                String::new()
+            } else {
+                format!(" ({name})")
+            };
+            write!(
+                f,
+                "\n  stage {number}{name}: {busy:.2?} on {num_threads} threads"
+            )?;
+        }
         for slow in &self.slowest {
             let Range { start, end } = slow.indices();
             let duration = slow.duration();
@@ -307,6 +382,7 @@ impl Ledger {
             calls: self.calls,
             workers: busy.map(worker).collect(),
             slowest: self.slowest.clone(),
+            stages: Vec::new(),
         }
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::attend::Watch;
 use crate::chunk::{Chunk, Outcome, Parcel};
 use crate::contain::bury;
+use crate::counters::StageCounters;
 use crate::crew::{Hands, Settle, hand_out, open};
 use crate::job::{Bench, Outlet, Shared};
 use crate::pool::Spawn;
@@ -101,6 +102,7 @@ pub(crate) trait Station: Send + Sync {
     fn sweep(&self);
     fn close(&self);
     fn calls(&self) -> Vec<(Thread, Range<u64>)>;
+    fn counters(&self) -> Arc<StageCounters>;
     fn leave(&self);
 }
 
@@ -130,6 +132,7 @@ impl<P, F, I, U, V, E, O> Stage<P, F, I, U, V, E, O> {
 pub(crate) trait Way {
     /// Whether a worker of the stage that this belongs to has found nothing to do.
     fn hungry(&self) -> &AtomicBool;
+    fn counters(&self) -> &Arc<StageCounters>;
 }
 
 impl<'s, P, F, I, U, V, E, O> Next<I, U> for Stage<P, F, I, U, V, E, O>
@@ -175,7 +178,7 @@ where
     U: Send + 's,
     V: Send + 's,
     E: fmt::Debug + Send + 's,
-    O: Outlet<Carry<I, U>, V, E> + 's,
+    O: Outlet<Carry<I, U>, V, E> + Way + 's,
 {
     fn open(&self) -> usize {
         let mut home = self.home.write().unwrap_or_else(PoisonError::into_inner);
@@ -183,6 +186,7 @@ where
             .as_mut()
             .map_or(1, |home| open(&mut home.pool, home.num_threads, &home.name));
         self.bench.queue.set_width(width);
+        self.bench.outlet.counters().open(width);
         width
     }
 
@@ -215,6 +219,10 @@ where
         self.bench.queue.calls()
     }
 
+    fn counters(&self) -> Arc<StageCounters> {
+        Arc::clone(self.bench.outlet.counters())
+    }
+
     fn leave(&self) {
         let home = self
             .home
@@ -231,6 +239,7 @@ where
 struct Onward<'s, I, V, T, E> {
     shared: Arc<Shared<I, T, E>>,
     number: usize,
+    counters: Arc<StageCounters>,
     hungry: AtomicBool,
     next: Arc<dyn Next<I, V> + 's>,
 }
@@ -238,6 +247,10 @@ struct Onward<'s, I, V, T, E> {
 impl<I, V, T, E> Way for Onward<'_, I, V, T, E> {
     fn hungry(&self) -> &AtomicBool {
         &self.hungry
+    }
+
+    fn counters(&self) -> &Arc<StageCounters> {
+        &self.counters
     }
 }
 
@@ -253,6 +266,7 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Outlet<Carry<I, U>, V, E>
     }
 
     fn send(&self, mut chunk: Parcel<Carry<I, U>, V, E>, width: usize) {
+        self.counters.ran(chunk.busy);
         let ran = chunk.len();
         let each = chunk
             .busy
@@ -304,8 +318,7 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Outlet<Carry<I, U>, V, E>
                     failure.is_final = is_final;
                     failure.delays = delays.take();
                     failure.stage = Some(self.number);
-                    failure.busy = each;
-                    failure.worker = chunk.worker;
+                    failure.each_before = each;
                     self.shared.send(failure, width);
                 }
             }
@@ -342,6 +355,7 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Outlet<Carry<I, U>, V, E>
 struct Last<I, T, E> {
     shared: Arc<Shared<I, T, E>>,
     number: usize,
+    counters: Arc<StageCounters>,
     hungry: AtomicBool,
 }
 
@@ -349,14 +363,18 @@ impl<I, T, E> Way for Last<I, T, E> {
     fn hungry(&self) -> &AtomicBool {
         &self.hungry
     }
+
+    fn counters(&self) -> &Arc<StageCounters> {
+        &self.counters
+    }
 }
 
 impl<I, T, E> Last<I, T, E> {
-    /// As the caller knows it. Its time is that of the slowest stage.
+    /// As the caller knows it.
     fn answer_of<U>(&self, mut chunk: Parcel<Carry<I, U>, T, E>) -> Parcel<I, T, E> {
-        let before = chunk.each_before.saturating_mul(chunk.len() as u32);
+        self.counters.ran(chunk.busy);
         let mut answer = chunk.map_inputs(Carry::into_input);
-        answer.busy = answer.busy.max(before);
+        answer.each_before = chunk.each_before;
         answer.stage = Some(self.number);
         answer
     }
@@ -416,11 +434,13 @@ pub(crate) struct Caller<'a, I, T, E> {
 fn onward<'s, I, V, T, E>(
     next: Arc<dyn Next<I, V> + 's>,
     number: usize,
+    name: &str,
     shared: &Arc<Shared<I, T, E>>,
 ) -> Onward<'s, I, V, T, E> {
     Onward {
         shared: Arc::clone(shared),
         number,
+        counters: Arc::new(StageCounters::new(name)),
         hungry: AtomicBool::new(true),
         next,
     }
@@ -445,7 +465,12 @@ where
     ) -> Arc<dyn Next<I, ()> + 'a> {
         let f = self.function;
         let call = move |carry: &mut Carry<I, ()>| f(&carry.input);
-        let stage = Arc::new(Stage::new(self.home, call, onward(next, 0, &caller.shared)));
+        let name = self.home.name.clone();
+        let stage = Arc::new(Stage::new(
+            self.home,
+            call,
+            onward(next, 0, &name, &caller.shared),
+        ));
         caller.stations.push(Arc::clone(&stage) as _);
         stage
     }
@@ -477,7 +502,7 @@ where
             Some(value) => f(value),
             None => unreachable!("the stage before has made it"),
         };
-        let out = onward(next, Self::LEN - 1, &caller.shared);
+        let out = onward(next, Self::LEN - 1, &self.home.name, &caller.shared);
         let stage = Arc::new(Stage::new(self.home, call, out));
         caller.stations.push(Arc::clone(&stage) as _);
         self.before.through(stage, caller)
@@ -517,6 +542,7 @@ impl<'a, I: Send + 'a> Pipeline<'a, I> {
         let out = Last {
             shared: Arc::clone(shared),
             number: <Stages<L, Q, G, U> as StageList<'l, 'a, I, U, E, T>>::LEN,
+            counters: Arc::new(StageCounters::new(&home.name)),
             hungry: AtomicBool::new(true),
         };
         let stage = Arc::new(Stage::new(home, last, out));
@@ -574,6 +600,14 @@ impl<I: Send, T: Send, E: Send> Hands<I, T, E> for Pipeline<'_, I> {
         self.stations
             .iter()
             .flat_map(|stage| stage.calls())
+            .collect()
+    }
+
+    fn stages(&self) -> Vec<Arc<StageCounters>> {
+        self.stations
+            .iter()
+            .rev()
+            .map(|stage| stage.counters())
             .collect()
     }
 

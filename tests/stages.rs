@@ -700,3 +700,92 @@ fn a_chain_of_runs_that_is_left_tells_the_tasks_of_both() {
         drop(outer);
     });
 }
+
+#[test]
+fn the_report_tells_which_stage_limits() {
+    watchdog(|| {
+        let quick = |n: &u32| Ok::<_, ()>(*n);
+        let slow = |n: &u32| {
+            thread::sleep(Duration::from_millis(2));
+            Ok::<_, ()>(*n)
+        };
+        let run = (0..30u32)
+            .futureproof(Raise)
+            .num_threads(2)
+            .name("quick")
+            .stage(quick)
+            .num_threads(1)
+            .name("slow");
+        let mut run = run.map_tasks(slow);
+        assert_eq!(run.by_ref().count(), 30);
+        let report = run.report();
+        let [first, second] = report.stages() else {
+            panic!("{report}")
+        };
+        assert_eq!(
+            (
+                first.name(),
+                first.num_threads(),
+                second.name(),
+                second.num_threads()
+            ),
+            ("quick", 2, "slow", 1)
+        );
+        assert!(
+            second.busy() >= Duration::from_millis(60) && second.busy() > first.busy(),
+            "{report}"
+        );
+        assert!(report.to_string().contains("stage 1 (slow): "), "{report}");
+        assert!(
+            (0..3u32)
+                .futureproof(Raise)
+                .map_tasks(quick)
+                .report()
+                .stages()
+                .is_empty()
+        );
+    });
+}
+
+/// What a stage has made is the user's: its destructor may panic, on a worker.
+#[test]
+fn values_whose_destructors_panic_do_no_harm() {
+    struct Bomb(u32);
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if !thread::panicking() && self.0 % 3 == 0 {
+                std::panic::resume_unwind(Box::new("a destructor"));
+            }
+        }
+    }
+    watchdog(|| {
+        for leaves in [false, true] {
+            let run = (0..300u32)
+                .futureproof(Ignore)
+                .num_threads(2)
+                .stage(|n: &u32| Ok::<_, u32>(Bomb(*n)))
+                .num_threads(2);
+            let run = run.stage(|bomb: &Bomb| {
+                if bomb.0 % 7 == 0 {
+                    Err(bomb.0)
+                } else {
+                    Ok(Bomb(bomb.0))
+                }
+            });
+            let mut run = run.map_tasks(|bomb: &Bomb| {
+                if bomb.0 % 11 == 0 {
+                    Err(bomb.0)
+                } else {
+                    Ok(bomb.0)
+                }
+            });
+            if leaves {
+                assert!(run.next().is_some());
+                drop(run);
+            } else {
+                let (good, bad): (Vec<_>, Vec<_>) = run.partition(Result::is_ok);
+                assert_eq!((good.len(), bad.len()), (300 - 43 - 24, 43 + 24));
+            }
+        }
+    });
+}

@@ -1,0 +1,105 @@
+//! Imports a CSV file (id, name, cents; no quotes, no header) into SQLite: lines are parsed in parallel, and inserted in
+//! the file's order, 1,000 rows in a transaction. A bad line is printed and left out. Where the file cannot be read on,
+//! the program ends, and what was committed stays.
+//!
+//! ```sh
+//! cargo run --release -p database --bin import -- --make 10000 products.csv shop.db    # makes both files
+//! cargo run --release -p database --bin import -- products.csv shop.db                 # a file that is there
+//! ```
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use clap::Parser;
+use futureproof::prelude::*;
+use indicatif::ProgressBar;
+use rusqlite::Connection;
+
+/// Imports a CSV file into SQLite.
+#[derive(Parser)]
+struct Args {
+    file: PathBuf,
+    /// Gets the rows in addition to those that are there
+    #[arg(required_unless_present = "make")]
+    database: Option<PathBuf>,
+    /// First make the file, with so many lines
+    #[arg(long)]
+    make: Option<u64>,
+}
+
+/// Every 997th line is bad. Ids count down, so their order is not that of the file.
+fn make(file: &Path, lines: u64) -> io::Result<()> {
+    let mut file = BufWriter::new(File::create_new(file)?);
+    for n in 1..=lines {
+        let (id, cents) = (lines - n, 99 + n * 7919 % 5000);
+        match n % 997 {
+            0 if n % 2 == 0 => writeln!(file, "{id},lamp {id}")?,
+            0 => writeln!(file, "{id},lamp {id},free")?,
+            _ => writeln!(file, "{id},lamp {id},{cents}")?,
+        }
+    }
+    file.flush()
+}
+
+fn parse(line: &[u8]) -> anyhow::Result<(i64, String, i64)> {
+    let line = str::from_utf8(line)?.trim_end();
+    ensure!(!line.contains('"'), "it has quotes");
+    let fields: Vec<_> = line.split(',').collect();
+    let [id, name, cents] = fields[..] else {
+        bail!("the number of fields is {}, not 3", fields.len())
+    };
+    let number = |text: &str| text.parse().with_context(|| format!("{text:?}"));
+    Ok((number(id)?, name.to_owned(), number(cents)?))
+}
+
+fn import(file: File, connection: &Connection) -> anyhow::Result<()> {
+    let bar = ProgressBar::no_length(); // draws nothing where there is no terminal
+    let lines = BufReader::new(file).split(b'\n').futureproof(Raise);
+    let run = lines.ordered().progress_bar(bar.clone());
+    // What fails here is the file. A bad line is a result, as a good one is.
+    let run = run.map_tasks_owned(|line: io::Result<Vec<u8>>| io::Result::Ok(parse(&line?)));
+
+    let mut transaction = connection.unchecked_transaction()?;
+    let mut insert = connection.prepare("INSERT OR IGNORE INTO product VALUES (?, ?, ?)")?;
+    let (mut imported, mut bad) = (0u64, 0);
+    for task in run.checked() {
+        let task = task?;
+        let reason = match task.output {
+            Ok((id, name, cents)) if insert.execute((id, &name, cents))? == 1 => {
+                imported += 1;
+                if imported % 1_000 == 0 {
+                    transaction.commit()?;
+                    transaction = connection.unchecked_transaction()?;
+                }
+                continue;
+            }
+            Ok((id, ..)) => anyhow!("there is a row {id} already"),
+            Err(reason) => reason,
+        };
+        bad += 1;
+        bar.suspend(|| println!("line {}: {reason:#}", task.index + 1));
+    }
+    transaction.commit()?;
+    println!("{imported} rows imported, {bad} bad lines");
+    Ok(())
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let name = || args.file.display().to_string();
+    if let Some(lines) = args.make {
+        make(&args.file, lines).with_context(name)?;
+    }
+    let Some(database) = args.database else {
+        return Ok(());
+    };
+    let file = File::open(&args.file).with_context(name)?;
+    let connection = Connection::open(database)?;
+    connection.execute_batch(
+        "CREATE TABLE IF NOT EXISTS product
+         (id INTEGER NOT NULL UNIQUE, name TEXT NOT NULL, cents INTEGER NOT NULL)",
+    )?;
+    import(file, &connection).with_context(name)
+}
