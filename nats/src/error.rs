@@ -143,3 +143,19 @@ impl<E: Error + 'static> Error for RemoteError<E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_reads_as_the_error_of_the_function() {
+        assert_eq!(
+            RemoteError::Task(String::from("no such file")).to_string(),
+            "no such file"
+        );
+        let error = RemoteError::Task("x".parse::<u8>().unwrap_err());
+        assert_eq!(error.to_string(), "invalid digit found in string");
+        assert!(error.source().is_none());
+    }
+}

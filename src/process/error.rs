@@ -69,3 +69,30 @@ pub(super) fn ending(signal: Option<i32>, code: Option<i32>) -> String {
         (None, None) => "nobody knows how".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn it_reads_as_the_error_of_the_function() {
+        assert_eq!(
+            Error::Task(String::from("no such file")).to_string(),
+            "no such file"
+        );
+        let outer = io::Error::other(Error::<io::Error>::Task(io::Error::other("inner")));
+        assert_eq!(outer.to_string(), "inner");
+        // The chain goes on below it, and says nothing twice.
+        let inner = "x".parse::<u8>().unwrap_err();
+        let error = Error::Task(io::Error::new(io::ErrorKind::InvalidData, inner));
+        assert_eq!(error.to_string(), "invalid digit found in string");
+        assert!(
+            error
+                .source()
+                .is_none_or(|source| source.to_string() != error.to_string())
+        );
+    }
+}
