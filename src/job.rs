@@ -38,6 +38,12 @@ pub(crate) trait Outlet<I, T, E>: Send + Sync {
     /// Takes what has run in a chunk, or in a part of one, and what may not start.
     fn send(&self, chunk: Parcel<I, T, E>, width: usize);
 
+    /// The same under a lock, where no user's code may run. Returns how many of its failures are
+    /// [handed over](Signals::handed_over) by that; or the chunk, which is to be sent later.
+    fn put(&self, chunk: Parcel<I, T, E>, _width: usize) -> Result<usize, Parcel<I, T, E>> {
+        Err(chunk)
+    }
+
     /// A chunk has been sent, the last of it.
     fn answer(&self, width: usize);
 
@@ -63,7 +69,13 @@ impl<I: Send, T: Send, E: Send> Outlet<I, T, E> for Arc<Shared<I, T, E>> {
     }
 
     /// Answers for the items of a chunk.
-    fn send(&self, mut chunk: Parcel<I, T, E>, width: usize) {
+    fn send(&self, chunk: Parcel<I, T, E>, width: usize) {
+        if let Ok(stopping) = self.put(chunk, width) {
+            self.signals.handed_over(stopping as u64);
+        }
+    }
+
+    fn put(&self, mut chunk: Parcel<I, T, E>, width: usize) -> Result<usize, Parcel<I, T, E>> {
         chunk.turn_round();
         // Where a retry may follow, only the caller knows whether a failure is final; it counts those.
         let failed = if chunk.is_final { chunk.failed() } else { 0 };
@@ -77,7 +89,7 @@ impl<I: Send, T: Send, E: Send> Outlet<I, T, E> for Arc<Shared<I, T, E>> {
         };
         let busy = chunk.busy;
         self.tray.put(chunk, busy, width as u32, &self.signals);
-        self.signals.handed_over(stopping as u64);
+        Ok(stopping)
     }
 
     fn answer(&self, width: usize) {
@@ -230,9 +242,18 @@ where
 
     /// Sends what has finished in chunks that go on.
     pub(crate) fn sweep(&self) {
-        for part in self.queue.sweep() {
-            self.outlet.send(part, self.queue.width());
-        }
+        let width = self.queue.width();
+        let mut stopping = 0;
+        let mut later = Vec::new();
+        // Under the lock of its worker, so that what that one finishes next comes after it.
+        self.queue.sweep(|part| match self.outlet.put(part, width) {
+            Ok(failures) => stopping += failures,
+            Err(part) => later.push(part),
+        });
+        self.outlet.signals().handed_over(stopping as u64);
+        later
+            .into_iter()
+            .for_each(|part| self.outlet.send(part, width));
     }
 
     /// Nothing begins any more: what nobody has begun is sent back, however busy the home is with other things.

@@ -279,15 +279,17 @@ impl<I, T, E> RunQueue<I, T, E> {
         left
     }
 
-    /// What has finished in chunks that go on.
-    pub(crate) fn sweep(&self) -> Vec<Parcel<I, T, E>> {
+    /// Gives what has finished in chunks that go on to `take`, which runs no code of others.
+    pub(crate) fn sweep(&self, mut take: impl FnMut(Parcel<I, T, E>)) {
         let slots = self.state().slots.clone();
-        let finished = slots.iter().filter_map(|slot| {
+        for slot in &slots {
             // First: what finishes after the look is laid where the next one finds it, or is answered.
             slot.is_wanted.store(true, Ordering::Relaxed);
-            slot.opened().take_done()
-        });
-        finished.collect()
+            let opened = &mut *slot.opened();
+            if let Some(done) = opened.take_done() {
+                take(done);
+            }
+        }
     }
 
     /// The threads that run tasks, and the indices of those.

@@ -610,3 +610,16 @@ fn a_run_of_stages_is_left() {
         running.assert_none();
     });
 }
+
+/// One worker, so that the order in which tasks finish is that of the source, whoever hands over what.
+#[test]
+fn a_failure_does_not_overtake_what_finished_before_it() {
+    explore_part(5, || {
+        let f = |n: &u32| if *n == 4 { Err(*n) } else { Ok(*n) };
+        let run = run!(6u32, Raise, 6, f, |run| run.num_threads(1));
+        let results: Vec<u32> = run
+            .map(|task| task.map_or_else(|error| *error.input(), |task| task.input))
+            .collect();
+        assert_eq!(results, [0, 1, 2, 3, 4]);
+    });
+}

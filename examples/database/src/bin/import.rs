@@ -4,7 +4,7 @@
 //!
 //! ```sh
 //! cargo run --release -p database --bin import -- --make 10000 products.csv shop.db    # makes both files
-//! cargo run --release -p database --bin import -- products.csv shop.db                 # a file that is there
+//! cargo run --release -p database --bin import -- products.csv shop.db                 # reads what is there
 //! ```
 
 use std::fs::File;
@@ -17,11 +17,14 @@ use futureproof::prelude::*;
 use indicatif::ProgressBar;
 use rusqlite::Connection;
 
+const TABLE: &str = "CREATE TABLE IF NOT EXISTS product
+    (id INTEGER NOT NULL UNIQUE, name TEXT NOT NULL, cents INTEGER NOT NULL)";
+
 /// Imports a CSV file into SQLite.
 #[derive(Parser)]
 struct Args {
     file: PathBuf,
-    /// Gets the rows in addition to those that are there
+    /// Gets the rows, after those that are there
     #[arg(required_unless_present = "make")]
     database: Option<PathBuf>,
     /// First make the file, with so many lines
@@ -33,12 +36,8 @@ struct Args {
 fn make(file: &Path, lines: u64) -> io::Result<()> {
     let mut file = BufWriter::new(File::create_new(file)?);
     for n in 1..=lines {
-        let (id, cents) = (lines - n, 99 + n * 7919 % 5000);
-        match n % 997 {
-            0 if n % 2 == 0 => writeln!(file, "{id},lamp {id}")?,
-            0 => writeln!(file, "{id},lamp {id},free")?,
-            _ => writeln!(file, "{id},lamp {id},{cents}")?,
-        }
+        let bad = if n % 997 == 0 { " or so" } else { "" };
+        writeln!(file, "{},lamp {n},{}{bad}", lines - n, n * 7919 % 5000)?;
     }
     file.flush()
 }
@@ -54,38 +53,6 @@ fn parse(line: &[u8]) -> anyhow::Result<(i64, String, i64)> {
     Ok((number(id)?, name.to_owned(), number(cents)?))
 }
 
-fn import(file: File, connection: &Connection) -> anyhow::Result<()> {
-    let bar = ProgressBar::no_length(); // draws nothing where there is no terminal
-    let lines = BufReader::new(file).split(b'\n').futureproof(Raise);
-    let run = lines.ordered().progress_bar(bar.clone());
-    // What fails here is the file. A bad line is a result, as a good one is.
-    let run = run.map_tasks_owned(|line: io::Result<Vec<u8>>| io::Result::Ok(parse(&line?)));
-
-    let mut transaction = connection.unchecked_transaction()?;
-    let mut insert = connection.prepare("INSERT OR IGNORE INTO product VALUES (?, ?, ?)")?;
-    let (mut imported, mut bad) = (0u64, 0);
-    for task in run.checked() {
-        let task = task?;
-        let reason = match task.output {
-            Ok((id, name, cents)) if insert.execute((id, &name, cents))? == 1 => {
-                imported += 1;
-                if imported % 1_000 == 0 {
-                    transaction.commit()?;
-                    transaction = connection.unchecked_transaction()?;
-                }
-                continue;
-            }
-            Ok((id, ..)) => anyhow!("there is a row {id} already"),
-            Err(reason) => reason,
-        };
-        bad += 1;
-        bar.suspend(|| println!("line {}: {reason:#}", task.index + 1));
-    }
-    transaction.commit()?;
-    println!("{imported} rows imported, {bad} bad lines");
-    Ok(())
-}
-
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let name = || args.file.display().to_string();
@@ -96,10 +63,34 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     };
     let file = File::open(&args.file).with_context(name)?;
+    let bar = ProgressBar::no_length(); // draws nothing where there is no terminal
+    let lines = BufReader::new(file).split(b'\n').futureproof(Raise);
+    let run = lines.ordered().progress_bar(bar.clone());
+    // Only the file can fail. A bad line is a result, as a good one is.
+    let run = run.map_tasks_owned(|line: io::Result<Vec<u8>>| io::Result::Ok(parse(&line?)));
+
     let connection = Connection::open(database)?;
-    connection.execute_batch(
-        "CREATE TABLE IF NOT EXISTS product
-         (id INTEGER NOT NULL UNIQUE, name TEXT NOT NULL, cents INTEGER NOT NULL)",
-    )?;
-    import(file, &connection).with_context(name)
+    connection.execute_batch(TABLE)?;
+    let mut insert = connection.prepare("INSERT OR IGNORE INTO product VALUES (?, ?, ?)")?;
+    let (mut imported, mut bad) = (0, 0);
+    connection.execute_batch("BEGIN")?;
+    for task in run.checked() {
+        let task = task.with_context(name)?;
+        let reason = match task.output {
+            Ok((id, name, cents)) if insert.execute((id, &name, cents))? == 1 => {
+                imported += 1;
+                if imported % 1_000 == 0 {
+                    connection.execute_batch("COMMIT; BEGIN")?;
+                }
+                continue;
+            }
+            Ok(_) => anyhow!("its id is there already"),
+            Err(reason) => reason,
+        };
+        bad += 1;
+        bar.suspend(|| println!("line {}: {reason:#}", task.index + 1));
+    }
+    connection.execute_batch("COMMIT")?;
+    println!("{imported} rows imported, {bad} bad lines");
+    Ok(())
 }
