@@ -306,17 +306,21 @@ fn every_thread_works_while_the_consumer_is_away() {
 fn leaving_ends_though_tasks_wait_for_threads() {
     watchdog(|| {
         for round in 0..200 {
-            let (is_done, has_begun) = (Gate::default(), Gate::default());
-            let (done, begun) = (is_done.clone(), has_begun.clone());
-            // The first result is there when the consumer looks for it.
+            let [is_done, has_begun, is_pulled] = [(); 3].map(|()| Gate::default());
+            let (done, begun, pulled) = (is_done.clone(), has_begun.clone(), is_pulled.clone());
+            // The first result is there when the consumer looks for it, and the second item is handed out.
             let source = (0..2).inspect(move |n| {
                 if *n == 1 {
+                    is_pulled.open();
                     is_done.pass();
                 }
             });
             let run = source.futureproof(Raise).num_threads(2).chunk_size(1);
             let mut run = run.map_tasks(infallible(move |n: &u32| match n {
-                0 => done.open(),
+                0 => {
+                    pulled.pass();
+                    done.open();
+                }
                 _ => {
                     begun.open();
                     rayon::broadcast(|_| ());

@@ -1,6 +1,5 @@
-//! Imports a CSV file (id, name, cents; no quotes, no header) into SQLite: lines are parsed in parallel, and inserted in
-//! the file's order, 1,000 rows in a transaction. A bad line is printed and left out. Where the file cannot be read on,
-//! the program ends, and what was committed stays.
+//! Imports a CSV file (id, name, cents; no quotes) into SQLite: parses lines in parallel, and inserts them in the file's
+//! order, 1,000 rows in a transaction. A bad line is printed and left out; an I/O error ends it, what is committed stays.
 //!
 //! ```sh
 //! cargo run --release -p database --bin import -- --make 10000 products.csv shop.db    # makes both files
@@ -11,14 +10,14 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::Parser;
 use futureproof::prelude::*;
 use indicatif::ProgressBar;
 use rusqlite::Connection;
 
-const TABLE: &str = "CREATE TABLE IF NOT EXISTS product
-    (id INTEGER NOT NULL UNIQUE, name TEXT NOT NULL, cents INTEGER NOT NULL)";
+const START: &str = "CREATE TABLE IF NOT EXISTS product
+    (id INTEGER NOT NULL UNIQUE, name TEXT NOT NULL, cents INTEGER NOT NULL); BEGIN";
 
 /// Imports a CSV file into SQLite.
 #[derive(Parser)]
@@ -46,34 +45,32 @@ fn parse(line: &[u8]) -> anyhow::Result<(i64, String, i64)> {
     let line = str::from_utf8(line)?.trim_end();
     ensure!(!line.contains('"'), "it has quotes");
     let fields: Vec<_> = line.split(',').collect();
-    let [id, name, cents] = fields[..] else {
-        bail!("the number of fields is {}, not 3", fields.len())
-    };
+    ensure!(fields.len() == 3, "{} fields, not 3", fields.len());
     let number = |text: &str| text.parse().with_context(|| format!("{text:?}"));
-    Ok((number(id)?, name.to_owned(), number(cents)?))
+    Ok((number(fields[0])?, fields[1].to_owned(), number(fields[2])?))
 }
 
 fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    let name = || args.file.display().to_string();
-    if let Some(lines) = args.make {
-        make(&args.file, lines).with_context(name)?;
+    let Args {
+        file,
+        database,
+        make: lines,
+    } = Args::parse();
+    let name = || file.display().to_string();
+    if let Some(lines) = lines {
+        make(&file, lines).with_context(name)?;
     }
-    let Some(database) = args.database else {
-        return Ok(());
-    };
-    let file = File::open(&args.file).with_context(name)?;
+    let Some(path) = database else { return Ok(()) };
+    let lines = BufReader::new(File::open(&file).with_context(name)?).split(b'\n');
     let bar = ProgressBar::no_length(); // draws nothing where there is no terminal
-    let lines = BufReader::new(file).split(b'\n').futureproof(Raise);
-    let run = lines.ordered().progress_bar(bar.clone());
+    let run = lines.futureproof(Raise).ordered().progress_bar(bar.clone());
     // Only the file can fail. A bad line is a result, as a good one is.
     let run = run.map_tasks_owned(|line: io::Result<Vec<u8>>| io::Result::Ok(parse(&line?)));
 
-    let connection = Connection::open(database)?;
-    connection.execute_batch(TABLE)?;
+    let connection = Connection::open(&path).with_context(|| path.display().to_string())?;
+    connection.execute_batch(START)?;
     let mut insert = connection.prepare("INSERT OR IGNORE INTO product VALUES (?, ?, ?)")?;
     let (mut imported, mut bad) = (0, 0);
-    connection.execute_batch("BEGIN")?;
     for task in run.checked() {
         let task = task.with_context(name)?;
         let reason = match task.output {

@@ -36,11 +36,10 @@ fn convert(text: &Path, copy: &Path) -> anyhow::Result<bool> {
     fs::create_dir_all(directory)?;
     let mut file = NamedTempFile::new_in(directory)?;
     file.write_all(capitals.as_bytes())?;
-    let file_ = file.as_file();
-    file_.set_permissions(metadata.permissions())?;
-    // The time from before it was read: a change since then makes the copy the older one.
-    file_.set_modified(changed)?;
-    file_.sync_all()?;
+    file.as_file().set_permissions(metadata.permissions())?;
+    // As of before the text was read: if it has changed since then, the copy is older.
+    file.as_file().set_modified(changed)?;
+    file.as_file().sync_all()?;
     file.persist(copy)?;
     Ok(true)
 }
@@ -53,13 +52,14 @@ fn is_text(entry: &DirEntry) -> bool {
 fn main() -> anyhow::Result<ExitCode> {
     real_work::log_to_stderr();
     let Args { source, target } = Args::parse();
-    fs::create_dir_all(&target).with_context(|| target.display().to_string())?;
     let real = |path: &Path| {
         path.canonicalize()
             .with_context(|| path.display().to_string())
     };
-    let (source, target) = (real(&source)?, real(&target)?);
+    let source = real(&source)?;
     ensure!(source.is_dir(), "{} is no directory", source.display());
+    fs::create_dir_all(&target).with_context(|| target.display().to_string())?;
+    let target = real(&target)?;
     ensure!(
         !source.starts_with(&target) && !target.starts_with(&source),
         "one directory is in the other"
