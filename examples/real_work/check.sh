@@ -36,6 +36,20 @@ for i in 0 1 2; do grep -qF "$(basename "${three[$i]}") is " "$dir/log"; done
 fails "$bin/verify_cargo_cache" "$lock" --cache "$dir/cache" --policy raise >/dev/null
 echo "archives: $printed"
 
+# Copies of what has none yet: the second time there is nothing to do, and what changed is done again.
+mkdir -p "$dir/texts/deep"
+for i in $(seq 40); do echo "text $i" > "$dir/texts/deep/$i.txt"; done
+printf '\xff' > "$dir/texts/odd.txt"
+printed=$(fails "$bin/convert_missing" "$dir/texts" "$dir/capitals")
+[ "$printed" = "40 converted, 0 up to date, 1 failed" ]
+rm "$dir/texts/odd.txt"
+touch -d tomorrow "$dir/texts/deep/7.txt"
+printed=$("$bin/convert_missing" "$dir/texts" "$dir/capitals" 2>>"$dir/log")
+[ "$printed" = "1 converted, 39 up to date, 0 failed" ]
+for i in $(seq 40); do tr a-z A-Z < "$dir/texts/deep/$i.txt" | cmp - "$dir/capitals/deep/$i.txt"; done
+[ "$(find "$dir/capitals" -type f | wc -l)" = 40 ]
+echo "copies: $printed"
+
 # Images: no side longer than asked, the longer one exactly that; damaged ones cost only themselves.
 "$bin/thumbnails" --make 60 --size 100 "$dir/photos" "$dir/small" >/dev/null 2>&1
 [ "$(ls "$dir/small" | wc -l)" = 60 ]
