@@ -99,7 +99,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// retry or finished. This is what bounds memory.
     ///
     /// 0, the default, follows the cost of a task: eight slow tasks a thread, or four milliseconds of
-    /// quick ones, as far as that is not more than some 64 Ki items.
+    /// quick ones, as far as that is not more than some 64 Ki items. A run of several [stages](Self::stage) counts the threads of all.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -421,11 +421,30 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// policy that stops the run stops all of them. [`TaskError::stage`](crate::TaskError::stage) tells where it was. Another
     /// [attempt](MapTasks::retry) starts at the first stage.
     ///
-    /// What a stage makes is lent to the next: `&V` for `stage` and `map_tasks`, `&mut V` for `map_tasks_mut`; `map_tasks_owned` takes it. All
-    /// stages have the same type of error. Functions for `map_tasks`, of [`with_state`](crate::with_state) say, are functions for
-    /// stages as well.
+    /// What a stage makes is lent to the next: `&V` for `stage` and `map_tasks`, `&mut V` for `map_tasks_mut`; `map_tasks_owned` takes it.
+    /// Functions for `map_tasks`, of [`with_state`](crate::with_state) say, are functions for stages as well.
     ///
-    /// To borrow from the stack, each stage has a [`scope`](crate::scope) of its own, the first stage's inside the next one's.
+    /// All stages have the same type of error: where theirs differ, let each end with `anyhow::Error`, or with an error of your own
+    /// (`.map_err(Mine::Fetch)`). The threads of a stage without a name are called `stage-0-0`, `stage-0-1` and so on.
+    ///
+    /// To borrow from the stack, each stage has a [`scope`](crate::scope) of its own, the first stage's inside the next one's. (A stage that is
+    /// lent something for a scope cannot follow one with a pool of its own.)
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let words = ["one".to_owned(), "three".to_owned()];
+    /// let limit = 4;
+    /// let long = futureproof::scope(2, |parsers| {
+    ///     futureproof::scope(8, |fetchers| {
+    ///         let run = words.iter().futureproof(Raise).on(fetchers).stage(|word: &&String| Ok::<_, String>(word.len()));
+    ///         run.on(parsers).map_tasks(|len: &usize| Ok(*len > limit)).flatten().filter(|task| task.output).count()
+    ///     })
+    /// });
+    /// assert_eq!(long, 1);
+    /// ```
+    ///
+    /// [`Report::stages`](crate::Report::stages) tells which stage limits the run.
     pub fn stage<V, E, F>(self, f: F) -> Futureproof<I, OwnPool, Stages<(), P, F, V>>
     where
         F: Fn(&I::Item) -> Result<V, E>,

@@ -110,14 +110,16 @@ pub(crate) trait Station: Send + Sync {
 struct Stage<P, F, I, U, V, E, O> {
     /// Gone when the run is left.
     home: RwLock<Option<Home<P>>>,
+    number: usize,
     #[allow(clippy::type_complexity)]
     bench: Arc<Bench<F, Carry<I, U>, V, E, O>>,
 }
 
 impl<P, F, I, U, V, E, O> Stage<P, F, I, U, V, E, O> {
-    fn new(home: Home<P>, function: F, outlet: O) -> Self {
+    fn new(number: usize, home: Home<P>, function: F, outlet: O) -> Self {
         Self {
             home: RwLock::new(Some(home)),
+            number,
             bench: Arc::new(Bench::new(function, outlet)),
         }
     }
@@ -182,9 +184,15 @@ where
 {
     fn open(&self) -> usize {
         let mut home = self.home.write().unwrap_or_else(PoisonError::into_inner);
-        let width = home
-            .as_mut()
-            .map_or(1, |home| open(&mut home.pool, home.num_threads, &home.name));
+        let width = home.as_mut().map_or(1, |home| {
+            let unnamed = format!("stage-{}", self.number);
+            let name = if home.name.is_empty() {
+                &unnamed
+            } else {
+                &home.name
+            };
+            open(&mut home.pool, home.num_threads, name)
+        });
         self.bench.queue.set_width(width);
         self.bench.outlet.counters().open(width);
         width
@@ -467,6 +475,7 @@ where
         let call = move |carry: &mut Carry<I, ()>| f(&carry.input);
         let name = self.home.name.clone();
         let stage = Arc::new(Stage::new(
+            0,
             self.home,
             call,
             onward(next, 0, &name, &caller.shared),
@@ -502,8 +511,9 @@ where
             Some(value) => f(value),
             None => unreachable!("the stage before has made it"),
         };
-        let out = onward(next, Self::LEN - 1, &self.home.name, &caller.shared);
-        let stage = Arc::new(Stage::new(self.home, call, out));
+        let number = Self::LEN - 1;
+        let out = onward(next, number, &self.home.name, &caller.shared);
+        let stage = Arc::new(Stage::new(number, self.home, call, out));
         caller.stations.push(Arc::clone(&stage) as _);
         self.before.through(stage, caller)
     }
@@ -545,7 +555,7 @@ impl<'a, I: Send + 'a> Pipeline<'a, I> {
             counters: Arc::new(StageCounters::new(&home.name)),
             hungry: AtomicBool::new(true),
         };
-        let stage = Arc::new(Stage::new(home, last, out));
+        let stage = Arc::new(Stage::new(out.number, home, last, out));
         caller.stations.push(Arc::clone(&stage) as _);
         let first = stages.through(stage, &mut caller);
         Self {

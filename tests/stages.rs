@@ -420,6 +420,16 @@ fn threads_are_named_and_gone() {
             "{first}, {second}"
         );
         drop(run);
+        let run = (0..20u32).futureproof(Raise).stage(name).num_threads(1);
+        let mut run = run.map_tasks(|first: &String| {
+            Ok((first.clone(), thread::current().name().unwrap().to_owned()))
+        });
+        let (first, second) = run.next().unwrap().unwrap().output;
+        assert!(
+            first.starts_with("stage-0-") && second == "stage-1-0",
+            "{first}, {second}"
+        );
+        drop(run);
         assert!(
             common::threads_named("fetch-").is_empty()
                 && common::threads_named("parse-").is_empty()
