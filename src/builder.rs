@@ -118,6 +118,8 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// For a source such as a socket or a directory walk over a network. Without this, a run pulls its source on the
     /// consumer's thread, and delivers nothing while that blocks.
     ///
+    /// A [`Queue`](crate::Queue) never blocks, so it is not read ahead.
+    ///
     /// What was read ahead is held besides [`max_in_flight`](Self::max_in_flight). Leaving the run never waits for
     /// the source: its thread ends with the pull that is under way. A source that can look at
     /// [`CancellationToken::current`] in its `next` is told when nobody wants its items any more.
@@ -142,14 +144,14 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     {
         let Self {
             source,
+            door,
             plan,
             pool,
             settle,
             stages,
-            ..
         } = self;
         Futureproof {
-            source: ReadAhead::new(source, limit),
+            source: ReadAhead::new(source, limit, door),
             door: Some(ReadAhead::DOOR),
             plan,
             pool,

@@ -164,6 +164,9 @@ impl<I, T, E> Chunk<I, T, E> {
                     attendant.panicked(self.first + offset as u64, panic.message());
                     self.failures.push((offset, Cause::Panicked(panic)));
                     signals.failed(self.first + offset as u64);
+                    if signals.awaits_failures() {
+                        return true;
+                    }
                 }
             }
         }
@@ -211,6 +214,10 @@ impl<I, T, E> Chunk<I, T, E> {
                     }
                     if *is_final {
                         signals.failed(index);
+                    }
+                    // It is to be found before another one begins that may wait to be told of it.
+                    if !*is_final || signals.awaits_failures() {
+                        return true;
                     }
                 }
             }

@@ -277,6 +277,7 @@ impl<'a, I, T, E> Circle<'a, I, T, E> {
     /// Waits for what runs, unless the run is cut short from outside.
     pub(crate) fn wind_up(&mut self) {
         let start = now();
+        self.crew.close();
         // Looked for first: a source that panicked may have come between the ring and the look.
         self.receive();
         while !self.crew.is_idle() && !self.crew.signals().is_interrupted() {

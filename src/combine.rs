@@ -170,9 +170,9 @@ impl<S: Send> PerWorker<S> {
         }
     }
 
-    /// The states, in no order: to be asked for when `next` has given `None`, or when the run has been dropped. Before that, calls may go
-    /// on, also after the failure that stops a run. A state that a call is using at this moment is not among them, nor is one that was lost to
-    /// a panic.
+    /// The states, in no order: to be asked for when the run has been dropped, as a `for` loop over it does at its end. Before that, calls may
+    /// go on, also after the failure that stops a run, and after a cancel. A state that a call is using at this moment is not among
+    /// them, nor is one that was lost to a panic.
     pub fn into_vec(self) -> Vec<S> {
         let states = self.shared.states.iter();
         let take = |states: &Mutex<Vec<_>>| {

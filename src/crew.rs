@@ -351,14 +351,21 @@ impl<'a, I, T, E> Crew<'a, I, T, E> {
         self.hands.as_ref().is_some_and(|hands| hands.is_current())
     }
 
+    /// Nothing begins any more. What nobody has begun comes back, however busy the home is with other things.
+    pub(crate) fn close(&self) {
+        if let Some(hands) = &self.hands {
+            hands.close();
+        }
+    }
+
     /// Stops everybody, waits for those who run, and gives what comes back to `keep`.
     pub(crate) fn bring_home(&mut self, mut keep: impl FnMut(Parcel<I, T, E>)) {
         self.signals().halt();
         self.counters().leave(None);
         let mut patience = SILENCE;
         let mut is_inside = false;
+        self.close();
         if let Some(hands) = &self.hands {
-            hands.close();
             // Left inside one of its own tasks, a run cannot wait for that.
             let me = thread::current().id();
             is_inside = hands.calls().iter().any(|(worker, _)| worker.id() == me);

@@ -201,9 +201,14 @@ where
         bury(function);
         self.queue.put_back(place);
         let width = self.queue.width();
+        let has_failed = chunk.failed() > 0;
         self.outlet.send(chunk, width);
         if !is_part {
             self.outlet.answer(width);
+        }
+        // Failures that lie elsewhere count as well, and those who run are told once all are on their way.
+        if has_failed && !self.outlet.signals().may_go_on() {
+            self.sweep();
         }
     }
 

@@ -478,9 +478,8 @@ impl<I, T, E> Taken<I, T, E> {
         // Under the lock, which a hungry consumer has held since it became so: either it has found what is laid down
         // here, or this sees that it is hungry.
         let is_hungry = is_hungry();
-        if is_wanted || is_hungry {
-            opened.next -= chunk.give_up_begun(&mut opened.chunk.rest) as u64;
-        }
+        // Those that were begun and not run, if there are any.
+        opened.next -= chunk.give_up_begun(&mut opened.chunk.rest) as u64;
         let waiting = opened.chunk.rest.len();
         if waiting == 0 {
             // What has run last is not laid down: with it, its worker lets go of the function.

@@ -135,6 +135,11 @@ impl Signals {
         self.limit.fetch_min(limit, Ordering::Relaxed);
     }
 
+    /// Whether failures can stop the run, so that somebody waits for them.
+    pub(crate) fn awaits_failures(&self) -> bool {
+        self.tolerated.is_some()
+    }
+
     /// So many final failures are on their way to the consumer. Once these are more than the run outlives, nobody wants
     /// what still runs; but in an ordered run, what comes before the failure is wanted.
     ///

@@ -196,11 +196,20 @@ impl<I, E> TaskError<I, E> {
     where
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let cause = match self.cause {
+        let Self {
+            index,
+            input,
+            stage,
+            cause,
+            ..
+        } = self;
+        // Its destructor may panic, and the failure is not to be lost to that.
+        bury(input);
+        let cause = match cause {
             Cause::Failed(error) => Cause::Failed(error.into()),
             Cause::Panicked(panic) => Cause::Panicked(panic),
         };
-        RunError::of_task(self.index, self.stage, cause)
+        RunError::of_task(index, stage, cause)
     }
 
     /// Goes on with the task's panic on this thread, payload intact.

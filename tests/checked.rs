@@ -265,3 +265,22 @@ fn a_source_that_panics_is_no_success_for_who_catches_it() {
     assert_eq!(error.ending(), Some(Ending::SourcePanicked));
     assert!(tasks.next().is_none());
 }
+
+#[test]
+fn an_item_whose_destructor_panics_does_not_hide_the_failure() {
+    #[derive(Debug)]
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if !std::thread::panicking() {
+                std::panic::resume_unwind(Box::new("a destructor"));
+            }
+        }
+    }
+    let run = [Bomb]
+        .into_iter()
+        .futureproof(Raise)
+        .map_tasks(|_: &Bomb| Err::<(), _>("why"));
+    let error = run.checked().next().unwrap().unwrap_err();
+    assert_eq!(chain(&error), ["task 0 failed", "why"]);
+}

@@ -585,3 +585,89 @@ fn in_order_a_stop_tells_what_comes_after_the_failure() {
         assert_eq!(results, [Ok(false), Err(1)]);
     });
 }
+
+/// Tiny tasks are begun several at a time. A failure among them is found although the next of them waits to be told of it.
+#[test]
+fn a_failure_among_tiny_tasks_is_told_to_its_neighbour() {
+    const ITEMS: u32 = 100_000;
+    watchdog(|| {
+        for fails in [ITEMS - 2, ITEMS - 40, ITEMS / 2] {
+            let (begun, begins) = (Gate::default(), Gate::default());
+            let (opens, waits) = (begun.clone(), begins.clone());
+            let run = (0..ITEMS)
+                .futureproof(Tolerate(1))
+                .num_threads(2)
+                .max_in_flight(ITEMS as usize);
+            let run = run.map_tasks(move |n: &u32| match *n {
+                // On another worker, from the beginning.
+                0 => {
+                    begun.pass();
+                    Err("second")
+                }
+                n if n == fails => {
+                    begins.open();
+                    Err("first")
+                }
+                n if n == fails + 1 => {
+                    waits.pass();
+                    opens.open();
+                    until_told();
+                    Ok(())
+                }
+                _ => Ok(()),
+            });
+            assert_eq!(run.filter(Result::is_err).count(), 2);
+        }
+        // Where a retry may follow, it is the caller who has to find the failure.
+        let run = (0..ITEMS)
+            .futureproof(Raise)
+            .num_threads(1)
+            .max_in_flight(ITEMS as usize);
+        let run = run.map_tasks(|n: &u32| match *n {
+            n if n == ITEMS - 2 => Err("fatal"),
+            n if n == ITEMS - 1 => {
+                until_told();
+                Ok(())
+            }
+            _ => Ok(()),
+        });
+        let run = run
+            .retry(|| [Duration::ZERO])
+            .retry_if(|error| *error != "fatal");
+        assert_eq!(run.filter(Result::is_err).count(), 1);
+    });
+}
+
+/// After the failure, nothing of the run runs; the pool is busy with something else.
+#[test]
+fn the_end_does_not_wait_for_what_others_do_on_the_pool() {
+    watchdog(|| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .build()
+            .unwrap();
+        let pool = Arc::new(pool);
+        let gate = Gate::default();
+        let (busy, passes) = (Arc::clone(&pool), gate.clone());
+        let run = (0..8u32)
+            .futureproof(Raise)
+            .chunk_size(1)
+            .on(Arc::clone(&pool));
+        let mut run = run.map_tasks(move |n: &u32| {
+            let passes = passes.clone();
+            if *n == 0 {
+                busy.spawn(move || passes.pass());
+                return Err("zero");
+            }
+            Ok(())
+        });
+        assert!(run.next().unwrap().is_err());
+        assert!(run.next().is_none());
+        let rest = run.into_remainder();
+        assert_eq!(
+            rest.finished.len() + rest.unprocessed.len() + rest.source.count(),
+            7
+        );
+        gate.open();
+    });
+}

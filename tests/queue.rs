@@ -407,3 +407,63 @@ fn crawl(seed: u64) {
         "{seed}: lost"
     );
 }
+
+/// A queue never blocks, so it is not read ahead: the thread that reads could not tell the end.
+#[test]
+fn a_queue_can_be_asked_to_be_read_ahead() {
+    watchdog(|| {
+        let queue = Queue::from_iter([0u32]);
+        let pushes = queue.clone();
+        let run = queue.source().futureproof(Raise).read_ahead(4);
+        let run = run.map_tasks(infallible(move |n: &u32| {
+            if *n < 10 {
+                pushes.push(n + 1);
+            }
+        }));
+        assert_eq!(run.count(), 11);
+    });
+}
+
+#[test]
+fn a_crawl_goes_on_from_its_remainder() {
+    watchdog(|| {
+        let queue = Queue::from_iter([0u32]);
+        let grow = |queue: &Queue<u32>| {
+            let pushes = queue.clone();
+            infallible(move |n: &u32| {
+                if *n < 100 {
+                    pushes.push(n + 1);
+                }
+            })
+        };
+        let mut run = queue.source().futureproof(Raise).map_tasks(grow(&queue));
+        let first = run.by_ref().take(10).count();
+        let rest = run.into_remainder();
+        (&queue).extend(rest.unprocessed.into_iter().map(|(_, n)| n));
+        let second = rest
+            .source
+            .futureproof(Raise)
+            .map_tasks(grow(&queue))
+            .count();
+        assert_eq!(first + rest.finished.len() + second, 101);
+    });
+}
+
+#[test]
+fn items_whose_destructors_panic_do_no_harm() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if !thread::panicking() {
+                std::panic::resume_unwind(Box::new("a destructor"));
+            }
+        }
+    }
+    let queue = Queue::from_iter([0; 5].map(|_| Bomb));
+    let run = queue
+        .source()
+        .futureproof(Ignore)
+        .map_tasks(infallible(|_: &Bomb| ()));
+    drop(queue);
+    drop(run);
+}

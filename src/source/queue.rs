@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Door, Incoming};
 use crate::builder::{Futureproof, FutureproofIterator};
+use crate::contain::bury_all;
 use crate::policy::ErrorPolicy;
 use crate::sync::channel::Select;
 
@@ -50,6 +51,13 @@ struct State<T> {
     items: VecDeque<T>,
     /// Wake the runs that wait for an item.
     wakers: Vec<Sender<()>>,
+}
+
+impl<T> Drop for State<T> {
+    fn drop(&mut self) {
+        // One by one: their destructors may panic.
+        bury_all(&mut self.items);
+    }
 }
 
 impl<T> Queue<T> {
@@ -171,7 +179,7 @@ impl<T> QueueSource<T> {
             waker,
             wakes,
         };
-        items.futureproof(policy).with_door(QueueItems::DOOR)
+        items.futureproof(policy)
     }
 }
 
@@ -184,6 +192,11 @@ pub struct QueueItems<T> {
 }
 
 impl<T> QueueItems<T> {
+    /// As [`QueueSource::futureproof`]: for what is left in a [`Remainder`](crate::Remainder).
+    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
+        FutureproofIterator::futureproof(self, policy).with_door(Self::DOOR)
+    }
+
     pub(crate) const DOOR: Door<Self> = Door {
         start: |_| (),
         incoming: |items| Some(items),

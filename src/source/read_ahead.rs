@@ -92,6 +92,8 @@ pub struct ReadAhead<I: Iterator> {
 enum State<I: Iterator> {
     /// Nothing was asked for yet.
     Idle(I),
+    /// The source never blocks, and says itself what is to come.
+    Direct(I, Door<I>),
     Reading(Reader<I::Item>),
     Ended,
 }
@@ -104,14 +106,18 @@ struct Reader<T> {
 }
 
 impl<I: Iterator> ReadAhead<I> {
-    pub(crate) fn new(source: I, limit: usize) -> Self {
+    /// `door`: of a source that has one, and so is not to be read ahead.
+    pub(crate) fn new(source: I, limit: usize, door: Option<Door<I>>) -> Self {
         let limit = if limit == 0 {
             DEFAULT_LIMIT
         } else {
             limit.min(MAX_LIMIT)
         };
         Self {
-            state: State::Idle(source),
+            state: match door {
+                None => State::Idle(source),
+                Some(door) => State::Direct(source, door),
+            },
             limit,
         }
     }
@@ -120,7 +126,17 @@ impl<I: Iterator> ReadAhead<I> {
     fn items(&self) -> Option<&Items<I::Item>> {
         match &self.state {
             State::Reading(reader) => Some(&reader.items),
-            State::Idle(_) | State::Ended => None,
+            State::Idle(_) | State::Direct(..) | State::Ended => None,
+        }
+    }
+
+    fn incoming(&self) -> Option<&dyn Incoming>
+    where
+        I::Item: 'static,
+    {
+        match &self.state {
+            State::Direct(source, door) => (door.incoming)(source),
+            _ => self.items().map(|items| items as _),
         }
     }
 }
@@ -132,11 +148,14 @@ where
 {
     pub(crate) const DOOR: Door<Self> = Door {
         start: Self::start,
-        incoming: |source| source.items().map(|items| items as _),
+        incoming: Self::incoming,
     };
 
     /// Starts to read, if that has not been done.
     fn start(&mut self) {
+        if let State::Direct(source, door) = &mut self.state {
+            return (door.start)(source);
+        }
         match mem::replace(&mut self.state, State::Ended) {
             State::Idle(source) => self.state = State::Reading(Reader::start(source, self.limit)),
             state => self.state = state,
@@ -158,6 +177,9 @@ where
     /// With the source's panic, once what was read before it is delivered; and if the thread cannot be
     /// started.
     fn next(&mut self) -> Option<I::Item> {
+        if let State::Direct(source, _) = &mut self.state {
+            return source.next();
+        }
         self.start();
         let read = self.items()?.recv().map(Buried::into_inner);
         match read {
@@ -176,7 +198,7 @@ where
     /// Before the first `next`, what the source says; then the least that is known.
     fn size_hint(&self) -> (usize, Option<usize>) {
         match &self.state {
-            State::Idle(source) => source.size_hint(),
+            State::Idle(source) | State::Direct(source, _) => source.size_hint(),
             State::Reading(_) => (0, None),
             State::Ended => (0, Some(0)),
         }
@@ -234,6 +256,7 @@ impl<I: Iterator> fmt::Debug for ReadAhead<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
             State::Idle(_) => "idle",
+            State::Direct(..) => "direct",
             State::Reading(_) => "reading",
             State::Ended => "ended",
         };

@@ -23,16 +23,16 @@ const START: &str = "CREATE TABLE IF NOT EXISTS product
 #[derive(Parser)]
 struct Args {
     file: PathBuf,
-    /// Gets the rows, after those that are there
+    /// The database; it is made, or gets further rows
     #[arg(required_unless_present = "make")]
-    database: Option<PathBuf>,
+    db: Option<PathBuf>,
     /// First make the file, with so many lines
     #[arg(long)]
     make: Option<u64>,
 }
 
 /// Every 997th line is bad. Ids count down, so their order is not that of the file.
-fn make(file: &Path, lines: u64) -> io::Result<()> {
+fn write_csv(file: &Path, lines: u64) -> io::Result<()> {
     let mut file = BufWriter::new(File::create_new(file)?);
     for n in 1..=lines {
         let bad = if n % 997 == 0 { " or so" } else { "" };
@@ -45,29 +45,25 @@ fn parse(line: &[u8]) -> anyhow::Result<(i64, String, i64)> {
     let line = str::from_utf8(line)?.trim_end();
     ensure!(!line.contains('"'), "it has quotes");
     let fields: Vec<_> = line.split(',').collect();
-    ensure!(fields.len() == 3, "{} fields, not 3", fields.len());
+    ensure!(fields.len() == 3, "fields: {} instead of 3", fields.len());
     let number = |text: &str| text.parse().with_context(|| format!("{text:?}"));
     Ok((number(fields[0])?, fields[1].to_owned(), number(fields[2])?))
 }
 
 fn main() -> anyhow::Result<()> {
-    let Args {
-        file,
-        database,
-        make: lines,
-    } = Args::parse();
+    let Args { file, db, make } = Args::parse();
     let name = || file.display().to_string();
-    if let Some(lines) = lines {
-        make(&file, lines).with_context(name)?;
+    if let Some(lines) = make {
+        write_csv(&file, lines).with_context(name)?;
     }
-    let Some(path) = database else { return Ok(()) };
+    let Some(db) = db else { return Ok(()) };
     let lines = BufReader::new(File::open(&file).with_context(name)?).split(b'\n');
     let bar = ProgressBar::no_length(); // draws nothing where there is no terminal
     let run = lines.futureproof(Raise).ordered().progress_bar(bar.clone());
     // Only the file can fail. A bad line is a result, as a good one is.
     let run = run.map_tasks_owned(|line: io::Result<Vec<u8>>| io::Result::Ok(parse(&line?)));
 
-    let connection = Connection::open(&path).with_context(|| path.display().to_string())?;
+    let connection = Connection::open(&db).with_context(|| db.display().to_string())?;
     connection.execute_batch(START)?;
     let mut insert = connection.prepare("INSERT OR IGNORE INTO product VALUES (?, ?, ?)")?;
     let (mut imported, mut bad) = (0, 0);
