@@ -589,10 +589,12 @@ impl<I: Iterator, P> Futureproof<I, P> {
     }
 }
 
-// What a list of stages is to the engine is the engine's.
-#[allow(private_bounds)]
+#[expect(
+    private_bounds,
+    reason = "what a list of stages is to the engine is the engine's"
+)]
 impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
-    #[allow(clippy::type_complexity)]
+    #[expect(clippy::type_complexity, reason = "the list of stages is the type")]
     /// One more [stage](Futureproof::stage): `f` is lent what the one before has made.
     pub fn stage<V, E, F>(
         self,

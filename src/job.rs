@@ -195,10 +195,16 @@ where
     fn run(&self, taken: Taken<I, T, E>) {
         let function = self.function.lock();
         let function = function.unwrap_or_else(PoisonError::into_inner).clone();
-        let function = function.expect("it is there while an item is not answered");
         let is_part = taken.is_part;
-        let (chunk, place) = self.run_with(taken, &*function);
-        bury(function);
+        let (chunk, place) = match function {
+            Some(function) => {
+                let ran = self.run_with(taken, &*function);
+                bury(function);
+                ran
+            }
+            // The run was left inside one of its tasks.
+            None => taken.close(),
+        };
         self.queue.put_back(place);
         let width = self.queue.width();
         let has_failed = chunk.failed() > 0;
@@ -269,6 +275,8 @@ where
     }
 }
 
+type SharedBench<F, I, T, E, O> = Arc<Bench<F, I, T, E, O>>;
+
 /// The right to take a chunk: what is handed to the home.
 pub(crate) struct Permit<F, I, T, E, O>
 where
@@ -277,8 +285,7 @@ where
     O: Outlet<I, T, E>,
 {
     /// Up to its beginning.
-    #[allow(clippy::type_complexity)]
-    bench: Option<Arc<Bench<F, I, T, E, O>>>,
+    bench: Option<SharedBench<F, I, T, E, O>>,
 }
 
 impl<F, I, T, E, O> Permit<F, I, T, E, O>

@@ -106,13 +106,14 @@ pub(crate) trait Station: Send + Sync {
     fn leave(&self);
 }
 
+type SharedBench<F, I, U, V, E, O> = Arc<Bench<F, Carry<I, U>, V, E, O>>;
+
 /// A function, its home, and the way on.
 struct Stage<P, F, I, U, V, E, O> {
     /// Gone when the run is left.
     home: RwLock<Option<Home<P>>>,
     number: usize,
-    #[allow(clippy::type_complexity)]
-    bench: Arc<Bench<F, Carry<I, U>, V, E, O>>,
+    bench: SharedBench<F, I, U, V, E, O>,
 }
 
 impl<P, F, I, U, V, E, O> Stage<P, F, I, U, V, E, O> {
@@ -159,7 +160,8 @@ where
         let home = self.home.read().unwrap_or_else(PoisonError::into_inner);
         match &*home {
             Some(home) => hand_out(&home.pool, &self.bench, chunk),
-            None => unreachable!("a run is left when all is answered"),
+            // The run was left inside one of its tasks, and this is what that has made: it comes back.
+            None => drop(self.bench.push(chunk)),
         }
     }
 
@@ -232,11 +234,13 @@ where
     }
 
     fn leave(&self) {
-        let home = self
-            .home
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        // A run that is left inside one of its tasks waits for nobody: a home that is in use then goes with its stage.
+        let home = if self.bench.queue.calls().is_empty() {
+            Some(self.home.write().unwrap_or_else(PoisonError::into_inner))
+        } else {
+            self.home.try_write().ok()
+        };
+        let home = home.and_then(|mut home| home.take());
         // Each by itself: the home and what the function captures may both panic when dropped.
         bury(home);
         self.bench.clear();

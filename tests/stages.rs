@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -796,6 +796,41 @@ fn values_whose_destructors_panic_do_no_harm() {
                 let (good, bad): (Vec<_>, Vec<_>) = run.partition(Result::is_ok);
                 assert_eq!((good.len(), bad.len()), (300 - 43 - 24, 43 + 24));
             }
+        }
+    });
+}
+
+/// A run that one of its own tasks drops: what that task makes has nowhere to go on to.
+#[test]
+fn a_run_of_stages_may_be_dropped_by_one_of_its_tasks() {
+    type Slot = Arc<Mutex<Option<Box<dyn Send>>>>;
+    watchdog(|| {
+        for stage in 0..3 {
+            let slot = Slot::default();
+            let (is_there, is_dropped) = (Gate::default(), Gate::default());
+            let drops = |here: usize| {
+                let (slot, waits, tells) =
+                    (Arc::clone(&slot), is_there.clone(), is_dropped.clone());
+                move |n: &u32| {
+                    if *n == 1 && here == stage {
+                        waits.pass();
+                        drop(slot.lock().unwrap().take());
+                        tells.open();
+                    }
+                    Ok::<_, ()>(*n)
+                }
+            };
+            let run = (0..9u32)
+                .futureproof(Raise)
+                .num_threads(1)
+                .chunk_size(1)
+                .stage(drops(0));
+            let run = run.num_threads(1).stage(drops(1)).on(pool(1));
+            let mut run = run.map_tasks(drops(2));
+            assert!(run.next().is_some());
+            *slot.lock().unwrap() = Some(Box::new(run));
+            is_there.open();
+            is_dropped.pass();
         }
     });
 }
