@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::attend::Watch;
 use crate::cancel::CancellationToken;
 use crate::contain::Buried;
-use crate::crew::{Crew, Settle, Workers};
+use crate::crew::{Crew, Hands, Settle, Workers};
+use crate::job::Shared;
 use crate::plan::Plan;
 use crate::policy::ErrorPolicy;
 use crate::pool::{OwnPool, Spawn};
@@ -530,9 +531,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
             settle,
             stages: (),
         } = self;
-        let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.tokens.clone());
-        let desks = plan.warn_after.map(|_| Arc::default());
-        let crew = Crew::new(signals, Watch::new(desks), |shared| {
+        let crew = gather(&plan, |shared| {
             Box::new(Workers::new(pool, settle, f, shared))
         });
         MapTasks::new(source, door, plan, crew)
@@ -690,13 +689,21 @@ impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
             num_threads: plan.num_threads,
             name: plan.name.clone(),
         };
-        let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.tokens.clone());
-        let desks = plan.warn_after.map(|_| Arc::default());
-        let crew = Crew::new(signals, Watch::new(desks), |shared| {
+        let crew = gather(&plan, |shared| {
             Box::new(Pipeline::new(stages, home, last, shared))
         });
         MapTasks::new(source, door, plan, crew)
     }
+}
+
+/// The workers that `hands` makes, for a run as `plan` has it.
+fn gather<'a, I, T, E>(
+    plan: &Plan,
+    hands: impl FnOnce(&Arc<Shared<I, T, E>>) -> Box<dyn Hands<I, T, E> + 'a>,
+) -> Crew<'a, I, T, E> {
+    let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.tokens.clone());
+    let desks = plan.warn_after.map(|_| Arc::default());
+    Crew::new(signals, Watch::new(desks), hands)
 }
 
 impl<I: Iterator, P, S> fmt::Debug for Futureproof<I, P, S> {
