@@ -46,19 +46,24 @@ impl Watch {
 
     /// For a chunk of this many attempts that begins now, up to the drop of what this returns.
     #[inline]
-    pub(crate) fn attend(&self, attempt: u32, now: Instant) -> Option<Attended<'_>> {
+    pub(crate) fn attend(
+        &self,
+        stage: Option<usize>,
+        attempt: u32,
+        now: Instant,
+    ) -> Option<Attended<'_>> {
         let is_on = self.desks.is_some();
         #[cfg(feature = "tracing")]
         let is_on = is_on || self.trace.is_on();
-        is_on.then(|| self.attended(attempt, now))
+        is_on.then(|| self.attended(stage, attempt, now))
     }
 
     #[inline(never)]
-    fn attended(&self, _attempt: u32, now: Instant) -> Attended<'_> {
+    fn attended(&self, stage: Option<usize>, _attempt: u32, now: Instant) -> Attended<'_> {
         Attended {
-            seat: self.desks.as_ref().map(|desks| desks.sit_down(now)),
+            seat: self.desks.as_ref().map(|desks| desks.sit_down(stage, now)),
             #[cfg(feature = "tracing")]
-            inside: self.trace.enter(_attempt),
+            inside: self.trace.enter(stage, _attempt),
         }
     }
 }

@@ -427,6 +427,9 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// What a stage makes is lent to the next: `&V` for `stage` and `map_tasks`, `&mut V` for `map_tasks_mut`; `map_tasks_owned` takes it.
     /// Functions for `map_tasks`, of [`with_state`](crate::with_state) say, are functions for stages as well.
     ///
+    /// Stages that share a pool, each [`on`](Self::on) the same one, run one after the other: the thread that has finished an item in one
+    /// stage goes on with it in the next.
+    ///
     /// All stages have the same type of error: where theirs differ, let each end with `anyhow::Error`, or with an error of your own
     /// (`.map_err(Mine::Fetch)`). The threads of a stage without a name are called `stage-0-0`, `stage-0-1` and so on.
     ///

@@ -143,7 +143,21 @@ pub(crate) fn hand_out<'s, F, I, T, E, O>(
     E: fmt::Debug + Send + 's,
     O: Outlet<I, T, E> + 's,
 {
-    let permits = bench.push(chunk);
+    give_permits(home, bench, bench.push(chunk));
+}
+
+/// Gives a home so many permits.
+pub(crate) fn give_permits<'s, F, I, T, E, O>(
+    home: &impl Spawn<'s>,
+    bench: &Arc<Bench<F, I, T, E, O>>,
+    permits: usize,
+) where
+    F: Fn(&mut I) -> Result<T, E> + Send + Sync + 's,
+    I: Send + 's,
+    T: Send + 's,
+    E: fmt::Debug + Send + 's,
+    O: Outlet<I, T, E> + 's,
+{
     let _handing_out = HandingOut::new();
     for _ in 0..permits {
         let permit = Permit::new(bench);

@@ -35,7 +35,13 @@ pub(crate) trait Outlet<I, T, E>: Send + Sync {
 
     fn watch(&self) -> &Watch;
 
-    /// Takes what has run in a chunk, or in a part of one, and what may not start.
+    /// The stage that this is the outlet of, where there are several.
+    fn stage(&self) -> Option<usize> {
+        None
+    }
+
+    /// Takes what has run in a chunk, or in a part of one, and what may not start. If it is for the next stage, and that is at
+    /// home on this thread, it runs here and now.
     fn send(&self, chunk: Parcel<I, T, E>, width: usize);
 
     /// The same under a lock, where no user's code may run. Returns how many of its failures are
@@ -152,10 +158,28 @@ where
     /// Queues a chunk. Returns how many permits its home is to be given.
     pub(crate) fn push(&self, chunk: Parcel<I, T, E>) -> usize {
         self.queue.push(chunk).unwrap_or_else(|chunk| {
-            self.outlet.send(chunk, self.queue.width());
-            self.outlet.answer(self.queue.width());
+            self.give_back(chunk);
             0
         })
+    }
+
+    /// Answers a chunk that nothing begins of.
+    fn give_back(&self, chunk: Parcel<I, T, E>) {
+        self.outlet.send(chunk, self.queue.width());
+        self.outlet.answer(self.queue.width());
+    }
+
+    /// Runs a chunk on this thread, which is one of its home's. `give` is told how many permits the home is to be given
+    /// besides.
+    pub(crate) fn run_at_once(&self, chunk: Parcel<I, T, E>, give: impl FnOnce(usize)) {
+        let mut permits = 0;
+        match self.queue.take_at_once(chunk, &mut permits) {
+            Ok(taken) => {
+                give(permits);
+                self.run(taken);
+            }
+            Err(chunk) => self.give_back(chunk),
+        }
     }
 
     /// What a permit does: it runs a chunk, and shares in what others have not begun.
@@ -221,10 +245,10 @@ where
     /// Runs what was taken. What whoever is next waits for, and what others take, is sent on the way.
     fn run_with(&self, mut taken: Taken<I, T, E>, f: &F) -> (Parcel<I, T, E>, usize) {
         let _entered = self.outlet.signals().tasks_token().enter();
-        let attended = self
-            .outlet
-            .watch()
-            .attend(taken.chunk.attempts, taken.start);
+        let attended =
+            self.outlet
+                .watch()
+                .attend(self.outlet.stage(), taken.chunk.attempts, taken.start);
         taken.reserve();
         match attended.as_ref().filter(|it| it.is_close()) {
             None => self.run_all(&mut taken, f, &Alone),
@@ -318,10 +342,8 @@ where
         let Some(bench) = self.bench.take() else {
             return;
         };
-        let width = bench.queue.width();
         if let Some(chunk) = bench.queue.forsake() {
-            bench.outlet.send(chunk, width);
-            bench.outlet.answer(width);
+            bench.give_back(chunk);
         }
         bench.outlet.run_dry();
     }

@@ -151,6 +151,24 @@ impl<I, T, E> RunQueue<I, T, E> {
         Ok(permits)
     }
 
+    /// Takes a chunk that was never queued, for a thread of the home that runs it at once. `permits`: how many the home
+    /// is to be given besides, for others to share in it. Gives the chunk back where nothing begins any more.
+    pub(crate) fn take_at_once(
+        &self,
+        chunk: Parcel<I, T, E>,
+        permits: &mut usize,
+    ) -> Result<Taken<I, T, E>, Parcel<I, T, E>> {
+        let mut state = self.state();
+        if state.is_closed {
+            return Err(chunk);
+        }
+        let sharers = chunk.rest.len().min(self.width()).saturating_sub(1);
+        *permits = sharers.saturating_sub(state.permits + state.running);
+        state.permits += *permits;
+        state.items += chunk.rest.len();
+        Ok(self.take(&mut state, chunk, None))
+    }
+
     /// A permit begins.
     pub(crate) fn begin(&self) {
         let mut state = self.state();

@@ -13,7 +13,7 @@ use crate::attend::Watch;
 use crate::chunk::{Chunk, Outcome, Parcel};
 use crate::contain::bury;
 use crate::counters::StageCounters;
-use crate::crew::{Hands, Settle, hand_out, open};
+use crate::crew::{Hands, Settle, give_permits, hand_out, open};
 use crate::job::{Bench, Outlet, Shared};
 use crate::pool::Spawn;
 use crate::retry::Delays;
@@ -85,9 +85,26 @@ pub(crate) struct Batch<I, V> {
     each_before: Duration,
 }
 
+impl<I, V> Batch<I, V> {
+    fn into_chunk<T, E>(self) -> Parcel<Carry<I, V>, T, E> {
+        let mut chunk = Box::new(Chunk::new());
+        chunk.reset(self.first, self.is_final);
+        chunk.attempts = self.attempts;
+        chunk.delays = self.delays;
+        chunk.grain = self.grain;
+        chunk.each_before = self.each_before;
+        chunk.inputs = self.items;
+        chunk.seal();
+        chunk
+    }
+}
+
 /// A stage, as the one before it sees it.
 pub(crate) trait Next<I, V>: Send + Sync {
-    fn take(&self, batch: Batch<I, V>);
+    /// Queues it for its workers.
+    fn queue(&self, batch: Batch<I, V>);
+    /// The same; but where this thread is one of its home's, it runs it at once.
+    fn run(&self, batch: Batch<I, V>);
     /// Whether one of its workers has found nothing to do.
     fn is_hungry(&self) -> bool;
     fn feed(&self);
@@ -148,21 +165,24 @@ where
     E: fmt::Debug + Send + 's,
     O: Outlet<Carry<I, U>, V, E> + Way + 's,
 {
-    fn take(&self, batch: Batch<I, U>) {
-        let mut chunk = Box::new(Chunk::new());
-        chunk.reset(batch.first, batch.is_final);
-        chunk.attempts = batch.attempts;
-        chunk.delays = batch.delays;
-        chunk.grain = batch.grain;
-        chunk.each_before = batch.each_before;
-        chunk.inputs = batch.items;
-        chunk.seal();
+    fn queue(&self, batch: Batch<I, U>) {
+        let chunk = batch.into_chunk();
         let home = self.home.read().unwrap_or_else(PoisonError::into_inner);
         match &*home {
             Some(home) => hand_out(&home.pool, &self.bench, chunk),
             // The run was left inside one of its tasks, and this is what that has made: it comes back.
             None => drop(self.bench.push(chunk)),
         }
+    }
+
+    fn run(&self, batch: Batch<I, U>) {
+        let is_here = |home: &Home<P>| home.pool.is_current() && home.pool.knows_its_threads();
+        if !self.with_home(is_here).unwrap_or(false) {
+            return self.queue(batch);
+        }
+        self.bench.run_at_once(batch.into_chunk(), |permits| {
+            self.with_home(|home| give_permits(&home.pool, &self.bench, permits));
+        });
     }
 
     fn is_hungry(&self) -> bool {
@@ -277,7 +297,41 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Outlet<Carry<I, U>, V, E>
         &self.shared.watch
     }
 
-    fn send(&self, mut chunk: Parcel<Carry<I, U>, V, E>, width: usize) {
+    fn stage(&self) -> Option<usize> {
+        Some(self.number)
+    }
+
+    fn send(&self, chunk: Parcel<Carry<I, U>, V, E>, width: usize) {
+        for batch in self.sort(chunk, width) {
+            self.next.run(batch);
+        }
+    }
+
+    fn answer(&self, width: usize) {
+        self.shared.answer(width);
+    }
+
+    fn is_hungry(&self, is_slow: bool) -> bool {
+        is_slow || self.next.is_hungry()
+    }
+
+    /// Its worker goes on with its chunk, so this is for others.
+    fn send_part(&self, part: Parcel<Carry<I, U>, V, E>, width: usize) {
+        self.next.feed();
+        for batch in self.sort(part, width) {
+            self.next.queue(batch);
+        }
+    }
+
+    fn run_dry(&self) {
+        self.hungry.store(true, Ordering::Relaxed);
+        self.shared.run_dry();
+    }
+}
+
+impl<I: Send, V: Send, T: Send, E: Send> Onward<'_, I, V, T, E> {
+    /// Sends back what does not go on, and returns what does.
+    fn sort<U>(&self, mut chunk: Parcel<Carry<I, U>, V, E>, width: usize) -> Vec<Batch<I, V>> {
         self.counters.ran(chunk.busy);
         let ran = chunk.len();
         let each = chunk
@@ -290,37 +344,32 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Outlet<Carry<I, U>, V, E>
         let mut delays = chunk.delays.take();
         let unrun = chunk.first + ran as u64;
         let (outcomes, rest) = chunk.take_apart();
-        let mut batch = Vec::new();
-        let mut first = unrun;
-        let pass_on = |batch: &mut Vec<_>, first: u64, delays: &mut Option<Delays>| {
-            if !batch.is_empty() {
-                self.shared.signals.submit();
-                self.next.take(Batch {
-                    first,
-                    items: std::mem::take(batch),
-                    attempts,
-                    delays: delays.take(),
-                    is_final,
-                    grain,
-                    each_before: each,
-                });
-            }
-        };
+        let mut batches: Vec<Batch<I, V>> = Vec::new();
+        let mut is_open = false;
         for outcome in outcomes {
             let input = outcome.input.into_input();
             match outcome.result {
                 Ok(value) => {
-                    if batch.is_empty() {
-                        first = outcome.index;
-                        batch.reserve((unrun - first) as usize);
+                    if !is_open {
+                        is_open = true;
+                        self.shared.signals.submit();
+                        batches.push(Batch {
+                            first: outcome.index,
+                            items: Vec::with_capacity((unrun - outcome.index) as usize),
+                            attempts,
+                            delays: delays.take(),
+                            is_final,
+                            grain,
+                            each_before: each,
+                        });
                     }
-                    batch.push(Carry {
-                        input,
-                        value: Some(value),
-                    });
+                    let value = Some(value);
+                    if let Some(batch) = batches.last_mut() {
+                        batch.items.push(Carry { input, value });
+                    }
                 }
                 Err(cause) => {
-                    pass_on(&mut batch, first, &mut delays);
+                    is_open = false;
                     let outcome = Outcome {
                         index: outcome.index,
                         input,
@@ -335,31 +384,13 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Outlet<Carry<I, U>, V, E>
                 }
             }
         }
-        pass_on(&mut batch, first, &mut delays);
         if !rest.is_empty() {
             let mut left = Box::new(Chunk::new());
             left.reset(unrun, is_final);
             left.rest = rest.into_iter().map(Carry::into_input).collect();
             self.shared.send(left, width);
         }
-    }
-
-    fn answer(&self, width: usize) {
-        self.shared.answer(width);
-    }
-
-    fn is_hungry(&self, is_slow: bool) -> bool {
-        is_slow || self.next.is_hungry()
-    }
-
-    fn send_part(&self, part: Parcel<Carry<I, U>, V, E>, width: usize) {
-        self.next.feed();
-        self.send(part, width);
-    }
-
-    fn run_dry(&self) {
-        self.hungry.store(true, Ordering::Relaxed);
-        self.shared.run_dry();
+        batches
     }
 }
 
@@ -399,6 +430,10 @@ impl<I: Send, U: Send, T: Send, E: Send> Outlet<Carry<I, U>, T, E> for Last<I, T
 
     fn watch(&self) -> &Watch {
         &self.shared.watch
+    }
+
+    fn stage(&self) -> Option<usize> {
+        Some(self.number)
     }
 
     fn send(&self, chunk: Parcel<Carry<I, U>, T, E>, width: usize) {
@@ -585,7 +620,7 @@ impl<I: Send, T: Send, E: Send> Hands<I, T, E> for Pipeline<'_, I> {
             each_before: Duration::ZERO,
             items: chunk.take_rest().map(|(_, input)| carry(input)).collect(),
         };
-        self.first.take(batch);
+        self.first.queue(batch);
     }
 
     fn help(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Warns of tasks that run for long.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::mem;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use crate::counters::{Numbered, Running};
 use crate::monitor::{Moment, Reader, TARGET};
 use crate::sync::thread::{self, ThreadId};
 use crate::sync::{Mutex, MutexGuard, now};
+use crate::task::in_stage;
 
 /// What each worker is doing, for the monitor to look at now and then. Once a task, a worker only writes down its
 /// index; the rest is written once a chunk.
@@ -41,6 +43,7 @@ struct Open {
 #[derive(Debug)]
 struct OpenChunk {
     start: Instant,
+    stage: Option<usize>,
     /// The number of its first call, which begins when the chunk does.
     first: u64,
     /// Its call that waits for the end of the chunk after this.
@@ -58,8 +61,8 @@ pub(crate) struct Call<'a> {
 }
 
 impl Desks {
-    /// This thread begins a chunk, at the time `start`.
-    pub(crate) fn sit_down(&self, start: Instant) -> Seat<'_> {
+    /// This thread begins a chunk, at the time `start`; of `stage`, where there are several.
+    pub(crate) fn sit_down(&self, stage: Option<usize>, start: Instant) -> Seat<'_> {
         let desk = self.desks.get_or_default();
         let mut open = desk.open();
         let me = thread::current();
@@ -73,6 +76,7 @@ impl Desks {
         }
         open.chunks.push(OpenChunk {
             start,
+            stage,
             first: desk.running.next(),
             waiting: None,
         });
@@ -133,19 +137,31 @@ pub(crate) fn reader(name: &str, after: Duration, desks: Arc<Desks>) -> Reader {
         if moment == Moment::End {
             return;
         }
-        for (worker, index, time) in overdue(&desks, &mut sightings, after, now()) {
-            warn!(target: TARGET, "{name}: task {index} has been running for {time:.1?}, on {worker}");
+        for (worker, task, time) in overdue(&desks, &mut sightings, after, now()) {
+            warn!(target: TARGET, "{name}: {task} has been running for {time:.1?}, on {worker}");
         }
     })
 }
 
-/// The worker, the index and the time of each call that has passed a limit since the last look.
+/// The task of a call.
+struct Overdue {
+    index: u64,
+    stage: Option<usize>,
+}
+
+impl fmt::Display for Overdue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {}{}", self.index, in_stage(self.stage))
+    }
+}
+
+/// The worker, the task and the time of each call that has passed a limit since the last look.
 fn overdue(
     desks: &Desks,
     sightings: &mut Sightings,
     after: Duration,
     time: Instant,
-) -> Vec<(String, u64, Duration)> {
+) -> Vec<(String, Overdue, Duration)> {
     let mut overdue = Vec::new();
     let mut before = mem::take(sightings);
     for desk in &desks.desks {
@@ -174,7 +190,8 @@ fn overdue(
             let lasted = time.saturating_duration_since(sighting.since);
             if lasted >= sighting.limit {
                 sighting.limit = lasted.saturating_mul(2);
-                overdue.push((open.worker.clone(), index, lasted));
+                let stage = chunk.stage;
+                overdue.push((open.worker.clone(), Overdue { index, stage }, lasted));
             }
             sightings.insert((place, call), sighting);
         }
@@ -193,7 +210,9 @@ mod tests {
         let mut sightings = Sightings::new();
         move |time| {
             let overdue = overdue(desks, &mut sightings, 10 * MS, time).into_iter();
-            overdue.map(|(_, index, lasted)| (index, lasted)).collect()
+            overdue
+                .map(|(_, task, lasted)| (task.index, lasted))
+                .collect()
         }
     }
 
@@ -202,7 +221,7 @@ mod tests {
         let (desks, start) = (Desks::default(), now());
         let mut look = looker(&desks);
         assert_eq!(look(start), []);
-        let seat = desks.sit_down(start);
+        let seat = desks.sit_down(None, start);
         let call = seat.begin(7);
         let times = (0..=80).flat_map(|millis| look(start + millis * MS));
         let told = [10, 20, 40, 80].map(|millis| (7, millis * MS));
@@ -211,14 +230,14 @@ mod tests {
         assert_eq!(look(start + 1_000 * MS), []);
         // Nothing stays of a chunk, or a long run would fill its memory with them.
         drop(seat);
-        assert!(desks.sit_down(start).desk.open().chunks.len() == 1);
+        assert!(desks.sit_down(None, start).desk.open().chunks.len() == 1);
     }
 
     #[test]
     fn the_first_task_of_a_chunk_is_timed_from_its_beginning() {
         let (desks, start) = (Desks::default(), now());
         let mut look = looker(&desks);
-        let seat = desks.sit_down(start);
+        let seat = desks.sit_down(None, start);
         let first = seat.begin(7);
         assert_eq!(look(start + 9 * MS), []);
         assert_eq!(look(start + 11 * MS), [(7, 11 * MS)]);
@@ -233,10 +252,10 @@ mod tests {
     fn a_call_goes_on_during_one_inside_it_and_after() {
         let (desks, start) = (Desks::default(), now());
         let mut look = looker(&desks);
-        let outer = desks.sit_down(start);
+        let outer = desks.sit_down(None, start);
         let _call = outer.begin(1);
         assert_eq!(look(start + 9 * MS), []);
-        let inner = desks.sit_down(start + 9 * MS);
+        let inner = desks.sit_down(None, start + 9 * MS);
         let call = inner.begin(2);
         assert_eq!(look(start + 10 * MS), [(1, 10 * MS)]);
         assert_eq!(look(start + 20 * MS), [(1, 20 * MS), (2, 11 * MS)]);
@@ -250,10 +269,10 @@ mod tests {
     fn each_worker_has_a_desk_of_its_own() {
         let (desks, start) = (Desks::default(), now());
         let mut look = looker(&desks);
-        let mine = desks.sit_down(start);
+        let mine = desks.sit_down(None, start);
         let _call = mine.begin(1);
         let sit_down = || {
-            let seat = desks.sit_down(start);
+            let seat = desks.sit_down(None, start);
             mem::forget(seat.begin(2));
             mem::forget(seat);
         };

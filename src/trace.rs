@@ -60,7 +60,7 @@ impl Trace {
     }
 
     /// From here on, what is told on this thread is told to the run's subscriber.
-    pub(crate) fn enter(&self, attempt: u32) -> Option<Inside> {
+    pub(crate) fn enter(&self, stage: Option<usize>, attempt: u32) -> Option<Inside> {
         let run = self.run().clone()?;
         let guard = contain(|| dispatcher::set_default(&run.subscriber))?;
         let guard = Buried::new(guard);
@@ -68,6 +68,7 @@ impl Trace {
         Some(Inside {
             _guard: guard,
             run,
+            stage,
             attempt,
             has_spans,
         })
@@ -79,6 +80,8 @@ pub(crate) struct Inside {
     // Dropped before the run, as that may be the last owner of the subscriber.
     _guard: Buried<DefaultGuard>,
     run: Arc<Run>,
+    /// Where there are several.
+    stage: Option<usize>,
     attempt: u32,
     /// Whether anybody wants the spans of tasks.
     pub(crate) has_spans: bool,
@@ -86,8 +89,8 @@ pub(crate) struct Inside {
 
 impl Inside {
     fn task(&self, index: u64) -> Span {
-        let (run, attempt) = (self.run.span.id(), self.attempt);
-        debug_span!(target: "futureproof", parent: run, "task", index, attempt)
+        let (run, stage, attempt) = (self.run.span.id(), self.stage, self.attempt);
+        debug_span!(target: "futureproof", parent: run, "task", index, stage, attempt)
     }
 
     pub(crate) fn call<T, E: fmt::Debug>(
@@ -112,9 +115,9 @@ impl Inside {
 
     /// By now, the panic has ended the task's own span.
     pub(crate) fn panicked(&self, index: u64, message: Option<&str>) {
-        let (run, attempt) = (&*self.run.span, self.attempt);
+        let (run, stage, attempt) = (&*self.run.span, self.stage, self.attempt);
         contain(|| {
-            debug!(target: "futureproof", parent: run.id(), index, attempt, panic = message, "panicked");
+            debug!(target: "futureproof", parent: run.id(), index, stage, attempt, panic = message, "panicked");
         });
     }
 }

@@ -478,6 +478,44 @@ mod linux {
         ended(start.unwrap());
     }
 
+    /// As the first function, between two others, and as the last; a failure in any of them ends those that hang.
+    fn a_stage_may_run_in_children() {
+        let act = || actor().start().unwrap().into_fn();
+        let here = |order: &String| Ok::<_, Failure>(order.clone());
+        let orders = || ["length four", "fail why", "abort", "length three"].map(order);
+        let run = orders().into_iter().futureproof(Ignore).ordered();
+        let run = run.num_threads(2).stage(here).num_threads(2);
+        let run = run
+            .stage(act())
+            .map_tasks(|length: &String| Ok::<_, Failure>(length.len()));
+        let texts: Vec<String> = run
+            .map(|task| match task {
+                Ok(task) => format!("{} {}", task.input, task.output),
+                Err(error) => format!("{} {} {}", error.input(), error.stage(), error.cause()),
+            })
+            .collect();
+        assert_eq!(texts[0], "length four 1");
+        assert_eq!(texts[1], "fail why 1 why");
+        assert!(texts[2].starts_with("abort 1 "), "{}", texts[2]);
+        assert_eq!(texts[3], "length three 1");
+        // The first stage's child hangs, and the last one fails.
+        let path = scratch("stage");
+        let orders = [format!("hang {}", path.display()), order("pid")];
+        let told = path.clone();
+        let check = move |_: &String| {
+            until("the child that hangs", || told.exists());
+            Err::<(), _>(Error::Task(order("no more")))
+        };
+        let run = orders.into_iter().futureproof(Raise).chunk_size(1);
+        let mut run = run.num_threads(2).stage(act()).map_tasks(check);
+        let error = run.next().unwrap().unwrap_err();
+        assert_eq!((error.index(), error.stage()), (1, 1));
+        let start = Instant::now();
+        drop(run);
+        ended(start);
+        fs::remove_file(path).unwrap();
+    }
+
     fn a_deadline_kills_what_runs() {
         let endless = endless();
         let orders = endless.clone().map(|(order, _)| order);
@@ -788,6 +826,7 @@ mod linux {
         a_deadline_kills_what_runs
         a_deadline_kills_though_nobody_asks_for_the_next_task
         what_runs_when_a_run_is_taken_to_pieces_is_waited_for
+        a_stage_may_run_in_children
         a_storm_of_crashes_and_hangs_loses_nothing_and_leaves_nothing
         children_of_a_killed_parent_end_even_amid_a_task
         a_program_that_never_gets_there_is_started_three_times

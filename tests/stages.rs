@@ -346,6 +346,56 @@ fn stages_run_anywhere() {
     });
 }
 
+/// What a stage has made goes on on the same thread where the next one has the same pool, and not on a thread of another's.
+#[test]
+fn stages_on_one_pool_go_on_where_they_are() {
+    watchdog(|| {
+        let where_am_i = || {
+            // Long enough for others to take what is queued.
+            thread::sleep(Duration::from_micros(200));
+            thread::current().name().map(str::to_owned)
+        };
+        let here = move |_: &u32| Ok::<_, ()>(where_am_i());
+        let there = move |before: &Option<String>| Ok((before.clone(), where_am_i()));
+        let named = rayon::ThreadPoolBuilder::new()
+            .num_threads(3)
+            .thread_name(|n| format!("shared-{n}"));
+        let named = Arc::new(named.build().unwrap());
+        let run = (0..500u32).futureproof(Raise).chunk_size(1);
+        let run = run.on(Arc::clone(&named)).stage(here).on(named);
+        for task in run.map_tasks(there) {
+            let (first, second) = task.unwrap().output;
+            assert_eq!(first, second);
+        }
+        // A scope of rayon's takes every pool for its own.
+        let outer = pool(1);
+        outer.in_place_scope(|outer| {
+            pool(1).in_place_scope(|inner| {
+                let where_am_i = || thread::current().id();
+                let here = move |_: &u32| Ok::<_, ()>(where_am_i());
+                let there = move |before: &thread::ThreadId| Ok((*before, where_am_i()));
+                let run = (0..50u32).futureproof(Raise).chunk_size(1);
+                let run = run.on(inner).stage(here).on(outer);
+                run.map_tasks(there).for_each(|task| {
+                    let (first, second) = task.unwrap().output;
+                    assert_ne!(first, second);
+                });
+            });
+        });
+        // Those that work on one chunk share in what it gives.
+        let both = Barrier::new(2);
+        let meet = move |n: &u32| {
+            both.wait();
+            Ok::<_, ()>(*n)
+        };
+        let pass = |n: &u32| Ok::<_, ()>(*n);
+        let shared = pool(2);
+        let run = (0..64u32).futureproof(Raise).chunk_size(64);
+        let run = run.on(Arc::clone(&shared)).stage(pass).on(shared);
+        assert_eq!(run.map_tasks(meet).flatten().count(), 64);
+    });
+}
+
 struct Inline;
 
 impl Spawn<'static> for Inline {
@@ -499,7 +549,7 @@ impl Drop for Made {
 #[test]
 fn whatever_the_stages_nothing_is_lost() {
     watchdog(|| {
-        let pools = [pool(1), pool(2)];
+        let pools = [pool(2), pool(2)];
         for seed in 0..1_500 {
             check(seed, &pools);
         }
@@ -526,6 +576,7 @@ fn check(seed: u64, pools: &[Arc<rayon::ThreadPool>; 2]) {
     let widths = [0; 3].map(|_| 1 + random.below(3) as usize);
     let (is_shared, step) = (!random.one_in(4), random.below(len + 2));
     let (is_cancelled, leaves, is_dropped) = (random.one_in(4), random.one_in(2), random.one_in(2));
+    let is_one = random.one_in(2);
     let alive = Arc::new(AtomicUsize::new(0));
     let tried: Arc<Vec<AtomicUsize>> = Arc::new((0..len).map(|_| AtomicUsize::new(0)).collect());
     let all = Arc::new(fates);
@@ -557,9 +608,10 @@ fn check(seed: u64, pools: &[Arc<rayon::ThreadPool>; 2]) {
     let run = if is_ordered { run.ordered() } else { run };
     let run = if is_shared {
         let [one, two] = pools.clone();
+        let between = if is_one { Arc::clone(&one) } else { two };
         run.on(Arc::clone(&one))
             .stage(call(0))
-            .on(two)
+            .on(between)
             .stage(call(1))
             .on(one)
             .map_tasks(call(2))

@@ -106,3 +106,30 @@ fn a_task_is_told_while_others_run_inside_it() {
         assert!(first.unwrap().unwrap().output, "it was never told of");
     });
 }
+
+#[test]
+fn a_task_is_told_with_its_stage() {
+    Lines::install();
+    watchdog(|| {
+        let told = |start: &str| soon(|| LINES.find(start).is_some());
+        let fetch = move |n: &u32| {
+            Ok::<_, ()>((
+                *n == 0,
+                told("stages: task 0 in stage 0 has been running for "),
+            ))
+        };
+        let parse = move |first: &(bool, bool)| {
+            Ok((
+                first.1,
+                told("stages: task 0 in stage 1 has been running for "),
+            ))
+        };
+        let run = [0]
+            .into_iter()
+            .futureproof(Raise)
+            .name("stages")
+            .warn_after(5 * MS);
+        let mut run = run.stage(fetch).map_tasks(parse);
+        assert_eq!(run.next().unwrap().unwrap().output, (true, true));
+    });
+}

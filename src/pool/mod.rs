@@ -58,6 +58,12 @@ pub trait Spawn<'s>: Send {
     fn is_current(&self) -> bool {
         false
     }
+
+    // Whether `is_current` is certain: then a stage goes on here with what the one before has made here.
+    #[doc(hidden)]
+    fn knows_its_threads(&self) -> bool {
+        true
+    }
 }
 
 impl Spawn<'static> for Arc<ThreadPool> {
@@ -91,5 +97,9 @@ impl<'e> Spawn<'e> for &rayon_core::Scope<'e> {
 
     fn is_current(&self) -> bool {
         rayon_core::current_thread_index().is_some()
+    }
+
+    fn knows_its_threads(&self) -> bool {
+        false
     }
 }

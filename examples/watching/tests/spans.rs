@@ -61,3 +61,44 @@ fn a_task_is_inside_its_run_on_whatever_thread() {
         [&spans[..], &["program/run", task, task, task]].concat()
     );
 }
+
+/// The stages of the spans of tasks, as they begin.
+#[derive(Clone, Default)]
+struct StagesSeen(Arc<Mutex<Vec<u64>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for StagesSeen {
+    fn on_new_span(
+        &self,
+        attributes: &tracing::span::Attributes<'_>,
+        _: &tracing::Id,
+        _: Context<'_, S>,
+    ) {
+        attributes.record(&mut self.clone());
+    }
+}
+
+impl tracing::field::Visit for StagesSeen {
+    fn record_debug(&mut self, _: &tracing::field::Field, _: &dyn std::fmt::Debug) {}
+
+    fn record_u64(&mut self, field: &tracing::field::Field, value: u64) {
+        if field.name() == "stage" {
+            self.0.lock().unwrap().push(value);
+        }
+    }
+}
+
+#[test]
+fn a_span_names_the_stage_where_there_are_several() {
+    let seen = StagesSeen::default();
+    let double = |n: &u32| Ok::<_, String>(2 * n);
+    tracing::subscriber::with_default(Registry::default().with(seen.clone()), || {
+        let run = (0..3u32).futureproof(Raise).map_tasks(double);
+        assert_eq!(run.count(), 3);
+        assert!(seen.0.lock().unwrap().is_empty());
+        let run = (0..3u32).futureproof(Raise).stage(double).map_tasks(double);
+        assert_eq!(run.count(), 3);
+    });
+    let mut seen = seen.0.lock().unwrap().clone();
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 0, 0, 1, 1, 1]);
+}
