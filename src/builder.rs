@@ -5,18 +5,18 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::attend::Watch;
 use crate::cancel::CancellationToken;
-use crate::contain::Buried;
-use crate::crew::{Crew, Hands, Settle, Workers};
-use crate::job::Shared;
-use crate::plan::Plan;
+use crate::engine::driver::MapTasks;
+use crate::engine::job::Shared;
+use crate::engine::options::Plan;
+use crate::engine::signals::Signals;
+use crate::engine::stages::{Carry, Home, Pipeline, StageList, Stages};
+use crate::engine::workers::{Crew, Hands, Settle, Workers};
+use crate::observe::instrument::Watch;
 use crate::policy::ErrorPolicy;
 use crate::pool::{OwnPool, Spawn};
-use crate::signals::Signals;
 use crate::source::{Door, Owned, ReadAhead, ToReadAhead};
-use crate::stages::{Carry, Home, Pipeline, StageList, Stages};
-use crate::tasks::MapTasks;
+use crate::util::panics::Buried;
 
 /// Adds [`futureproof`](Self::futureproof) to every iterator.
 pub trait FutureproofIterator: Iterator + Sized {
@@ -225,7 +225,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// ```
     pub fn on_progress(
         mut self,
-        f: impl FnMut(&crate::counters::Snapshot) + Send + 'static,
+        f: impl FnMut(&crate::observe::counters::Snapshot) + Send + 'static,
     ) -> Self {
         self.plan.on_progress = Some(Buried::new(Box::new(f)));
         self

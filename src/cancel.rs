@@ -8,10 +8,10 @@ use std::mem;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crate::contain::{bury, contain};
-use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::channel::{Receiver, Sender, bounded};
-use crate::sync::{Mutex, MutexGuard, now, thread_local};
+use crate::util::panics::{bury, contain};
+use crate::util::sync::atomic::{AtomicBool, Ordering};
+use crate::util::sync::channel::{Receiver, Sender, bounded};
+use crate::util::sync::{Mutex, MutexGuard, now, thread_local};
 
 thread_local! {
     /// The token of the task that this thread runs.

@@ -4,9 +4,9 @@ use std::error::Error;
 use std::fmt;
 use std::iter::FusedIterator;
 
+use crate::engine::driver::MapTasks;
 use crate::run_error::RunError;
 use crate::task::{Ending, Task, TaskError};
-use crate::tasks::MapTasks;
 
 impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// The same tasks, with errors that go with `?` everywhere, and one more where the run was cut short.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use thread_local::ThreadLocal;
 
-use crate::contain::Buried;
+use crate::util::panics::Buried;
 
 /// Makes a function that cannot fail one that can be given to
 /// [`map_tasks`](crate::Futureproof::map_tasks). It may still panic.

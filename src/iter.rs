@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use log::warn;
 
-use crate::contain::contain;
-use crate::counters::Progress;
-use crate::monitor::TARGET;
-use crate::report::Report;
-use crate::retry::RetryRule;
+use crate::engine::driver::MapTasks;
+use crate::engine::retry::RetryRule;
+use crate::observe::counters::Progress;
+use crate::observe::monitor::TARGET;
+use crate::observe::report::Report;
 use crate::task::{Ending, Remainder, Task, TaskError};
-use crate::tasks::MapTasks;
+use crate::util::panics::contain;
 
 impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// Tries an item again when the function returns `Err`: after the first of `delays`, then after the

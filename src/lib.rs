@@ -20,69 +20,44 @@
 #![doc = include_str!("../docs/how_do_i.md")]
 #![forbid(unsafe_code)]
 
-mod arrivals;
-mod attend;
-mod bugs;
 mod builder;
 mod cancel;
 mod checked;
-mod chunk;
-mod circle;
 mod combine;
-mod contain;
-mod counters;
-mod crew;
-mod failure_log;
+mod engine;
 mod iter;
-mod job;
-mod lines;
-mod load;
-#[cfg(feature = "metrics")]
-mod meters;
-mod monitor;
-mod plan;
+mod observe;
 mod policy;
 mod pool;
 #[cfg(all(feature = "process", not(shuttle)))]
 pub mod process;
 #[cfg(feature = "indicatif")]
 mod progress_bar;
-mod report;
-mod retry;
 mod run_error;
-mod run_queue;
-mod signals;
-mod sizing;
 mod source;
-mod stages;
 #[cfg(feature = "stream")]
 mod stream;
-mod stuck;
-mod sync;
 mod task;
-mod tasks;
-#[cfg(feature = "tracing")]
-mod trace;
-mod tray;
+mod util;
 
 pub use builder::{Futureproof, FutureproofIterator};
 pub use cancel::{CancellationToken, OnCancel};
 pub use checked::Checked;
 pub use combine::{PerWorker, infallible, with_state};
-pub use counters::{Progress, Snapshot};
-pub use load::Bottleneck;
+pub use engine::driver::MapTasks;
+pub use engine::stages::Stages;
+pub use observe::counters::{Progress, Snapshot};
+pub use observe::load::Bottleneck;
+pub use observe::report::{Report, SlowTask, StageTime, WorkerTime};
 pub use policy::{ErrorPolicy, ParseErrorPolicyError};
 pub use pool::{OwnPool, Spawn};
 #[cfg(not(shuttle))]
 pub use pool::{Scope, scope};
-pub use report::{Report, SlowTask, StageTime, WorkerTime};
 pub use run_error::RunError;
 pub use source::{Owned, Queue, QueueItems, QueueSource, ReadAhead, ToReadAhead};
-pub use stages::Stages;
 #[cfg(feature = "stream")]
 pub use stream::TaskStream;
 pub use task::{Cause, Ending, Panic, Remainder, Task, TaskError, TaskResult};
-pub use tasks::MapTasks;
 
 /// What most programs need: `use futureproof::prelude::*;`.
 pub mod prelude {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::builder::Futureproof;
-use crate::counters::Snapshot;
-use crate::monitor::{Moment, Reader};
+use crate::observe::counters::Snapshot;
+use crate::observe::monitor::{Moment, Reader};
 
 const EVERY: Duration = Duration::from_millis(100);
 

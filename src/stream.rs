@@ -14,10 +14,10 @@ use std::thread;
 use futures_core::{FusedStream, Stream};
 
 use crate::cancel::OnCancel;
-use crate::contain::{bury, contain};
-use crate::crew::Remote;
+use crate::engine::driver::MapTasks;
+use crate::engine::workers::Remote;
 use crate::task::{Ending, Task, TaskError, TaskResult};
-use crate::tasks::MapTasks;
+use crate::util::panics::{bury, contain};
 
 impl<I, T, E> MapTasks<'static, I, T, E>
 where

@@ -6,8 +6,8 @@ use std::fmt;
 use std::panic;
 use std::sync::{Mutex, PoisonError};
 
-use crate::contain::bury;
 use crate::run_error::RunError;
+use crate::util::panics::bury;
 
 /// An item and what the function made of it.
 ///

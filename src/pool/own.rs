@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use super::Spawn;
-use crate::contain::contain;
-use crate::monitor::TARGET;
-use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder, max_num_threads};
-use crate::sync::thread::{self, JoinHandle};
-use crate::sync::{Mutex, MutexGuard, now};
+use crate::observe::monitor::TARGET;
+use crate::util::panics::contain;
+use crate::util::sync::atomic::{AtomicUsize, Ordering};
+use crate::util::sync::rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder, max_num_threads};
+use crate::util::sync::thread::{self, JoinHandle};
+use crate::util::sync::{Mutex, MutexGuard, now};
 
 /// The default home: a pool that is made for the run and goes with it. Nobody needs to name it, but for a type:
 ///

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::frames::{Broken, Frames};
 use super::transport::{adopt, await_orphaned, die, limit_memory, meant};
-use crate::contain::{bury, contain};
+use crate::util::panics::{bury, contain};
 
 /// Tells a process that it is a worker, and for which function.
 pub(super) const VARIABLE: &str = "FUTUREPROOF_WORKER";

@@ -8,7 +8,7 @@ pub use owned::Owned;
 pub use queue::{Queue, QueueItems, QueueSource};
 pub use read_ahead::{ReadAhead, ToReadAhead};
 
-use crate::sync::channel::Select;
+use crate::util::sync::channel::Select;
 
 /// How to deal with such a source, without a bound that says so.
 pub(crate) struct Door<I> {

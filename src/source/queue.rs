@@ -8,9 +8,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Door, Incoming};
 use crate::builder::{Futureproof, FutureproofIterator};
-use crate::contain::bury_all;
 use crate::policy::ErrorPolicy;
-use crate::sync::channel::Select;
+use crate::util::panics::bury_all;
+use crate::util::sync::channel::Select;
 
 /// Items that a run pulls while it adds to them: the pages of a crawl, the nodes of a search, the folders of a tree.
 ///

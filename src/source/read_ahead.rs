@@ -11,9 +11,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::{Door, Incoming};
 use crate::builder::{Futureproof, FutureproofIterator};
 use crate::cancel::CancellationToken;
-use crate::contain::{Buried, bury};
 use crate::policy::ErrorPolicy;
-use crate::sync::channel::Select;
+use crate::util::panics::{Buried, bury};
+use crate::util::sync::channel::Select;
 
 /// The buffer that is chosen for those who ask for 0 items, and the largest there is: a channel's
 /// slots are made in advance.

@@ -8,9 +8,9 @@ use std::mem;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use crate::signals::Signals;
-use crate::sync::channel::{Receiver, Sender, bounded};
-use crate::sync::{Mutex, MutexGuard};
+use crate::engine::signals::Signals;
+use crate::util::sync::channel::{Receiver, Sender, bounded};
+use crate::util::sync::{Mutex, MutexGuard};
 
 /// Finished work for which a consumer is woken.
 const WORTH: Duration = Duration::from_micros(500);

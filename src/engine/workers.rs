@@ -9,24 +9,24 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use crate::attend::Watch;
 #[cfg(feature = "stream")]
 use crate::cancel::OnCancel;
-use crate::chunk::Parcel;
-use crate::contain::{bury, contain};
-use crate::counters::{Counters, StageCounters};
-use crate::job::{Bench, Outlet, Permit, Shared};
-use crate::monitor::{Monitor, TARGET};
-use crate::plan::Plan;
+use crate::engine::chunk::Parcel;
+use crate::engine::completions::Tray;
+use crate::engine::job::{Bench, Outlet, Permit, Shared};
+use crate::engine::options::Plan;
+use crate::engine::signals::{HandingOut, Signals};
+use crate::observe::counters::{Counters, StageCounters};
+use crate::observe::instrument::Watch;
+use crate::observe::monitor::{Monitor, TARGET};
 use crate::pool::Spawn;
-use crate::signals::{HandingOut, Signals};
 use crate::source::Incoming;
-use crate::sync::channel::Select;
-use crate::sync::now;
-use crate::sync::thread::{self, Thread};
 #[cfg(feature = "stream")]
 use crate::task::Ending;
-use crate::tray::Tray;
+use crate::util::panics::{bury, contain};
+use crate::util::sync::channel::Select;
+use crate::util::sync::now;
+use crate::util::sync::thread::{self, Thread};
 
 /// The workers of a run and what they do, the types of their homes and functions forgotten: one indirect call a chunk.
 pub(crate) trait Hands<I, T, E>: Send {

@@ -3,11 +3,11 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::bugs;
-use crate::load::Load;
-use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::now;
+use crate::observe::load::Load;
 use crate::task::Ending;
+use crate::util::bugs;
+use crate::util::sync::atomic::{AtomicU64, Ordering};
+use crate::util::sync::now;
 
 /// A call's number and the index of its task.
 pub(crate) type Numbered = (u64, u64);

@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::stuck::{Desks, Seat};
+use crate::observe::slow_tasks::{Desks, Seat};
 #[cfg(feature = "tracing")]
-use crate::trace::{Inside, Trace};
+use crate::observe::spans::{Inside, Trace};
 
 /// Calls the function for a worker.
 pub(crate) trait Attend {

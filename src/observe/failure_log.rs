@@ -4,9 +4,9 @@ use std::fmt;
 
 use log::{Level, log};
 
-use crate::contain::{Buried, contain};
-use crate::monitor::TARGET;
+use crate::observe::monitor::TARGET;
 use crate::task::TaskError;
+use crate::util::panics::{Buried, contain};
 
 type Describe<'a, I, E> = Box<dyn Fn(&TaskError<I, E>) -> String + Send + 'a>;
 

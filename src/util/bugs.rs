@@ -2,7 +2,7 @@
 //!
 //! With the feature `seeded-bugs`, the environment variable `FUTUREPROOF_BUG` names the one that is there.
 
-use crate::sync::atomic::AtomicU64;
+use crate::util::sync::atomic::AtomicU64;
 
 #[cfg(feature = "seeded-bugs")]
 pub(crate) fn has(bug: &str) -> bool {
@@ -24,7 +24,7 @@ pub(crate) fn loses(first: u64) -> bool {
 
 /// Adds so that what another adds at the same time is lost; `false` if nothing was added.
 pub(crate) fn adds_in_two_steps(sum: &AtomicU64, more: u64) -> bool {
-    use crate::sync::atomic::Ordering::SeqCst;
+    use crate::util::sync::atomic::Ordering::SeqCst;
     let is_there = has("lost counter update");
     if is_there {
         sum.store(sum.load(SeqCst) + more, SeqCst);

@@ -8,14 +8,14 @@ use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
-use crate::attend::Attend;
-use crate::bugs;
-use crate::contain::bury_all;
-use crate::retry::Delays;
-use crate::signals::Signals;
-use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::thread::ThreadId;
+use crate::engine::retry::Delays;
+use crate::engine::signals::Signals;
+use crate::observe::instrument::Attend;
 use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
+use crate::util::bugs;
+use crate::util::panics::bury_all;
+use crate::util::sync::atomic::{AtomicBool, Ordering};
+use crate::util::sync::thread::ThreadId;
 
 /// Items on their way to a worker and, with what became of them, on their way back.
 #[derive(Debug)]

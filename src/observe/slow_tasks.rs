@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use log::warn;
 use thread_local::ThreadLocal;
 
-use crate::counters::{Numbered, Running};
-use crate::monitor::{Moment, Reader, TARGET};
-use crate::sync::thread::{self, ThreadId};
-use crate::sync::{Mutex, MutexGuard, now};
+use crate::observe::counters::{Numbered, Running};
+use crate::observe::monitor::{Moment, Reader, TARGET};
 use crate::task::in_stage;
+use crate::util::sync::thread::{self, ThreadId};
+use crate::util::sync::{Mutex, MutexGuard, now};
 
 /// What each worker is doing, for the monitor to look at now and then. Once a task, a worker only writes down its
 /// index; the rest is written once a chunk.

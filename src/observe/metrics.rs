@@ -8,7 +8,7 @@ use metrics::{
     histogram,
 };
 
-use crate::monitor::{Moment, Reader};
+use crate::observe::monitor::{Moment, Reader};
 
 const EVERY: Duration = Duration::from_secs(1);
 

@@ -3,18 +3,18 @@
 use std::mem;
 use std::time::Duration;
 
-use crate::arrivals::Arrivals;
-use crate::bugs;
-use crate::chunk::{Chunk, Outcome, Parcel};
-use crate::contain::{bury, bury_all};
-use crate::crew::Crew;
-use crate::plan::Plan;
-use crate::report::{Ledger, Report};
-use crate::retry::{Delays, RetryRule, Waiting};
-use crate::sizing::Sizing;
+use crate::engine::chunk::{Chunk, Outcome, Parcel};
+use crate::engine::options::Plan;
+use crate::engine::order::Arrivals;
+use crate::engine::retry::{Delays, RetryRule, Waiting};
+use crate::engine::sizing::Sizing;
+use crate::engine::workers::Crew;
+use crate::observe::report::{Ledger, Report};
 use crate::source::Incoming;
-use crate::sync::now;
 use crate::task::Cause;
+use crate::util::bugs;
+use crate::util::panics::{bury, bury_all};
+use crate::util::sync::now;
 
 /// A consumer that has waited this long for an answer asks workers for what they have finished.
 const PATIENCE: Duration = Duration::from_millis(1);

@@ -10,8 +10,8 @@ use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
 use tracing::{Level, Span, debug, debug_span, enabled, info_span};
 
-use crate::contain::{Buried, contain};
-use crate::sync::{Mutex, MutexGuard};
+use crate::util::panics::{Buried, contain};
+use crate::util::sync::{Mutex, MutexGuard};
 
 /// What a run and its tasks tell.
 #[derive(Debug, Default)]

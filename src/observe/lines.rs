@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use log::{info, log_enabled};
 
-use crate::contain::contain;
-use crate::counters::{Snapshot, per_second};
-use crate::monitor::{Moment, Reader, TARGET};
-use crate::sync::now;
+use crate::observe::counters::{Snapshot, per_second};
+use crate::observe::monitor::{Moment, Reader, TARGET};
 use crate::task::Ending;
+use crate::util::panics::contain;
+use crate::util::sync::now;
 
 /// Writes how the run called `name` is going, unless nobody would see it.
 pub(crate) fn reader(name: &str, every: Duration) -> Option<Reader> {
@@ -108,8 +108,8 @@ fn duration(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counters::Counters;
-    use crate::report::Ledger;
+    use crate::observe::counters::Counters;
+    use crate::observe::report::Ledger;
 
     #[test]
     fn durations_read_well() {

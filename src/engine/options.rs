@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cancel::CancellationToken;
-use crate::contain::Buried;
-use crate::counters::Snapshot;
-use crate::monitor::{Moment, Reader};
+use crate::observe::counters::Snapshot;
+use crate::observe::monitor::{Moment, Reader};
+use crate::observe::slow_tasks::Desks;
+use crate::observe::{lines, slow_tasks};
 use crate::policy::ErrorPolicy;
-use crate::stuck::Desks;
+use crate::util::panics::Buried;
 #[cfg(feature = "metrics")]
-use crate::{contain::contain, meters};
-use crate::{lines, stuck};
+use crate::{observe::metrics, util::panics::contain};
 
 /// Is given the figures at every interval and at the end.
 type OnProgress = Buried<Box<dyn FnMut(&Snapshot) + Send>>;
@@ -87,10 +87,10 @@ impl Plan {
             }));
         }
         if let Some((after, desks)) = self.warn_after.zip(desks) {
-            readers.push(stuck::reader(self.title(), after, Arc::clone(desks)));
+            readers.push(slow_tasks::reader(self.title(), after, Arc::clone(desks)));
         }
         #[cfg(feature = "metrics")]
-        readers.extend(contain(|| meters::reader(self.title())));
+        readers.extend(contain(|| metrics::reader(self.title())));
         readers
     }
 

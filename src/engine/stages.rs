@@ -9,18 +9,18 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use crate::attend::Watch;
-use crate::chunk::{Chunk, Outcome, Parcel};
-use crate::contain::bury;
-use crate::counters::StageCounters;
-use crate::crew::{Hands, Settle, give_permits, hand_out, open};
-use crate::job::{Bench, Outlet, Shared};
+use crate::engine::chunk::{Chunk, Outcome, Parcel};
+use crate::engine::job::{Bench, Outlet, Shared};
+use crate::engine::retry::Delays;
+use crate::engine::signals::Signals;
+use crate::engine::workers::{Hands, Settle, give_permits, hand_out, open};
+use crate::observe::counters::StageCounters;
+use crate::observe::instrument::Watch;
 use crate::pool::Spawn;
-use crate::retry::Delays;
-use crate::signals::Signals;
-use crate::sync::RwLock;
-use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::thread::Thread;
+use crate::util::panics::bury;
+use crate::util::sync::RwLock;
+use crate::util::sync::atomic::{AtomicBool, Ordering};
+use crate::util::sync::thread::Thread;
 
 /// The stages of a run before its last function; made by [`Futureproof::stage`](crate::Futureproof::stage).
 pub struct Stages<L, P, F, V> {

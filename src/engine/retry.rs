@@ -7,9 +7,9 @@ use std::vec;
 
 use log::warn;
 
-use crate::contain::{Buried, contain};
-use crate::monitor::TARGET;
-use crate::sync::now;
+use crate::observe::monitor::TARGET;
+use crate::util::panics::{Buried, contain};
+use crate::util::sync::now;
 
 /// How many delays are drawn at a time.
 const BLOCK: usize = 64;

@@ -5,12 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::counters::StageCounters;
-use crate::load::{Bottleneck, Load};
-use crate::sync::now;
-use crate::sync::thread::ThreadId;
+use crate::observe::counters::StageCounters;
+use crate::observe::load::{Bottleneck, Load};
+use crate::util::sync::now;
+use crate::util::sync::thread::ThreadId;
 #[cfg(feature = "metrics")]
-use crate::{contain::contain, meters};
+use crate::{observe::metrics, util::panics::contain};
 
 /// How many of the slowest tasks are kept.
 const SLOWEST: usize = 5;
@@ -287,14 +287,14 @@ pub(crate) struct Ledger {
     /// Since when the consumer has had its last answer.
     handed_over: Option<Instant>,
     #[cfg(feature = "metrics")]
-    durations: Option<metrics::Histogram>,
+    durations: Option<::metrics::Histogram>,
 }
 
 impl Ledger {
     /// The run called `name` begins.
     #[cfg(feature = "metrics")]
     pub(crate) fn open(&mut self, name: &str) {
-        self.durations = contain(|| meters::durations(name));
+        self.durations = contain(|| metrics::durations(name));
     }
 
     /// So long was spent in the source, or in waiting for it.
@@ -394,7 +394,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn me() -> ThreadId {
-        crate::sync::thread::current().id()
+        crate::util::sync::thread::current().id()
     }
 
     #[test]

@@ -10,15 +10,15 @@
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
-use crate::attend::{Alone, Attend, Watch};
-use crate::bugs;
-use crate::chunk::Parcel;
-use crate::contain::bury;
-use crate::counters::Counters;
-use crate::run_queue::{Look, Next, RunQueue, Taken};
-use crate::signals::Signals;
-use crate::sync::Mutex;
-use crate::tray::Tray;
+use crate::engine::chunk::Parcel;
+use crate::engine::completions::Tray;
+use crate::engine::run_queue::{Look, Next, RunQueue, Taken};
+use crate::engine::signals::Signals;
+use crate::observe::counters::Counters;
+use crate::observe::instrument::{Alone, Attend, Watch};
+use crate::util::bugs;
+use crate::util::panics::bury;
+use crate::util::sync::Mutex;
 
 /// What a run's caller and its workers share.
 #[derive(Debug)]
@@ -356,7 +356,7 @@ mod tests {
     use std::panic::resume_unwind;
 
     use super::*;
-    use crate::chunk::Chunk;
+    use crate::engine::chunk::Chunk;
 
     /// Runs a chunk of items that are their own indices, from `first` on.
     fn run(

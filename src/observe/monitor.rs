@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use crate::contain::{Buried, bury, contain};
-use crate::counters::{Counters, Snapshot};
-use crate::sync::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use crate::sync::now;
-use crate::sync::thread::{self, JoinHandle};
+use crate::observe::counters::{Counters, Snapshot};
+use crate::util::panics::{Buried, bury, contain};
+use crate::util::sync::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crate::util::sync::now;
+use crate::util::sync::thread::{self, JoinHandle};
 
 /// The target of every log line of this crate.
 pub(crate) const TARGET: &str = "futureproof";

@@ -24,8 +24,8 @@ pub(crate) fn now() -> Instant {
 
 /// shuttle has no channels like these, no pool and no clock.
 #[cfg(shuttle)]
-#[path = "../tests/model/channel.rs"]
+#[path = "../../tests/model/channel.rs"]
 pub(crate) mod channel;
 #[cfg(shuttle)]
-#[path = "../tests/model/rayon.rs"]
+#[path = "../../tests/model/rayon.rs"]
 pub(crate) mod rayon;

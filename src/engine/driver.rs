@@ -9,14 +9,14 @@
 use std::fmt;
 use std::mem;
 
-use crate::chunk::{Chunk, Parcel};
-use crate::circle::Circle;
-use crate::crew::{Crew, Halt};
-use crate::failure_log::FailureLog;
-use crate::plan::Plan;
+use crate::engine::chunk::{Chunk, Parcel};
+use crate::engine::in_flight::Circle;
+use crate::engine::options::Plan;
+use crate::engine::workers::{Crew, Halt};
+use crate::observe::failure_log::FailureLog;
 use crate::source::{Door, Incoming};
-use crate::sync::now;
 use crate::task::{Ending, Remainder, Task, TaskError, TaskResult};
+use crate::util::sync::now;
 
 /// The finished tasks of a run, as an iterator; made by [`map_tasks`](crate::Futureproof::map_tasks).
 ///

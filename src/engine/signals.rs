@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::cancel::{CancellationToken, OnCancel};
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{hint, now, thread_local};
+use crate::util::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::util::sync::{hint, now, thread_local};
 
 /// What the caller's half and the workers of one run tell each other while it runs.
 #[derive(Debug)]

@@ -19,13 +19,13 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::attend::Attend;
-use crate::chunk::{Chunk, Parcel};
-use crate::signals::Signals;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::channel::{Receiver, Sender, bounded};
-use crate::sync::thread::{self, Thread};
-use crate::sync::{Mutex, MutexGuard, now};
+use crate::engine::chunk::{Chunk, Parcel};
+use crate::engine::signals::Signals;
+use crate::observe::instrument::Attend;
+use crate::util::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::util::sync::channel::{Receiver, Sender, bounded};
+use crate::util::sync::thread::{self, Thread};
+use crate::util::sync::{Mutex, MutexGuard, now};
 
 /// How long a chunk belongs to one worker. It is planned to take less.
 const SLICE: Duration = Duration::from_micros(150);

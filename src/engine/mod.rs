@@ -1,0 +1,15 @@
+//! The run itself. `README.md` in this folder tells how it works: read it before you change anything here.
+
+pub(crate) mod chunk;
+pub(crate) mod completions;
+pub(crate) mod driver;
+pub(crate) mod in_flight;
+pub(crate) mod job;
+pub(crate) mod options;
+pub(crate) mod order;
+pub(crate) mod retry;
+pub(crate) mod run_queue;
+pub(crate) mod signals;
+pub(crate) mod sizing;
+pub(crate) mod stages;
+pub(crate) mod workers;

@@ -1,0 +1,14 @@
+//! What is known of a run while it runs and after it, and who is told.
+
+pub(crate) mod counters;
+pub(crate) mod failure_log;
+pub(crate) mod instrument;
+pub(crate) mod lines;
+pub(crate) mod load;
+#[cfg(feature = "metrics")]
+pub(crate) mod metrics;
+pub(crate) mod monitor;
+pub(crate) mod report;
+pub(crate) mod slow_tasks;
+#[cfg(feature = "tracing")]
+pub(crate) mod spans;

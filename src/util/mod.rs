@@ -1,0 +1,5 @@
+//! What every floor uses.
+
+pub(crate) mod bugs;
+pub(crate) mod panics;
+pub(crate) mod sync;
