@@ -1,4 +1,4 @@
-//! The door: an iterator becomes a run, option by option.
+//! The ops: an iterator becomes a run, option by option.
 
 use std::fmt;
 use std::mem;
@@ -8,15 +8,15 @@ use std::time::Duration;
 use crate::cancel::CancellationToken;
 use crate::engine::driver::MapTasks;
 use crate::engine::job::Shared;
-use crate::engine::options::Plan;
+use crate::engine::options::Options;
 use crate::engine::signals::Signals;
-use crate::engine::stages::{Carry, Home, Pipeline, StageList, Stages};
-use crate::engine::workers::{Crew, Hands, Settle, Workers};
-use crate::observe::instrument::Watch;
+use crate::engine::stages::{Pipeline, Spawner, StageList, Staged, Stages};
+use crate::engine::workers::{Dispatch, StageWorkers, WarmUp, Workers};
+use crate::observe::instrument::Instruments;
 use crate::policy::ErrorPolicy;
 use crate::pool::{OwnPool, Spawn};
-use crate::source::{Door, Owned, ReadAhead, ToReadAhead};
-use crate::util::panics::Buried;
+use crate::source::{Owned, ReadAhead, SourceOps, ToReadAhead};
+use crate::util::panics::CatchDrop;
 
 /// Adds [`futureproof`](Self::futureproof) to every iterator.
 pub trait FutureproofIterator: Iterator + Sized {
@@ -36,10 +36,10 @@ pub trait FutureproofIterator: Iterator + Sized {
     fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
         Futureproof {
             source: self,
-            door: None,
-            plan: Plan::new(policy),
+            ops: None,
+            options: Options::new(policy),
             pool: OwnPool::default(),
-            settle: Some(OwnPool::settle),
+            warm_up: Some(OwnPool::warm_up),
             stages: (),
         }
     }
@@ -73,10 +73,10 @@ impl<I: Iterator> FutureproofIterator for I {}
 #[must_use = "a run does nothing unless `map_tasks` is called and its tasks are consumed"]
 pub struct Futureproof<I: Iterator, P = OwnPool, S = ()> {
     source: I,
-    door: Option<Door<I>>,
-    pub(crate) plan: Plan,
+    ops: Option<SourceOps<I>>,
+    pub(crate) options: Options,
     pool: P,
-    settle: Option<Settle<P>>,
+    warm_up: Option<WarmUp<P>>,
     stages: S,
 }
 
@@ -92,7 +92,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// assert_eq!(run.count(), 8);
     /// ```
     pub fn num_threads(mut self, n: usize) -> Self {
-        self.plan.num_threads = n;
+        self.options.num_threads = n;
         self
     }
 
@@ -109,7 +109,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// assert!(run.progress().snapshot().pulled() <= 11);
     /// ```
     pub fn max_in_flight(mut self, n: usize) -> Self {
-        self.plan.max_in_flight = n;
+        self.options.max_in_flight = n;
         self
     }
 
@@ -145,18 +145,18 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     {
         let Self {
             source,
-            door,
-            plan,
+            ops,
+            options,
             pool,
-            settle,
+            warm_up,
             stages,
         } = self;
         Futureproof {
-            source: ReadAhead::new(source, limit, door),
-            door: Some(ReadAhead::DOOR),
-            plan,
+            source: ReadAhead::new(source, limit, ops),
+            ops: Some(ReadAhead::OPS),
+            options,
             pool,
-            settle,
+            warm_up,
             stages,
         }
     }
@@ -172,7 +172,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// assert_eq!(run.count(), 100);
     /// ```
     pub fn chunk_size(mut self, n: usize) -> Self {
-        self.plan.chunk_size = n;
+        self.options.chunk_size = n;
         self
     }
 
@@ -189,7 +189,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// assert!(outputs.is_sorted());
     /// ```
     pub fn ordered(mut self) -> Self {
-        self.plan.ordered = true;
+        self.options.ordered = true;
         self
     }
 
@@ -207,7 +207,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// assert_eq!(run.count(), 100);
     /// ```
     pub fn monitor_interval(mut self, every: Duration) -> Self {
-        self.plan.interval = every;
+        self.options.interval = every;
         self
     }
 
@@ -227,7 +227,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         mut self,
         f: impl FnMut(&crate::observe::counters::Snapshot) + Send + 'static,
     ) -> Self {
-        self.plan.on_progress = Some(Buried::new(Box::new(f)));
+        self.options.on_progress = Some(CatchDrop::new(Box::new(f)));
         self
     }
 
@@ -250,7 +250,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// // WARN futureproof: task 17 has been running for 30.1s, on futureproof-3
     /// ```
     pub fn warn_after(mut self, duration: Duration) -> Self {
-        self.plan.warn_after = Some(duration);
+        self.options.warn_after = Some(duration);
         self
     }
 
@@ -265,7 +265,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// assert_eq!(run.progress().snapshot().total(), Some(50));
     /// ```
     pub fn total(mut self, items: u64) -> Self {
-        self.plan.total = Some(items);
+        self.options.total = Some(items);
         self
     }
 
@@ -280,7 +280,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// ```
     pub fn name(mut self, name: impl Into<String>) -> Self {
         // A thread cannot be named with a NUL.
-        self.plan.name = name.into().replace('\0', "");
+        self.options.name = name.into().replace('\0', "");
         self
     }
 
@@ -288,7 +288,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// in `next` gets `None` at once. See [`CancellationToken`]. Whoever collects the tasks asks [`ending`](MapTasks::ending), or
     /// takes [`checked`](MapTasks::checked), where it is an error that a run was cancelled.
     ///
-    /// It can be called several times: each of the tokens stops the run. A token hands its deadline on: with
+    /// It can be called several times: each of the tokens stops the run. A token dispatch its deadline on: with
     /// [`CancellationToken::current`] inside a task, an inner run ends when the outer one's deadline comes.
     ///
     /// ```
@@ -301,7 +301,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// assert_eq!(run.ending(), Some(Ending::Cancelled));
     /// ```
     pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
-        self.plan.tokens.push(token.clone());
+        self.options.tokens.push(token.clone());
         self
     }
 
@@ -318,7 +318,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// assert_eq!(run.ending(), Some(Ending::DeadlineExceeded));
     /// ```
     pub fn deadline(mut self, after: Duration) -> Self {
-        self.plan.deadline = Some(after);
+        self.options.deadline = Some(after);
         self
     }
 
@@ -327,7 +327,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// [`Spawn`].
     ///
     /// A consumer that is itself on a thread of that pool works as well while it waits, and pulls nothing meanwhile. So its
-    /// tasks must not wait for items that are still to be pulled. Pools whose tasks wait for each other in a circle
+    /// tasks must not wait for items that are still to be pulled. Pools whose tasks wait for each other in a in_flight
     /// wait for ever.
     ///
     /// ```
@@ -344,24 +344,24 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     pub fn on<Q>(self, pool: Q) -> Futureproof<I, Q, S> {
         let Self {
             source,
-            door,
-            plan,
+            ops,
+            options,
             stages,
             ..
         } = self;
         Futureproof {
             source,
-            door,
-            plan,
+            ops,
+            options,
             pool,
-            settle: None,
+            warm_up: None,
             stages,
         }
     }
 
     /// For a source that may have nothing to give right now.
-    pub(crate) fn with_door(mut self, door: Door<I>) -> Self {
-        self.door = Some(door);
+    pub(crate) fn with_ops(mut self, ops: SourceOps<I>) -> Self {
+        self.ops = Some(ops);
         self
     }
 
@@ -369,33 +369,33 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     fn add_stage<F, L>(
         self,
         f: F,
-        list: impl FnOnce(S, Home<P>, F) -> L,
+        list: impl FnOnce(S, Spawner<P>, F) -> L,
     ) -> Futureproof<I, OwnPool, L> {
         let Self {
             source,
-            door,
-            mut plan,
+            ops,
+            mut options,
             pool,
-            settle,
+            warm_up,
             stages,
         } = self;
-        let name = mem::take(&mut plan.name);
-        if plan.first_name.is_empty() {
-            plan.first_name.clone_from(&name);
+        let name = mem::take(&mut options.name);
+        if options.first_name.is_empty() {
+            options.first_name.clone_from(&name);
         }
-        let home = Home {
+        let spawner = Spawner {
             pool,
-            settle,
-            num_threads: mem::take(&mut plan.num_threads),
+            warm_up,
+            num_threads: mem::take(&mut options.num_threads),
             name,
         };
         Futureproof {
             source,
-            door,
-            plan,
+            ops,
+            options,
             pool: OwnPool::default(),
-            settle: Some(OwnPool::settle),
-            stages: list(stages, home, f),
+            warm_up: Some(OwnPool::warm_up),
+            stages: list(stages, spawner, f),
         }
     }
 }
@@ -528,16 +528,16 @@ impl<I: Iterator, P> Futureproof<I, P> {
     {
         let Self {
             source,
-            door,
-            plan,
+            ops,
+            options,
             pool,
-            settle,
+            warm_up,
             stages: (),
         } = self;
-        let crew = gather(&plan, |shared| {
-            Box::new(Workers::new(pool, settle, f, shared))
+        let workers = gather(&options, |shared| {
+            Box::new(StageWorkers::new(pool, warm_up, f, shared))
         });
-        MapTasks::new(source, door, plan, crew)
+        MapTasks::new(source, ops, options, workers)
     }
 
     /// As [`map_tasks`](Self::map_tasks), for a function that takes its items: closures that can be called once, files to read
@@ -567,20 +567,20 @@ impl<I: Iterator, P> Futureproof<I, P> {
     {
         let Self {
             source,
-            door,
-            mut plan,
+            ops,
+            mut options,
             pool,
-            settle,
+            warm_up,
             stages: (),
         } = self;
-        plan.takes_items = true;
-        let source = Owned::new(source, door);
+        options.takes_items = true;
+        let source = Owned::new(source, ops);
         let run = Futureproof {
-            door: source.door(),
+            ops: source.ops(),
             source,
-            plan,
+            options,
             pool,
-            settle,
+            warm_up,
             stages: (),
         };
         run.map_tasks_mut(move |item: &mut Option<I::Item>| match item.take() {
@@ -638,10 +638,12 @@ impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
         T: Send + 's,
         E: fmt::Debug + Send + 's,
     {
-        self.run_stages(move |carry: &mut Carry<I::Item, U>| match carry.value() {
-            Some(value) => f(value),
-            None => unreachable!("the stage before has made it"),
-        })
+        self.run_stages(
+            move |staged: &mut Staged<I::Item, U>| match staged.value() {
+                Some(value) => f(value),
+                None => unreachable!("the stage before has made it"),
+            },
+        )
     }
 
     /// As [`Futureproof::map_tasks_owned`], on what the last [stage](Futureproof::stage) has made. The task's input is the
@@ -659,7 +661,7 @@ impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
         E: fmt::Debug + Send + 's,
     {
         self.run_stages(
-            move |carry: &mut Carry<I::Item, U>| match carry.value().take() {
+            move |staged: &mut Staged<I::Item, U>| match staged.value().take() {
                 Some(value) => f(value),
                 None => unreachable!("the stage before has made it"),
             },
@@ -672,7 +674,7 @@ impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
         'l: 'a,
         Stages<L, Q, G, U>: StageList<'l, 'a, I::Item, U, E, T>,
         P: Spawn<'s> + Send + Sync + 'l,
-        F: Fn(&mut Carry<I::Item, U>) -> Result<T, E> + Send + Sync + 's,
+        F: Fn(&mut Staged<I::Item, U>) -> Result<T, E> + Send + Sync + 's,
         I::Item: Send + 's,
         U: Send + 's,
         T: Send + 's,
@@ -680,47 +682,51 @@ impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
     {
         let Self {
             source,
-            door,
-            plan,
+            ops,
+            options,
             pool,
-            settle,
+            warm_up,
             stages,
         } = self;
-        let home = Home {
+        let spawner = Spawner {
             pool,
-            settle,
-            num_threads: plan.num_threads,
-            name: plan.name.clone(),
+            warm_up,
+            num_threads: options.num_threads,
+            name: options.name.clone(),
         };
-        let crew = gather(&plan, |shared| {
-            Box::new(Pipeline::new(stages, home, last, shared))
+        let workers = gather(&options, |shared| {
+            Box::new(Pipeline::new(stages, spawner, last, shared))
         });
-        MapTasks::new(source, door, plan, crew)
+        MapTasks::new(source, ops, options, workers)
     }
 }
 
-/// The workers that `hands` makes, for a run as `plan` has it.
+/// The workers that `dispatch` makes, for a run as `options` has it.
 fn gather<'a, I, T, E>(
-    plan: &Plan,
-    hands: impl FnOnce(&Arc<Shared<I, T, E>>) -> Box<dyn Hands<I, T, E> + 'a>,
-) -> Crew<'a, I, T, E> {
-    let signals = Signals::new(plan.policy.tolerated(), plan.ordered, plan.tokens.clone());
-    let desks = plan.warn_after.map(|_| Arc::default());
-    Crew::new(signals, Watch::new(desks), hands)
+    options: &Options,
+    dispatch: impl FnOnce(&Arc<Shared<I, T, E>>) -> Box<dyn Dispatch<I, T, E> + 'a>,
+) -> Workers<'a, I, T, E> {
+    let signals = Signals::new(
+        options.policy.tolerated(),
+        options.ordered,
+        options.tokens.clone(),
+    );
+    let slots = options.warn_after.map(|_| Arc::default());
+    Workers::new(signals, Instruments::new(slots), dispatch)
 }
 
 impl<I: Iterator, P, S> fmt::Debug for Futureproof<I, P, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plan = &self.plan;
+        let options = &self.options;
         f.debug_struct("Futureproof")
-            .field("policy", &plan.policy)
-            .field("num_threads", &plan.num_threads)
-            .field("max_in_flight", &plan.max_in_flight)
-            .field("chunk_size", &plan.chunk_size)
-            .field("ordered", &plan.ordered)
-            .field("monitor_interval", &plan.interval)
-            .field("name", &plan.name)
-            .field("deadline", &plan.deadline)
+            .field("policy", &options.policy)
+            .field("num_threads", &options.num_threads)
+            .field("max_in_flight", &options.max_in_flight)
+            .field("chunk_size", &options.chunk_size)
+            .field("ordered", &options.ordered)
+            .field("monitor_interval", &options.interval)
+            .field("name", &options.name)
+            .field("deadline", &options.deadline)
             .finish_non_exhaustive()
     }
 }

@@ -8,7 +8,7 @@ use std::mem;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crate::util::panics::{bury, contain};
+use crate::util::panics::{catch_panic, drop_catching};
 use crate::util::sync::atomic::{AtomicBool, Ordering};
 use crate::util::sync::channel::{Receiver, Sender, bounded};
 use crate::util::sync::{Mutex, MutexGuard, now, thread_local};
@@ -116,7 +116,7 @@ impl CancellationToken {
         let alive = self.alive().take();
         // Not under the lock: they are the user's.
         for (_, listener) in alive.into_iter().flat_map(|alive| alive.listeners) {
-            contain(listener);
+            catch_panic(listener);
         }
     }
 
@@ -160,7 +160,7 @@ impl CancellationToken {
             let f = late.take().expect("it was put there just now");
             alive.listeners.insert(place, Box::new(f));
         }
-        late.map(contain);
+        late.map(catch_panic);
         OnCancel {
             token: self.clone(),
             place,
@@ -222,7 +222,7 @@ impl Drop for OnCancel {
         let take = |alive: &mut Alive| alive.listeners.remove(&self.place);
         let listener = self.token.alive().as_mut().and_then(take);
         // Not under the lock.
-        bury(listener);
+        drop_catching(listener);
     }
 }
 

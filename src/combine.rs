@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use thread_local::ThreadLocal;
 
-use crate::util::panics::Buried;
+use crate::util::panics::CatchDrop;
 
 /// Makes a function that cannot fail one that can be given to
 /// [`map_tasks`](crate::Futureproof::map_tasks). It may still panic.
@@ -86,10 +86,12 @@ where
 {
     // Boxed, so that taking a state out for a call and putting it back moves one word. Each is buried by itself,
     // as a call that panics drops it during the unwind.
-    let states = ThreadLocal::<Cell<Option<Buried<Box<S>>>>>::new();
+    let states = ThreadLocal::<Cell<Option<CatchDrop<Box<S>>>>>::new();
     move |input| {
         let slot = states.get_or_default();
-        let mut state = slot.take().unwrap_or_else(|| Buried::new(Box::new(init())));
+        let mut state = slot
+            .take()
+            .unwrap_or_else(|| CatchDrop::new(Box::new(init())));
         let result = f(&mut state, input);
         slot.set(Some(state));
         result
@@ -130,7 +132,7 @@ pub struct PerWorker<S: Send> {
 struct States<S: Send> {
     init: Box<dyn Fn() -> S + Send + Sync>,
     // Each is buried by itself, as a call that panics drops it during the unwind.
-    states: ThreadLocal<Mutex<Vec<Buried<Box<S>>>>>,
+    states: ThreadLocal<Mutex<Vec<CatchDrop<Box<S>>>>>,
 }
 
 impl<S: Send> PerWorker<S> {
@@ -160,7 +162,7 @@ impl<S: Send> PerWorker<S> {
         move |input| {
             let states = shared.states.get_or_default();
             let taken = states.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut state = taken.unwrap_or_else(|| Buried::new(Box::new((shared.init)())));
+            let mut state = taken.unwrap_or_else(|| CatchDrop::new(Box::new((shared.init)())));
             let result = f(&mut state, input);
             states
                 .lock()
@@ -180,7 +182,7 @@ impl<S: Send> PerWorker<S> {
         };
         states
             .flat_map(take)
-            .map(|state| *Buried::into_inner(state))
+            .map(|state| *CatchDrop::into_inner(state))
             .collect()
     }
 }

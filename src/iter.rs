@@ -13,7 +13,7 @@ use crate::observe::counters::Progress;
 use crate::observe::monitor::TARGET;
 use crate::observe::report::Report;
 use crate::task::{Ending, Remainder, Task, TaskError};
-use crate::util::panics::contain;
+use crate::util::panics::catch_panic;
 
 impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// Tries an item again when the function returns `Err`: after the first of `delays`, then after the
@@ -79,13 +79,13 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 
     /// Whether items can be tried again; if not, the log says so.
     fn can_retry(&self) -> bool {
-        if self.plan.takes_items {
-            let title = self.plan.title();
-            contain(
+        if self.options.takes_items {
+            let title = self.options.title();
+            catch_panic(
                 || warn!(target: TARGET, "{title}: no task is tried again, as its function takes its item"),
             );
         }
-        !self.plan.takes_items
+        !self.options.takes_items
     }
 
     /// Tries only those errors again that `retryable` says are worth it. Without
@@ -102,14 +102,14 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(attempts, [3, 1]);
     /// ```
     pub fn retry_if(mut self, retryable: impl Fn(&E) -> bool + Send + 'a) -> Self {
-        if !self.plan.takes_items {
+        if !self.options.takes_items {
             self.retry_rule().set_judge(retryable);
         }
         self
     }
 
     fn retry_rule(&mut self) -> &mut RetryRule<'a, E> {
-        self.circle.retry_rule(self.plan.title())
+        self.in_flight.retry_rule(self.options.title())
     }
 
     /// Chooses what the log says of a failure, where the policy logs it. Without this it is the error's
@@ -137,7 +137,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(progress.snapshot().completed(), 10);
     /// ```
     pub fn progress(&self) -> Progress {
-        Progress::new(Arc::clone(self.circle.crew.counters()))
+        Progress::new(Arc::clone(self.in_flight.workers.counters()))
     }
 
     /// Where the time of the run went, so far or up to its end: whether the source, the workers or the consumer
@@ -150,7 +150,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(run.report().workers().len(), 2);
     /// ```
     pub fn report(&self) -> Report {
-        self.circle.report()
+        self.in_flight.report()
     }
 
     /// How the run ended; `None` while it runs.
@@ -166,7 +166,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.how_it_ended()
     }
 
-    /// Stops the run, waits for the calls that run, and hands back all that was not delivered: results,
+    /// Stops the run, waits for the calls that run, and dispatch back all that was not delivered: results,
     /// items that were not run to an end, and the rest of the source.
     ///
     /// ```
@@ -179,7 +179,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(delivered + left, 100);
     /// ```
     pub fn into_remainder(self) -> Remainder<I, T, E> {
-        self.dissolve()
+        self.take_remainder()
     }
 }
 
@@ -193,9 +193,9 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
     /// With the source's panic, and, at the first call, if the run's own threads cannot be had.
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        match self.next_smooth() {
+        match self.next_fast() {
             Some(task) => Some(Ok(task)),
-            None => self.next_rough(),
+            None => self.next_slow(),
         }
     }
 
@@ -207,7 +207,7 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
         }
         let in_flight = self.in_flight() as usize;
         let (lower, upper) = self.source_hint();
-        let lower = if self.plan.can_stop() {
+        let lower = if self.options.can_stop() {
             0
         } else {
             lower.saturating_add(in_flight)
@@ -221,10 +221,10 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
     {
         let mut result = init;
         loop {
-            while let Some(task) = self.next_smooth() {
+            while let Some(task) = self.next_fast() {
                 result = f(result, Ok(task));
             }
-            match self.next_rough() {
+            match self.next_slow() {
                 Some(task) => result = f(result, task),
                 None => return result,
             }
@@ -237,8 +237,8 @@ impl<I: Iterator, T, E> FusedIterator for MapTasks<'_, I, T, E> {}
 impl<I: Iterator, T, E> fmt::Debug for MapTasks<'_, I, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MapTasks")
-            .field("policy", &self.plan.policy)
-            .field("ordered", &self.plan.ordered)
+            .field("policy", &self.options.policy)
+            .field("ordered", &self.options.ordered)
             .field("progress", &self.progress().snapshot())
             .field("ending", &self.ending())
             .finish_non_exhaustive()

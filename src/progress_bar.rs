@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::builder::Futureproof;
 use crate::observe::counters::Snapshot;
-use crate::observe::monitor::{Moment, Reader};
+use crate::observe::monitor::{Event, Reader};
 
 const EVERY: Duration = Duration::from_millis(100);
 
@@ -35,7 +35,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// assert_eq!((bar.position(), bar.length()), (1_000, Some(1_000)));
     /// ```
     pub fn progress_bar(mut self, bar: ProgressBar) -> Self {
-        self.plan
+        self.options
             .readers
             .push(Reader::new(EVERY, move |figures, moment| {
                 show(&bar, figures, moment);
@@ -44,8 +44,8 @@ impl<I: Iterator, P> Futureproof<I, P> {
     }
 }
 
-fn show(bar: &ProgressBar, figures: &Snapshot, moment: Moment) {
-    if moment == Moment::Start {
+fn show(bar: &ProgressBar, figures: &Snapshot, moment: Event) {
+    if moment == Event::Start {
         let template = figures.total().map_or(UNKNOWN, |_| KNOWN);
         let style = ProgressStyle::with_template(template);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -61,7 +61,7 @@ fn show(bar: &ProgressBar, figures: &Snapshot, moment: Moment) {
     }
     bar.set_position(figures.completed());
     bar.tick();
-    if moment == Moment::End {
+    if moment == Event::End {
         // Not `finish`: that would say that all is done, which a run that was stopped has not.
         bar.abandon();
     }

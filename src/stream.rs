@@ -17,7 +17,7 @@ use crate::cancel::OnCancel;
 use crate::engine::driver::MapTasks;
 use crate::engine::workers::Remote;
 use crate::task::{Ending, Task, TaskError, TaskResult};
-use crate::util::panics::{bury, contain};
+use crate::util::panics::{catch_panic, drop_catching};
 
 impl<I, T, E> MapTasks<'static, I, T, E>
 where
@@ -66,7 +66,7 @@ where
     /// - A poll waits for nothing. Whoever polls is woken by results (once a chunk), the end, and a cancel.
     /// - The source waits for whoever polls: nothing is pulled while a result waits to be taken. So the window
     ///   bounds what is in flight here as well.
-    /// - Finished results wait for a pull that is under way, since one thread pulls and hands over, unless
+    /// - Finished results wait for a pull that is under way, since one thread pulls and dispatch over, unless
     ///   the source [is read ahead](crate::Futureproof::read_ahead).
     /// - `None` waits for the calls that run when the tasks are exhausted or the policy ends the run. By then the
     ///   run's threads, the function and the source are gone.
@@ -91,13 +91,13 @@ where
     /// up, the server drops the body, so the stream, and that stops the run.
     pub fn into_stream(self) -> TaskStream<I, T, E> {
         let handover = Arc::<Handover<_>>::default();
-        let remote = self.circle.crew.remote();
+        let remote = self.in_flight.workers.remote();
         let waiting = Arc::clone(&handover);
         let on_cancel = remote.on_cancel(move || waiting.wake());
         let supplied = Arc::clone(&handover);
         let driver = Driver {
-            name: format!("{}-stream", self.plan.title()),
-            has_begun: self.circle.crew.width() > 0,
+            name: format!("{}-stream", self.options.title()),
+            has_begun: self.in_flight.workers.width() > 0,
             work: Box::new(move || drive(self, &supplied)),
         };
         TaskStream {
@@ -188,7 +188,7 @@ impl<R> Handover<R> {
     fn wake(&self) {
         let waker = self.state().waker.take();
         // It is the user's: its panics end here.
-        waker.map(|waker| contain(|| waker.wake()));
+        waker.map(|waker| catch_panic(|| waker.wake()));
     }
 
     /// Lays `results` down and waits until they were taken. Returns whether more are wanted; if not, those that are
@@ -206,7 +206,7 @@ impl<R> Handover<R> {
         let is_wanted = !state.is_abandoned;
         let left = mem::take(&mut state.results);
         drop(state);
-        left.into_iter().for_each(bury);
+        left.into_iter().for_each(drop_catching);
         is_wanted
     }
 
@@ -224,7 +224,7 @@ impl<R> Handover<R> {
         }
         drop(state);
         self.wake();
-        bury(panic);
+        drop_catching(panic);
     }
 
     /// Nobody takes up anything more. Gives the panic that nobody has seen.
@@ -234,7 +234,7 @@ impl<R> Handover<R> {
         let (waker, panic) = (state.waker.take(), state.panic.take());
         drop(state);
         self.taken.notify_one();
-        bury(waker);
+        drop_catching(waker);
         panic
     }
 }
@@ -259,7 +259,7 @@ fn drive<I: Iterator, T, E>(
         run.ending()
     }));
     let is_at_rest = matches!(end, Ok(Some(Ending::Exhausted | Ending::Failed)))
-        && !run.circle.crew.signals().is_interrupted();
+        && !run.in_flight.workers.signals().is_interrupted();
     if is_at_rest {
         // The destructor of the source may panic: that is for whoever polls as well.
         let gone = panic::catch_unwind(AssertUnwindSafe(move || drop(run)));
@@ -267,7 +267,7 @@ fn drive<I: Iterator, T, E>(
     } else {
         // Calls may run on, and nobody is to wait for them.
         handover.end(end);
-        bury(run);
+        drop_catching(run);
     }
 }
 
@@ -295,7 +295,7 @@ impl<I: Iterator, T, E> TaskStream<I, T, E> {
         }
         mem::swap(&mut state.waker, &mut waker);
         drop(state);
-        bury(waker);
+        drop_catching(waker);
         Poll::Pending
     }
 
@@ -353,7 +353,7 @@ where
 impl<I: Iterator, T, E> Drop for TaskStream<I, T, E> {
     fn drop(&mut self) {
         self.remote.halt();
-        bury(self.handover.abandon());
+        drop_catching(self.handover.abandon());
         if let Some(driver) = self.driver.take() {
             // What runs is waited for, but not here. Without a thread there is no other place.
             if driver.has_begun {

@@ -7,7 +7,7 @@ use std::panic;
 use std::sync::{Mutex, PoisonError};
 
 use crate::run_error::RunError;
-use crate::util::panics::bury;
+use crate::util::panics::drop_catching;
 
 /// An item and what the function made of it.
 ///
@@ -204,7 +204,7 @@ impl<I, E> TaskError<I, E> {
             ..
         } = self;
         // Its destructor may panic, and the failure is not to be lost to that.
-        bury(input);
+        drop_catching(input);
         let cause = match cause {
             Cause::Failed(error) => Cause::Failed(error.into()),
             Cause::Panicked(panic) => Cause::Panicked(panic),
@@ -375,7 +375,7 @@ impl Drop for Panic {
     fn drop(&mut self) {
         // The payload is the user's value: its destructor may panic, and this may run on a worker.
         if let Some(payload) = self.take() {
-            bury(payload);
+            drop_catching(payload);
         }
     }
 }

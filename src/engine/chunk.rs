@@ -1,4 +1,4 @@
-//! A chunk of items, and the one loop that hands them to the user's function.
+//! A chunk of items, and the one loop that dispatch them to the user's function.
 //!
 //! What waits to be run stands last to first, and so do inputs and outputs in an answer: to take the next is a `pop`,
 //! and the emptied buffers can be filled again.
@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use crate::engine::retry::Delays;
 use crate::engine::signals::Signals;
-use crate::observe::instrument::Attend;
+use crate::observe::instrument::Instrument;
 use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
 use crate::util::bugs;
-use crate::util::panics::bury_all;
+use crate::util::panics::drop_all_catching;
 use crate::util::sync::atomic::{AtomicBool, Ordering};
 use crate::util::sync::thread::ThreadId;
 
@@ -33,7 +33,7 @@ pub(crate) struct Chunk<I, T, E> {
     /// Tasks delivered so far.
     delivered: usize,
     /// Up to here, tasks have succeeded and may be delivered without a further look.
-    smooth: usize,
+    fast_until: usize,
     /// How often the items were tried; more than once in chunks of one item only.
     pub(crate) attempts: u32,
     /// The delays that are left for a further attempt.
@@ -49,9 +49,6 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) busy: Duration,
     pub(crate) worker: Option<ThreadId>,
 }
-
-/// A chunk as it travels: boxed, so that it is one word to hand over.
-pub(crate) type Parcel<I, T, E> = Box<Chunk<I, T, E>>;
 
 /// What became of one item.
 pub(crate) struct Outcome<I, T, E> {
@@ -81,7 +78,7 @@ impl<I, T, E> Chunk<I, T, E> {
             failures: Vec::new(),
             rest: Vec::new(),
             delivered: 0,
-            smooth: 0,
+            fast_until: 0,
             attempts: 1,
             delays: None,
             is_final: true,
@@ -109,7 +106,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// The items that were put into it are to be run.
-    pub(crate) fn seal(&mut self) {
+    pub(crate) fn set_pending(&mut self) {
         self.inputs.reverse();
         mem::swap(&mut self.inputs, &mut self.rest);
     }
@@ -146,7 +143,7 @@ impl<I, T, E> Chunk<I, T, E> {
         f: &impl Fn(&mut I) -> Result<T, E>,
         signals: &Signals,
         is_wanted: &AtomicBool,
-        attendant: &impl Attend,
+        instrument: &impl Instrument,
     ) -> bool
     where
         E: fmt::Debug,
@@ -155,13 +152,13 @@ impl<I, T, E> Chunk<I, T, E> {
             // The function is treated as unwind safe, as rayon and `thread::spawn` treat theirs.
             // A `catch_unwind` per run of items rather than per item is what makes tiny tasks cheap.
             match panic::catch_unwind(AssertUnwindSafe(|| {
-                self.run_on(f, signals, is_wanted, attendant)
+                self.run_on(f, signals, is_wanted, instrument)
             })) {
                 Ok(may_go_on) => return may_go_on,
                 Err(payload) => {
                     let offset = self.done();
                     let panic = Panic::new(payload);
-                    attendant.panicked(self.first + offset as u64, panic.message());
+                    instrument.panicked(self.first + offset as u64, panic.message());
                     self.failures.push((offset, Cause::Panicked(panic)));
                     signals.failed(self.first + offset as u64);
                     if signals.awaits_failures() {
@@ -178,7 +175,7 @@ impl<I, T, E> Chunk<I, T, E> {
         f: &impl Fn(&mut I) -> Result<T, E>,
         signals: &Signals,
         is_wanted: &AtomicBool,
-        attendant: &impl Attend,
+        instrument: &impl Instrument,
     ) -> bool
     where
         E: fmt::Debug,
@@ -203,7 +200,7 @@ impl<I, T, E> Chunk<I, T, E> {
             if index > begun && is_wanted.load(Ordering::Relaxed) {
                 return true;
             }
-            match attendant.call(index, || f(input)) {
+            match instrument.call(index, || f(input)) {
                 Ok(output) => outputs.push(output),
                 Err(error) => {
                     // Recorded first, then the others are stopped: else the run could end otherwise
@@ -247,7 +244,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Takes what has run, as an answer of its own.
-    pub(crate) fn take_run(&mut self) -> Parcel<I, T, E> {
+    pub(crate) fn take_run(&mut self) -> Box<Chunk<I, T, E>> {
         let mut part = Box::new(Self::new());
         part.first = self.first;
         part.attempts = self.attempts;
@@ -270,17 +267,17 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Turns what has run round for delivery.
-    pub(crate) fn turn_round(&mut self) {
+    pub(crate) fn seal(&mut self) {
         debug_assert_eq!(self.done(), self.inputs.len());
         self.inputs.reverse();
         self.outputs.reverse();
         self.failures.reverse();
-        self.smoothen();
+        self.find_next_failure();
     }
 
     /// The next failure is where a closer look is needed.
-    fn smoothen(&mut self) {
-        self.smooth = match self.failures.last() {
+    fn find_next_failure(&mut self) {
+        self.fast_until = match self.failures.last() {
             Some((failed, _)) => *failed,
             None => self.delivered + self.inputs.len(),
         };
@@ -288,8 +285,8 @@ impl<I, T, E> Chunk<I, T, E> {
 
     /// Takes the next task of an answer, if it needs no further look. Small, so that it is inlined.
     #[inline]
-    pub(crate) fn pop_smooth(&mut self) -> Option<Task<I, T>> {
-        if self.delivered >= self.smooth {
+    pub(crate) fn pop_fast(&mut self) -> Option<Task<I, T>> {
+        if self.delivered >= self.fast_until {
             return None;
         }
         let input = self.inputs.pop()?;
@@ -320,7 +317,7 @@ impl<I, T, E> Chunk<I, T, E> {
         let result = match self.failures.last() {
             Some((failed, _)) if *failed == offset => {
                 let failure = self.failures.pop();
-                self.smoothen();
+                self.find_next_failure();
                 failure.map(|(_, cause)| Err(cause))
             }
             _ => self.outputs.pop().map(Ok),
@@ -335,17 +332,17 @@ impl<I, T, E> Chunk<I, T, E> {
 
     /// How many tasks of an answer come before its next failure.
     pub(crate) fn successes(&self) -> usize {
-        self.smooth - self.delivered
+        self.fast_until - self.delivered
     }
 
     /// Takes the next `count` tasks of an answer, which all succeeded, as one of their own.
-    pub(crate) fn split_off_front(&mut self, count: usize) -> Parcel<I, T, E> {
+    pub(crate) fn split_off_front(&mut self, count: usize) -> Box<Chunk<I, T, E>> {
         let mut front = Box::new(Self::new());
         front.first = self.first + self.delivered as u64;
         front.attempts = self.attempts;
         front.inputs = self.inputs.split_off(self.inputs.len() - count);
         front.outputs = self.outputs.split_off(self.outputs.len() - count);
-        front.smoothen();
+        front.find_next_failure();
         self.delivered += count;
         front
     }
@@ -355,7 +352,7 @@ impl<I, T, E> Chunk<I, T, E> {
         debug_assert!(self.failures.is_empty());
         self.first += self.delivered as u64;
         self.delivered = 0;
-        self.smoothen();
+        self.find_next_failure();
     }
 
     /// Takes apart what has run: each item, in order, with what became of it; and the items that have not.
@@ -388,7 +385,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// The same, its items turned into what they came from.
-    pub(crate) fn map_inputs<J>(&mut self, f: impl Fn(I) -> J) -> Parcel<J, T, E> {
+    pub(crate) fn map_inputs<J>(&mut self, f: impl Fn(I) -> J) -> Box<Chunk<J, T, E>> {
         let mut chunk = Box::new(Chunk::new());
         chunk.first = self.first;
         chunk.inputs = mem::take(&mut self.inputs).into_iter().map(&f).collect();
@@ -405,7 +402,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// The answer of a chunk of one item.
-    pub(crate) fn of_one(outcome: Outcome<I, T, E>, attempts: u32) -> Parcel<I, T, E> {
+    pub(crate) fn of_one(outcome: Outcome<I, T, E>, attempts: u32) -> Box<Chunk<I, T, E>> {
         let mut chunk = Box::new(Self::new());
         chunk.first = outcome.index;
         chunk.attempts = attempts;
@@ -421,9 +418,9 @@ impl<I, T, E> Chunk<I, T, E> {
 impl<I, T, E> Drop for Chunk<I, T, E> {
     fn drop(&mut self) {
         // This may run on a worker, or during an unwind (see `job.rs`).
-        bury_all(&mut self.inputs);
-        bury_all(&mut self.outputs);
-        bury_all(&mut self.failures);
-        bury_all(&mut self.rest);
+        drop_all_catching(&mut self.inputs);
+        drop_all_catching(&mut self.outputs);
+        drop_all_catching(&mut self.failures);
+        drop_all_catching(&mut self.rest);
     }
 }

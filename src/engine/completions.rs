@@ -18,50 +18,50 @@ const WORTH: Duration = Duration::from_micros(500);
 /// Finished chunks on their way back. Unbounded, so that a worker never blocks on it: what bounds it is
 /// what was submitted.
 #[derive(Debug)]
-pub(crate) struct Tray<C> {
-    pile: Mutex<Pile<C>>,
+pub(crate) struct Completions<C> {
+    finished: Mutex<Finished<C>>,
     /// Holds one ring, as more would say no more.
     bell: Sender<()>,
     rings: Receiver<()>,
 }
 
 #[derive(Debug)]
-struct Pile<C> {
+struct Finished<C> {
     chunks: VecDeque<C>,
     /// The work in them.
     busy: Duration,
 }
 
-impl<C> Tray<C> {
+impl<C> Completions<C> {
     pub(crate) fn new() -> Self {
         let (bell, rings) = bounded(1);
-        let pile = Pile {
+        let finished = Finished {
             chunks: VecDeque::new(),
             busy: Duration::ZERO,
         };
         Self {
-            pile: Mutex::new(pile),
+            finished: Mutex::new(finished),
             bell,
             rings,
         }
     }
 
-    fn pile(&self) -> MutexGuard<'_, Pile<C>> {
+    fn finished(&self) -> MutexGuard<'_, Finished<C>> {
         // Nothing that could panic is done under the lock.
-        self.pile.lock().unwrap_or_else(PoisonError::into_inner)
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a chunk that took `busy` to run. Rings if it was a long one, if `width` workers have been busy
     /// that long, or if the consumer has lost patience.
     pub(crate) fn put(&self, chunk: C, busy: Duration, width: u32, signals: &Signals) {
-        let mut pile = self.pile();
-        pile.chunks.push_back(chunk);
-        pile.busy = pile.busy.saturating_add(busy);
-        let is_worth_it = busy >= WORTH || pile.busy >= WORTH.saturating_mul(width);
-        drop(pile);
-        // Read after the lock was held. So whoever has become hungry before they last looked at the
-        // pile, and did not find this chunk, is seen here.
-        if is_worth_it || signals.is_hungry() {
+        let mut finished = self.finished();
+        finished.chunks.push_back(chunk);
+        finished.busy = finished.busy.saturating_add(busy);
+        let is_worth_it = busy >= WORTH || finished.busy >= WORTH.saturating_mul(width);
+        drop(finished);
+        // Read after the lock was held. So whoever has become flush_requested before they last looked at the
+        // finished, and did not find this chunk, is seen here.
+        if is_worth_it || signals.is_flush_requested() {
             self.ring();
         }
     }
@@ -71,15 +71,15 @@ impl<C> Tray<C> {
         let _ = self.bell.try_send(());
     }
 
-    /// Swaps the pile for `emptied`.
+    /// Swaps the finished for `emptied`.
     pub(crate) fn take(&self, emptied: &mut VecDeque<C>) {
-        let mut pile = self.pile();
-        mem::swap(&mut pile.chunks, emptied);
-        pile.busy = Duration::ZERO;
+        let mut finished = self.finished();
+        mem::swap(&mut finished.chunks, emptied);
+        finished.busy = Duration::ZERO;
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.pile().chunks.is_empty()
+        self.finished().chunks.is_empty()
     }
 
     /// Becomes ready when the bell rings.
@@ -92,32 +92,32 @@ impl<C> Tray<C> {
 mod tests {
     use super::*;
 
-    fn has_rung<C>(tray: &Tray<C>) -> bool {
-        tray.rings().try_recv().is_ok()
+    fn has_rung<C>(completions: &Completions<C>) -> bool {
+        completions.rings().try_recv().is_ok()
     }
 
     #[test]
     fn rings_once_enough_has_piled_up() {
         let signals = Signals::new(None, false, Vec::new());
-        let tray = Tray::new();
-        tray.put('a', WORTH / 2, 1, &signals);
-        assert!(!has_rung(&tray));
-        tray.put('b', WORTH / 2, 1, &signals);
-        assert!(has_rung(&tray));
+        let completions = Completions::new();
+        completions.put('a', WORTH / 2, 1, &signals);
+        assert!(!has_rung(&completions));
+        completions.put('b', WORTH / 2, 1, &signals);
+        assert!(has_rung(&completions));
         let mut taken = VecDeque::new();
-        tray.take(&mut taken);
+        completions.take(&mut taken);
         assert_eq!(taken, ['a', 'b']);
-        assert!(tray.is_empty());
-        tray.put('c', WORTH / 2, 1, &signals);
-        assert!(!has_rung(&tray));
+        assert!(completions.is_empty());
+        completions.put('c', WORTH / 2, 1, &signals);
+        assert!(!has_rung(&completions));
     }
 
     #[test]
     fn rings_at_once_for_the_hungry() {
         let signals = Signals::new(None, false, Vec::new());
-        let tray = Tray::new();
-        signals.set_hungry(true);
-        tray.put('a', Duration::ZERO, 1, &signals);
-        assert!(has_rung(&tray));
+        let completions = Completions::new();
+        signals.request_flush(true);
+        completions.put('a', Duration::ZERO, 1, &signals);
+        assert!(has_rung(&completions));
     }
 }

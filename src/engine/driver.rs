@@ -2,19 +2,19 @@
 //!
 //! # Invariants
 //!
-//! 1. An item that was pulled is in exactly one place: `filling`, the circle or `current`. It leaves by
+//! 1. An item that was pulled is in exactly one place: `filling`, the in_flight or `current`. It leaves by
 //!    being delivered, or with the remainder.
 //! 2. `current` is empty once the run has ended, so that `next` needs no second look.
 
 use std::fmt;
 use std::mem;
 
-use crate::engine::chunk::{Chunk, Parcel};
-use crate::engine::in_flight::Circle;
-use crate::engine::options::Plan;
-use crate::engine::workers::{Crew, Halt};
+use crate::engine::chunk::Chunk;
+use crate::engine::in_flight::InFlight;
+use crate::engine::options::Options;
+use crate::engine::workers::{StopOnDrop, Workers};
 use crate::observe::failure_log::FailureLog;
-use crate::source::{Door, Incoming};
+use crate::source::{Incoming, SourceOps};
 use crate::task::{Ending, Remainder, Task, TaskError, TaskResult};
 use crate::util::sync::now;
 
@@ -41,12 +41,12 @@ use crate::util::sync::now;
 pub struct MapTasks<'a, I: Iterator, T, E> {
     // Dropped first: nothing starts any more. Then the source goes, as a task may wait for it to be gone; and then what
     // runs is waited for, before anything else goes.
-    _halt: Halt<I::Item, T, E>,
+    _halt: StopOnDrop<I::Item, T, E>,
     source: I,
-    pub(crate) circle: Circle<'a, I::Item, T, E>,
+    pub(crate) in_flight: InFlight<'a, I::Item, T, E>,
     /// The answer that is being delivered.
-    pub(crate) current: Parcel<I::Item, T, E>,
-    pub(crate) plan: Plan,
+    pub(crate) current: Box<Chunk<I::Item, T, E>>,
+    pub(crate) options: Options,
     pub(crate) is_guarded: bool,
     pub(crate) failure_log: FailureLog<'a, I::Item, E>,
     failures: u64,
@@ -55,31 +55,31 @@ pub struct MapTasks<'a, I: Iterator, T, E> {
     /// Without those of `current`.
     delivered: u64,
     /// What is being pulled. Here rather than on the stack, lest a panic of the source lose it.
-    filling: Parcel<I::Item, T, E>,
+    filling: Box<Chunk<I::Item, T, E>>,
     is_pulling: bool,
     /// Whether a chunk was fed since the last answer was taken up.
     has_fed: bool,
     is_exhausted: bool,
-    door: Option<Door<I>>,
+    ops: Option<SourceOps<I>>,
 }
 
 impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     pub(crate) fn new(
         source: I,
-        door: Option<Door<I>>,
-        plan: Plan,
-        crew: Crew<'a, I::Item, T, E>,
+        ops: Option<SourceOps<I>>,
+        options: Options,
+        workers: Workers<'a, I::Item, T, E>,
     ) -> Self
     where
         E: fmt::Debug,
     {
         Self {
-            _halt: crew.halt(),
+            _halt: workers.halt(),
             source,
-            circle: Circle::new(crew, &plan),
+            in_flight: InFlight::new(workers, &options),
             current: Box::new(Chunk::new()),
-            is_guarded: plan.is_guarded(),
-            plan,
+            is_guarded: options.is_guarded(),
+            options,
             failure_log: FailureLog::new(),
             failures: 0,
             ending: None,
@@ -89,7 +89,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             is_pulling: false,
             has_fed: false,
             is_exhausted: false,
-            door,
+            ops,
         }
     }
 
@@ -122,14 +122,14 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 
     /// Stops the run and takes it to pieces.
-    pub(crate) fn dissolve(mut self) -> Remainder<I, T, E> {
+    pub(crate) fn take_remainder(mut self) -> Remainder<I, T, E> {
         self.stop();
-        let mut unprocessed = self.circle.take_unprocessed();
+        let mut unprocessed = self.in_flight.take_unprocessed();
         // Pulled last, so these are past all others.
-        self.filling.seal();
+        self.filling.set_pending();
         unprocessed.extend(self.filling.take_rest());
         let mut finished = Vec::new();
-        for mut chunk in self.circle.arrivals.drain() {
+        for mut chunk in self.in_flight.order.drain() {
             let (attempts, stage) = (chunk.attempts, chunk.stage);
             while let Some(outcome) = chunk.pop() {
                 finished.push(outcome.into_result(attempts, stage));
@@ -142,40 +142,43 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         }
     }
 
-    /// Stops the run and brings everything home.
+    /// Stops the run and brings everything spawner.
     fn stop(&mut self) {
-        self.circle.ledger.take_back();
-        self.circle.bring_home();
+        self.in_flight.timings.take_back();
+        self.in_flight.join();
         self.put_current_back();
         // A panic of the source leaves what was pulled before it.
         let pulled = self.pulled + self.filling.inputs.len() as u64;
-        self.circle.crew.counters().set_pulled(pulled);
-        let load = self.circle.report().load();
-        self.circle.crew.counters().set_load(load);
-        self.circle.crew.dismiss();
+        self.in_flight.workers.counters().set_pulled(pulled);
+        let load = self.in_flight.report().load();
+        self.in_flight.workers.counters().set_load(load);
+        self.in_flight.workers.finish();
     }
 
     fn put_current_back(&mut self) {
         let chunk = mem::replace(&mut self.current, Box::new(Chunk::new()));
         self.count_delivered(&chunk);
         if chunk.len() > 0 {
-            self.circle.arrivals.put_back(chunk);
+            self.in_flight.order.put_back(chunk);
         }
     }
 
     fn count_delivered(&mut self, chunk: &Chunk<I::Item, T, E>) {
         self.delivered += chunk.delivered() as u64;
-        self.circle.crew.counters().set_delivered(self.delivered);
+        self.in_flight
+            .workers
+            .counters()
+            .set_delivered(self.delivered);
     }
 
     /// The run ends in this way; nothing more is delivered.
     fn end(&mut self, ending: Ending) {
         if self.ending.is_none() {
             self.ending = Some(ending);
-            self.circle.ledger.take_back();
-            self.circle.crew.counters().leave(Some(ending));
-            self.circle.crew.counters().end();
-            let signals = self.circle.crew.signals();
+            self.in_flight.timings.take_back();
+            self.in_flight.workers.counters().leave(Some(ending));
+            self.in_flight.workers.counters().end();
+            let signals = self.in_flight.workers.signals();
             signals.halt();
             // Nobody wants what still runs.
             if ending != Ending::Exhausted {
@@ -188,7 +191,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// Whether the run has ended, now at the latest if a cancel or the deadline says so.
     pub(crate) fn has_ended(&mut self) -> bool {
         if self.ending.is_none() {
-            let signals = self.circle.crew.signals();
+            let signals = self.in_flight.workers.signals();
             if signals.is_cancelled() {
                 self.end(Ending::Cancelled);
             } else if signals.is_late() {
@@ -199,59 +202,62 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 
     fn open(&mut self) {
-        self.circle.crew.signals().start(self.plan.deadline);
+        self.in_flight
+            .workers
+            .signals()
+            .start(self.options.deadline);
         // The source is user code here as well: if it panics, it is not asked again.
         self.is_pulling = true;
         let total = match self.source.size_hint() {
             (lower, Some(upper)) if lower == upper => Some(lower as u64),
             _ => None,
         };
-        let total = self.plan.total.or(total);
-        if let Some(door) = &self.door {
-            (door.start)(&mut self.source);
+        let total = self.options.total.or(total);
+        if let Some(ops) = &self.ops {
+            (ops.start)(&mut self.source);
         }
         self.is_pulling = false;
         #[cfg(feature = "metrics")]
-        self.circle.ledger.open(self.plan.title());
-        self.circle.crew.open(&mut self.plan, total);
+        self.in_flight.timings.open(self.options.title());
+        self.in_flight.workers.open(&mut self.options, total);
     }
 
     /// Finds the next task to deliver, if it can be had: `false` is the end.
     fn refill(&mut self) -> bool {
-        self.circle.ledger.take_back();
+        self.in_flight.timings.take_back();
         if self.is_pulling {
             // The last pull never returned: it panicked, and the caller knows.
             self.is_pulling = false;
             self.end(Ending::SourcePanicked);
         }
         if self.ending.is_some() {
-            self.wind_up();
+            self.drain();
             return false;
         }
         // Before anything is made or pulled: a token may be cancelled beforehand.
         if self.has_ended() {
             return false;
         }
-        if self.circle.crew.width() == 0 {
+        if self.in_flight.workers.width() == 0 {
             self.open();
         }
         loop {
             if self.has_ended() {
                 return false;
             }
-            self.circle.resubmit();
+            self.in_flight.resubmit();
             // Before it is asked whether there is room: what has come back takes some.
-            let has_received = self.circle.receive();
-            if has_received && self.circle.is_deserted() {
+            let has_received = self.in_flight.receive();
+            if has_received && self.in_flight.is_deserted() {
                 self.end(Ending::Cancelled);
                 continue;
             }
             // A quick source is fed from between any two answers, or workers would run dry while a
             // slow consumer works off what has arrived. A slow one would delay what has arrived.
-            if !self.has_fed && self.circle.sizing.is_source_quick() && self.can_feed() {
+            if !self.has_fed && self.in_flight.sizing.is_source_quick() && self.can_feed() {
                 self.feed();
             }
-            if let Some(chunk) = self.circle.arrivals.pop() {
+            if let Some(chunk) = self.in_flight.order.pop() {
                 self.turn_to(chunk);
                 return true;
             }
@@ -260,16 +266,16 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             }
             if self.can_feed() {
                 self.feed();
-            } else if self.may_pull() && !(self.ends_when_idle() && self.circle.is_idle()) {
+            } else if self.may_pull() && !(self.ends_when_idle() && self.in_flight.is_idle()) {
                 // Else it could be fed: so the source has nothing yet, and may have something later.
-                self.circle.wait(incoming(&self.door, &self.source));
-            } else if !self.circle.is_idle() {
-                self.circle.wait(None);
+                self.in_flight.wait(incoming(&self.ops, &self.source));
+            } else if !self.in_flight.is_idle() {
+                self.in_flight.wait(None);
             } else {
                 // Unless there is nothing to do because of a stop of this very moment.
                 if !self.has_ended() {
                     self.end(Ending::Exhausted);
-                    self.wind_up();
+                    self.drain();
                 }
                 return false;
             }
@@ -277,37 +283,37 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 
     /// After the end, waits for what still runs, unless the run was cut short from outside.
-    fn wind_up(&mut self) {
-        self.circle.wind_up();
-        if !self.circle.crew.signals().is_interrupted() {
+    fn drain(&mut self) {
+        self.in_flight.drain();
+        if !self.in_flight.workers.signals().is_interrupted() {
             self.stop();
         }
     }
 
     /// Starts to deliver `chunk`; the one before has been emptied.
-    fn turn_to(&mut self, chunk: Parcel<I::Item, T, E>) {
+    fn turn_to(&mut self, chunk: Box<Chunk<I::Item, T, E>>) {
         let emptied = mem::replace(&mut self.current, chunk);
         self.count_delivered(&emptied);
-        self.circle.recycle(emptied);
-        self.circle.ledger.hand_over();
+        self.in_flight.recycle(emptied);
+        self.in_flight.timings.hand_over();
         self.has_fed = false;
     }
 
     /// Whether the window lets the source be pulled now.
     fn may_pull(&self) -> bool {
         !self.is_exhausted
-            && self.circle.has_room(&self.plan, self.in_flight())
-            && self.circle.crew.signals().allows(self.pulled)
+            && self.in_flight.has_room(&self.options, self.in_flight())
+            && self.in_flight.workers.signals().allows(self.pulled)
     }
 
     /// Whether the source may be filled again as long as something is in flight.
     fn ends_when_idle(&self) -> bool {
-        incoming(&self.door, &self.source).is_some_and(Incoming::ends_when_idle)
+        incoming(&self.ops, &self.source).is_some_and(Incoming::ends_when_idle)
     }
 
     /// Whether the source has nothing to give right now, and may have something later.
     fn has_nothing_ready(&self) -> bool {
-        incoming(&self.door, &self.source).is_some_and(Incoming::is_empty)
+        incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
     }
 
     fn can_feed(&self) -> bool {
@@ -316,11 +322,11 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 
     /// Pulls a chunk's items and submits them.
     fn feed(&mut self) {
-        let size = self.circle.chunk_size(&self.plan, self.in_flight());
-        self.filling.reset(self.pulled, self.circle.is_final());
+        let size = self.in_flight.chunk_size(&self.options, self.in_flight());
+        self.filling.reset(self.pulled, self.in_flight.is_final());
         self.is_pulling = true;
         let start = now();
-        let signals = self.circle.crew.signals();
+        let signals = self.in_flight.workers.signals();
         let submitted = signals.submitted();
         let ends_when_idle = self.ends_when_idle();
         let items = &mut self.filling.inputs;
@@ -334,7 +340,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
             if items.len() >= size
                 || signals.is_starved(submitted)
                 || !signals.may_go_on()
-                || incoming(&self.door, &self.source).is_some_and(Incoming::is_empty)
+                || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
             {
                 break;
             }
@@ -343,36 +349,36 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.has_fed = true;
         let end = now();
         let time = end - start;
-        self.circle.ledger.pulled(time);
+        self.in_flight.timings.pulled(time);
         let len = self.filling.inputs.len();
         if len > 0 {
-            self.circle.sizing.record_pull(len, time);
+            self.in_flight.sizing.record_pull(len, time);
             self.pulled += len as u64;
-            self.circle.crew.counters().set_pulled(self.pulled);
-            let next = self.circle.empty_chunk();
+            self.in_flight.workers.counters().set_pulled(self.pulled);
+            let next = self.in_flight.empty_chunk();
             let mut chunk = mem::replace(&mut self.filling, next);
-            chunk.seal();
-            chunk.grain = self.circle.sizing.grain(self.circle.crew.width());
-            self.circle.crew.submit(chunk);
+            chunk.set_pending();
+            chunk.grain = self.in_flight.sizing.grain(self.in_flight.workers.width());
+            self.in_flight.workers.submit(chunk);
         }
     }
 
     /// The next task, if it is had by just taking it.
     #[inline]
-    pub(crate) fn next_smooth(&mut self) -> Option<Task<I::Item, T>> {
+    pub(crate) fn next_fast(&mut self) -> Option<Task<I::Item, T>> {
         if self.is_guarded {
             // The run may be cut short between any two tasks.
             return None;
         }
-        self.current.pop_smooth()
+        self.current.pop_fast()
     }
 
     /// The next task, where it takes more than that.
     #[inline(never)]
-    pub(crate) fn next_rough(&mut self) -> Option<TaskResult<I::Item, T, E>> {
+    pub(crate) fn next_slow(&mut self) -> Option<TaskResult<I::Item, T, E>> {
         loop {
             if self.is_guarded && self.has_ended() {
-                self.wind_up();
+                self.drain();
                 return None;
             }
             if let Some(result) = self.pop() {
@@ -400,9 +406,9 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 
     fn apply_policy(&mut self, error: &TaskError<I::Item, E>) {
-        let policy = self.plan.policy;
+        let policy = self.options.policy;
         if let Some(level) = policy.log_level() {
-            self.failure_log.write(self.plan.title(), level, error);
+            self.failure_log.write(self.options.title(), level, error);
         }
         self.failures += 1;
         if policy
@@ -415,6 +421,6 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 }
 
 /// What is to come from a source that may have nothing to give right now.
-fn incoming<'s, I>(door: &Option<Door<I>>, source: &'s I) -> Option<&'s (dyn Incoming + 's)> {
-    door.as_ref().and_then(|door| (door.incoming)(source))
+fn incoming<'s, I>(ops: &Option<SourceOps<I>>, source: &'s I) -> Option<&'s (dyn Incoming + 's)> {
+    ops.as_ref().and_then(|ops| (ops.incoming)(source))
 }

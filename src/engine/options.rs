@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use crate::cancel::CancellationToken;
 use crate::observe::counters::Snapshot;
-use crate::observe::monitor::{Moment, Reader};
-use crate::observe::slow_tasks::Desks;
+use crate::observe::monitor::{Event, Reader};
+use crate::observe::slow_tasks::WorkerSlots;
 use crate::observe::{lines, slow_tasks};
 use crate::policy::ErrorPolicy;
-use crate::util::panics::Buried;
+use crate::util::panics::CatchDrop;
 #[cfg(feature = "metrics")]
-use crate::{observe::metrics, util::panics::contain};
+use crate::{observe::metrics, util::panics::catch_panic};
 
 /// Is given the figures at every interval and at the end.
-type OnProgress = Buried<Box<dyn FnMut(&Snapshot) + Send>>;
+type OnProgress = CatchDrop<Box<dyn FnMut(&Snapshot) + Send>>;
 
 /// The largest chunk.
 const MAX_CHUNK: usize = 1 << 16;
 
 /// The options of a run. 0 means "chosen for you" for every count.
-pub(crate) struct Plan {
+pub(crate) struct Options {
     pub(crate) policy: ErrorPolicy,
     pub(crate) num_threads: usize,
     pub(crate) max_in_flight: usize,
@@ -45,7 +45,7 @@ pub(crate) struct Plan {
     pub(crate) takes_items: bool,
 }
 
-impl Plan {
+impl Options {
     pub(crate) fn new(policy: ErrorPolicy) -> Self {
         Self {
             policy,
@@ -74,23 +74,23 @@ impl Plan {
     }
 
     /// Everybody whom the monitor is to serve.
-    pub(crate) fn take_readers(&mut self, desks: Option<&Arc<Desks>>) -> Vec<Reader> {
+    pub(crate) fn take_readers(&mut self, slots: Option<&Arc<WorkerSlots>>) -> Vec<Reader> {
         let mut readers = mem::take(&mut self.readers);
         readers.extend(lines::reader(self.title(), self.interval));
         // It is dropped here if there is to be no monitor.
         let on_progress = self.on_progress.take();
         if let Some(mut f) = on_progress.filter(|_| !self.interval.is_zero()) {
             readers.push(Reader::new(self.interval, move |figures, moment| {
-                if moment != Moment::Start {
+                if moment != Event::Start {
                     f(figures);
                 }
             }));
         }
-        if let Some((after, desks)) = self.warn_after.zip(desks) {
-            readers.push(slow_tasks::reader(self.title(), after, Arc::clone(desks)));
+        if let Some((after, slots)) = self.warn_after.zip(slots) {
+            readers.push(slow_tasks::reader(self.title(), after, Arc::clone(slots)));
         }
         #[cfg(feature = "metrics")]
-        readers.extend(contain(|| metrics::reader(self.title())));
+        readers.extend(catch_panic(|| metrics::reader(self.title())));
         readers
     }
 
@@ -133,19 +133,19 @@ mod tests {
 
     #[test]
     fn absurd_counts_do_not_overflow() {
-        let mut plan = Plan::new(ErrorPolicy::Raise);
-        plan.chunk_size = usize::MAX;
-        assert_eq!(plan.fixed_chunk(), MAX_CHUNK);
-        plan.max_in_flight = usize::MAX;
-        assert_eq!(plan.window(1), usize::MAX);
+        let mut options = Options::new(ErrorPolicy::Raise);
+        options.chunk_size = usize::MAX;
+        assert_eq!(options.fixed_chunk(), MAX_CHUNK);
+        options.max_in_flight = usize::MAX;
+        assert_eq!(options.window(1), usize::MAX);
     }
 
     #[test]
     fn a_small_window_is_shared_out() {
-        let mut plan = Plan::new(ErrorPolicy::Raise);
-        assert_eq!(plan.share(40, 4), 5);
-        assert_eq!(plan.share(1, 4), 1);
-        plan.chunk_size = 30;
-        assert!(plan.share(40, 4) > 30);
+        let mut options = Options::new(ErrorPolicy::Raise);
+        assert_eq!(options.share(40, 4), 5);
+        assert_eq!(options.share(1, 4), 1);
+        options.chunk_size = 30;
+        assert!(options.share(40, 4) > 30);
     }
 }

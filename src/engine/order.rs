@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Finished chunks that wait for delivery.
 #[derive(Debug)]
-pub(crate) enum Arrivals<C> {
+pub(crate) enum Order<C> {
     /// Completion order.
     Completion(VecDeque<C>),
     /// Input order: what is next, and what has arrived out of turn, by the index of its first item.
@@ -14,7 +14,7 @@ pub(crate) enum Arrivals<C> {
     },
 }
 
-impl<C> Arrivals<C> {
+impl<C> Order<C> {
     pub(crate) fn new(ordered: bool) -> Self {
         if ordered {
             Self::Input {
@@ -83,29 +83,29 @@ impl<C> Arrivals<C> {
 mod tests {
     use super::*;
 
-    fn pop_all(arrivals: &mut Arrivals<char>) -> String {
-        std::iter::from_fn(|| arrivals.pop()).collect()
+    fn pop_all(order: &mut Order<char>) -> String {
+        std::iter::from_fn(|| order.pop()).collect()
     }
 
     #[test]
     fn completion_order_is_the_order_of_arrival() {
-        let mut arrivals = Arrivals::new(false);
+        let mut order = Order::new(false);
         for (first, chunk) in [(4, 'c'), (0, 'a'), (2, 'b')] {
-            arrivals.push(first, 2, chunk);
+            order.push(first, 2, chunk);
         }
-        assert_eq!(pop_all(&mut arrivals), "cab");
+        assert_eq!(pop_all(&mut order), "cab");
     }
 
     #[test]
     fn input_order_waits_for_the_head() {
-        let mut arrivals = Arrivals::new(true);
-        arrivals.push(5, 1, 'c');
-        arrivals.push(2, 3, 'b');
-        assert_eq!(pop_all(&mut arrivals), "");
-        arrivals.push(0, 2, 'a');
-        assert_eq!(pop_all(&mut arrivals), "abc");
-        arrivals.push(7, 1, 'e');
-        assert_eq!(pop_all(&mut arrivals), "");
-        assert_eq!(arrivals.drain(), ['e']);
+        let mut order = Order::new(true);
+        order.push(5, 1, 'c');
+        order.push(2, 3, 'b');
+        assert_eq!(pop_all(&mut order), "");
+        order.push(0, 2, 'a');
+        assert_eq!(pop_all(&mut order), "abc");
+        order.push(7, 1, 'e');
+        assert_eq!(pop_all(&mut order), "");
+        assert_eq!(order.drain(), ['e']);
     }
 }

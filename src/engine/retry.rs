@@ -8,7 +8,7 @@ use std::vec;
 use log::warn;
 
 use crate::observe::monitor::TARGET;
-use crate::util::panics::{Buried, contain};
+use crate::util::panics::{CatchDrop, catch_panic};
 use crate::util::sync::now;
 
 /// How many delays are drawn at a time.
@@ -26,10 +26,10 @@ pub(crate) struct RetryRule<'a, E> {
     /// What the run is called in the log.
     title: String,
     // Each by itself, as two destructors that panic in a row would abort.
-    ask: Buried<Ask<'a>>,
-    judge: Buried<Judge<'a, E>>,
+    ask: CatchDrop<Ask<'a>>,
+    judge: CatchDrop<Judge<'a, E>>,
     /// In place of `ask`.
-    answer: Option<Buried<Answer<'a, E>>>,
+    answer: Option<CatchDrop<Answer<'a, E>>>,
 }
 
 impl<'a, E> RetryRule<'a, E> {
@@ -37,8 +37,8 @@ impl<'a, E> RetryRule<'a, E> {
     pub(crate) fn never(title: &str) -> Self {
         Self {
             title: title.to_owned(),
-            ask: Buried::new(Box::new(|_| Vec::new())),
-            judge: Buried::new(Box::new(|_| true)),
+            ask: CatchDrop::new(Box::new(|_| Vec::new())),
+            judge: CatchDrop::new(Box::new(|_| true)),
             answer: None,
         }
     }
@@ -50,17 +50,17 @@ impl<'a, E> RetryRule<'a, E> {
         self.answer = None;
         // The iterator itself is not kept, as it need not be `Send`. Drawing in blocks lets an
         // endless one be drawn on.
-        self.ask = Buried::new(Box::new(move |drawn| {
+        self.ask = CatchDrop::new(Box::new(move |drawn| {
             delays().into_iter().skip(drawn).take(BLOCK).collect()
         }));
     }
 
     pub(crate) fn set_judge(&mut self, judge: impl Fn(&E) -> bool + Send + 'a) {
-        self.judge = Buried::new(Box::new(judge));
+        self.judge = CatchDrop::new(Box::new(judge));
     }
 
     pub(crate) fn set_answer(&mut self, answer: impl Fn(&E, u32) -> Option<Duration> + Send + 'a) {
-        self.answer = Some(Buried::new(Box::new(answer)));
+        self.answer = Some(CatchDrop::new(Box::new(answer)));
     }
 
     /// How long to wait before `error`'s item is tried again, after so many attempts; `None` if it is not.
@@ -70,13 +70,13 @@ impl<'a, E> RetryRule<'a, E> {
         attempts: u32,
         delays: &mut Option<Delays>,
     ) -> Option<Duration> {
-        let delay = contain(|| match &self.answer {
+        let delay = catch_panic(|| match &self.answer {
             _ if !(self.judge)(error) => None,
             Some(answer) => answer(error, attempts),
             None => delays.get_or_insert_default().next(&self.ask),
         });
         delay.unwrap_or_else(|| {
-            contain(|| warn!(target: TARGET, "{}: a retry rule panicked, so there is no retry", self.title));
+            catch_panic(|| warn!(target: TARGET, "{}: a retry rule panicked, so there is no retry", self.title));
             None
         })
     }

@@ -1,6 +1,6 @@
 //! What a run has handed out and nobody has begun, and who works on it.
 //!
-//! Jobs on the home are permits: each takes one chunk from here. So whoever is free takes what waits, also the
+//! Jobs on the spawner are permits: each takes one chunk from here. So whoever is free takes what waits, also the
 //! consumer where it is a worker itself, and a run that is left takes back what nobody has begun.
 //!
 //! # Invariants
@@ -19,9 +19,9 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::engine::chunk::{Chunk, Parcel};
+use crate::engine::chunk::Chunk;
 use crate::engine::signals::Signals;
-use crate::observe::instrument::Attend;
+use crate::observe::instrument::Instrument;
 use crate::util::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::util::sync::channel::{Receiver, Sender, bounded};
 use crate::util::sync::thread::{self, Thread};
@@ -43,10 +43,10 @@ pub(crate) struct RunQueue<I, T, E> {
 
 #[derive(Debug)]
 struct State<I, T, E> {
-    queued: VecDeque<Parcel<I, T, E>>,
+    queued: VecDeque<Box<Chunk<I, T, E>>>,
     /// The items in those, and in the chunks that are being run.
     items: usize,
-    /// Jobs that were handed to the home and have not begun.
+    /// Jobs that were handed to the spawner and have not begun.
     permits: usize,
     /// Jobs that have begun and not ended, parked ones included.
     running: usize,
@@ -63,7 +63,7 @@ struct State<I, T, E> {
 /// A chunk, or a part of one, that was taken; its first item is begun. So as long as a worker has something to run, it
 /// has an item that is not answered.
 pub(crate) struct Taken<I, T, E> {
-    pub(crate) chunk: Parcel<I, T, E>,
+    pub(crate) chunk: Box<Chunk<I, T, E>>,
     pub(crate) slot: Arc<Slot<I, T, E>>,
     place: usize,
     /// Whether it was taken from a worker.
@@ -77,7 +77,7 @@ pub(crate) enum Next<I, T, E> {
     /// Wait until then: there may be something to share.
     Park(Instant),
     /// Look once more, a moment later.
-    Linger,
+    Spin,
     Leave,
 }
 
@@ -131,8 +131,8 @@ impl<I, T, E> RunQueue<I, T, E> {
         self.width.load(Ordering::Relaxed)
     }
 
-    /// Queues a chunk. Returns how many permits its home is to be given; or the chunk, where nothing begins any more.
-    pub(crate) fn push(&self, chunk: Parcel<I, T, E>) -> Result<usize, Parcel<I, T, E>> {
+    /// Queues a chunk. Returns how many permits its spawner is to be given; or the chunk, where nothing begins any more.
+    pub(crate) fn push(&self, chunk: Box<Chunk<I, T, E>>) -> Result<usize, Box<Chunk<I, T, E>>> {
         let mut state = self.state();
         if state.is_closed {
             return Err(chunk);
@@ -151,13 +151,13 @@ impl<I, T, E> RunQueue<I, T, E> {
         Ok(permits)
     }
 
-    /// Takes a chunk that was never queued, for a thread of the home that runs it at once. `permits`: how many the home
+    /// Takes a chunk that was never queued, for a thread of the spawner that runs it at once. `permits`: how many the spawner
     /// is to be given besides, for others to share in it. Gives the chunk back where nothing begins any more.
     pub(crate) fn take_at_once(
         &self,
-        chunk: Parcel<I, T, E>,
+        chunk: Box<Chunk<I, T, E>>,
         permits: &mut usize,
-    ) -> Result<Taken<I, T, E>, Parcel<I, T, E>> {
+    ) -> Result<Taken<I, T, E>, Box<Chunk<I, T, E>>> {
         let mut state = self.state();
         if state.is_closed {
             return Err(chunk);
@@ -176,8 +176,8 @@ impl<I, T, E> RunQueue<I, T, E> {
         state.running += 1;
     }
 
-    /// A permit was dropped by its home. Returns the chunk that nobody will come for.
-    pub(crate) fn forsake(&self) -> Option<Parcel<I, T, E>> {
+    /// A permit was dropped by its spawner. Returns the chunk that nobody will come for.
+    pub(crate) fn forsake(&self) -> Option<Box<Chunk<I, T, E>>> {
         let mut state = self.state();
         state.permits -= 1;
         if state.queued.len() <= state.permits + state.parked {
@@ -193,7 +193,7 @@ impl<I, T, E> RunQueue<I, T, E> {
         let mut state = self.state();
         let mut until = None;
         if !state.is_closed {
-            // Whoever else uses the home is to have a turn as well, so a worker goes after each chunk; but only
+            // Whoever else uses the spawner is to have a turn as well, so a worker goes after each chunk; but only
             // while enough others are there, or on their way, to share in what is left.
             let others = state.permits + state.running - 1;
             let may_take = look == Look::First || state.is_owed() || others < self.width();
@@ -216,7 +216,7 @@ impl<I, T, E> RunQueue<I, T, E> {
             }
         }
         match (look, until) {
-            (Look::Again, _) => Next::Linger,
+            (Look::Again, _) => Next::Spin,
             (_, Some(until)) => {
                 state.parked += 1;
                 Next::Park(until)
@@ -228,7 +228,7 @@ impl<I, T, E> RunQueue<I, T, E> {
         }
     }
 
-    /// The same for a consumer on a thread of the home: it takes whatever nobody runs.
+    /// The same for a consumer on a thread of the spawner: it takes whatever nobody runs.
     #[inline(never)]
     pub(crate) fn next_for_consumer(&self) -> Option<Taken<I, T, E>> {
         let mut state = self.state();
@@ -244,7 +244,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     fn take(
         &self,
         state: &mut State<I, T, E>,
-        mut chunk: Parcel<I, T, E>,
+        mut chunk: Box<Chunk<I, T, E>>,
         since: Option<Instant>,
     ) -> Taken<I, T, E> {
         let place = state.free.pop().unwrap_or_else(|| {
@@ -286,7 +286,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     }
 
     /// Nothing begins any more. Returns what nobody has begun.
-    pub(crate) fn close(&self) -> VecDeque<Parcel<I, T, E>> {
+    pub(crate) fn close(&self) -> VecDeque<Box<Chunk<I, T, E>>> {
         let mut state = self.state();
         state.is_closed = true;
         if state.parked > 0 {
@@ -298,7 +298,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     }
 
     /// Gives what has finished in chunks that go on to `take`, which runs no code of others.
-    pub(crate) fn sweep(&self, mut take: impl FnMut(Parcel<I, T, E>)) {
+    pub(crate) fn flush(&self, mut take: impl FnMut(Box<Chunk<I, T, E>>)) {
         let slots = self.state().slots.clone();
         for slot in &slots {
             // First: what finishes after the look is laid where the next one finds it, or is answered.
@@ -322,7 +322,7 @@ impl<I, T, E> RunQueue<I, T, E> {
 }
 
 enum Stolen<I, T, E> {
-    Part(Parcel<I, T, E>, Instant),
+    Part(Box<Chunk<I, T, E>>, Instant),
     /// Something may be taken from then on.
     NotYet(Instant),
     Nothing,
@@ -380,7 +380,7 @@ pub(crate) struct Slot<I, T, E> {
 struct Opened<I, T, E> {
     /// What waits, with what has finished before what its worker is at. While nobody works here, the chunk that the next
     /// worker will begin its items in: two that change places.
-    chunk: Parcel<I, T, E>,
+    chunk: Box<Chunk<I, T, E>>,
     /// The index of the first item that waits.
     next: u64,
     /// When the chunk was begun, and from when on its time was not told yet.
@@ -410,7 +410,7 @@ impl<I, T, E> Slot<I, T, E> {
 
     /// Lets others see what waits in `chunk`, and begins its first item, in what `chunk` then is. It is part of one that
     /// was begun at `since`, if it is one.
-    fn open(&self, chunk: &mut Parcel<I, T, E>, start: Instant, since: Option<Instant>) {
+    fn open(&self, chunk: &mut Box<Chunk<I, T, E>>, start: Instant, since: Option<Instant>) {
         let opened = &mut *self.opened();
         mem::swap(&mut opened.chunk, chunk);
         let whole = &mut opened.chunk;
@@ -446,7 +446,7 @@ impl<I, T, E> Opened<I, T, E> {
     }
 
     /// Takes what has finished, if there is something.
-    fn take_done(&mut self) -> Option<Parcel<I, T, E>> {
+    fn take_done(&mut self) -> Option<Box<Chunk<I, T, E>>> {
         // Where nobody works, there is nothing either.
         if self.chunk.len() == 0 {
             return None;
@@ -465,7 +465,7 @@ impl<I, T, E> Opened<I, T, E> {
     }
 
     /// Takes half of what waits; the last item, if it is one.
-    fn split(&mut self) -> Option<(Parcel<I, T, E>, Instant)> {
+    fn split(&mut self) -> Option<(Box<Chunk<I, T, E>>, Instant)> {
         let rest = &mut self.chunk.rest;
         if rest.is_empty() {
             return None;
@@ -483,19 +483,19 @@ impl<I, T, E> Opened<I, T, E> {
 }
 
 impl<I, T, E> Taken<I, T, E> {
-    /// Begins the next items. Returns whether there were any, and what has finished if whoever is next is hungry for it.
+    /// Begins the next items. Returns whether there were any, and what has finished if whoever is next is flush_requested for it.
     #[inline]
     pub(crate) fn advance(
         &mut self,
         width: usize,
-        is_hungry: impl FnOnce() -> bool,
-    ) -> (bool, Option<Parcel<I, T, E>>) {
+        is_flush_requested: impl FnOnce() -> bool,
+    ) -> (bool, Option<Box<Chunk<I, T, E>>>) {
         let chunk = &mut *self.chunk;
         let opened = &mut *self.slot.opened();
         let is_wanted = self.slot.is_wanted.load(Ordering::Relaxed);
-        // Under the lock, which a hungry consumer has held since it became so: either it has found what is laid down
-        // here, or this sees that it is hungry.
-        let is_hungry = is_hungry();
+        // Under the lock, which a flush_requested consumer has held since it became so: either it has found what is laid down
+        // here, or this sees that it is flush_requested.
+        let is_flush_requested = is_flush_requested();
         // Those that were begun and not run, if there are any.
         opened.next -= chunk.give_up_begun(&mut opened.chunk.rest) as u64;
         let waiting = opened.chunk.rest.len();
@@ -505,9 +505,13 @@ impl<I, T, E> Taken<I, T, E> {
         }
         // Whatever follows may hang: what has finished is to be found here.
         opened.chunk.append(chunk);
-        let part = if is_hungry { opened.take_done() } else { None };
+        let part = if is_flush_requested {
+            opened.take_done()
+        } else {
+            None
+        };
         // Less and less, and the last few one by one: nobody else may have anything left.
-        let count = if is_wanted || is_hungry {
+        let count = if is_wanted || is_flush_requested {
             1
         } else {
             chunk.grain.min(waiting.div_ceil(2 * width))
@@ -518,13 +522,13 @@ impl<I, T, E> Taken<I, T, E> {
 
     /// Runs what was begun. Returns whether more may follow.
     #[inline]
-    pub(crate) fn run<F>(&mut self, f: &F, signals: &Signals, attendant: &impl Attend) -> bool
+    pub(crate) fn run<F>(&mut self, f: &F, signals: &Signals, instrument: &impl Instrument) -> bool
     where
         F: Fn(&mut I) -> Result<T, E>,
         E: fmt::Debug,
     {
         let is_wanted = &self.slot.is_wanted;
-        self.chunk.run(f, signals, is_wanted, attendant)
+        self.chunk.run(f, signals, is_wanted, instrument)
     }
 
     /// Room for what it gives.
@@ -534,7 +538,7 @@ impl<I, T, E> Taken<I, T, E> {
     }
 
     /// Nobody works on it any more: all that has run, with what has not.
-    pub(crate) fn close(self) -> (Parcel<I, T, E>, usize) {
+    pub(crate) fn close(self) -> (Box<Chunk<I, T, E>>, usize) {
         let opened = &mut *self.slot.opened();
         let mut chunk = self.chunk;
         chunk.give_up_begun(&mut opened.chunk.rest);

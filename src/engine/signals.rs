@@ -18,7 +18,7 @@ pub(crate) struct Signals {
     /// No item at or past this index starts.
     limit: AtomicU64,
     /// Whether the consumer waits, so that results should not be kept back.
-    hungry: AtomicBool,
+    flush_requested: AtomicBool,
     /// Final failures so far, and the highest index among them.
     failures: AtomicU64,
     highest: AtomicU64,
@@ -45,14 +45,14 @@ pub(crate) struct Signals {
 }
 
 /// How long a worker without work waits for some before it says so.
-const LINGER: Duration = Duration::from_micros(20);
+const SPIN: Duration = Duration::from_micros(20);
 
 thread_local! {
-    /// Whether this thread hands a chunk to a home at this moment.
+    /// Whether this thread dispatch a chunk to a spawner at this moment.
     static HANDS_OUT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it lives, this thread hands a chunk out: what it runs meanwhile, it runs inline.
+/// While it lives, this thread dispatch a chunk out: what it runs meanwhile, it runs inline.
 pub(crate) struct HandingOut {
     before: bool,
 }
@@ -84,7 +84,7 @@ impl Signals {
         let links = tokens.iter().map(link).collect();
         Self {
             limit: AtomicU64::new(u64::MAX),
-            hungry: AtomicBool::new(false),
+            flush_requested: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             highest: AtomicU64::new(0),
             handed_over: AtomicU64::new(0),
@@ -168,12 +168,13 @@ impl Signals {
     }
 
     /// Whether results are to be handed over as soon as they are there.
-    pub(crate) fn is_hungry(&self) -> bool {
-        self.hungry.load(Ordering::Relaxed)
+    pub(crate) fn is_flush_requested(&self) -> bool {
+        self.flush_requested.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_hungry(&self, hungry: bool) {
-        self.hungry.store(hungry, Ordering::Relaxed);
+    pub(crate) fn request_flush(&self, flush_requested: bool) {
+        self.flush_requested
+            .store(flush_requested, Ordering::Relaxed);
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -263,7 +264,7 @@ impl Signals {
     /// A consumer that fills a chunk does not look at the clock after each pull: that would cost more than a
     /// tiny task. But it must notice when a pull takes long, or what it has pulled would wait for more
     /// slow ones. Then the workers run dry, and they have the time to notice.
-    pub(crate) fn linger(&self) {
+    pub(crate) fn spin_before_idle(&self) {
         // Where jobs are run inline, it would be the caller who waits here for itself.
         if HANDS_OUT.with(Cell::get) {
             return;
@@ -273,7 +274,7 @@ impl Signals {
         let start = now();
         while self.submitted() == submitted && self.may_go_on() {
             // A consumer that waits has been woken, and is to know at once when it goes on.
-            if self.is_awaited() || now() - start >= LINGER {
+            if self.is_awaited() || now() - start >= SPIN {
                 break;
             }
             hint::spin_loop();
@@ -383,7 +384,7 @@ mod tests {
         let signals = Signals::new(None, false, Vec::new());
         signals.submit();
         assert!(!signals.is_starved(1));
-        signals.linger();
+        signals.spin_before_idle();
         assert!(signals.is_starved(1));
         signals.submit();
         assert!(!signals.is_starved(2));
@@ -393,7 +394,7 @@ mod tests {
     fn whoever_is_late_to_say_so_hides_nobody() {
         let signals = Signals::new(None, false, Vec::new());
         (0..3).for_each(|_| signals.submit());
-        signals.linger();
+        signals.spin_before_idle();
         // Stored late: it was seen before the last two were submitted.
         signals.starved_at.fetch_max(2, Ordering::Relaxed);
         assert!(signals.is_starved(3));
@@ -403,7 +404,7 @@ mod tests {
     fn a_worker_that_finds_the_run_over_says_so_too() {
         let signals = Signals::new(None, false, Vec::new());
         signals.halt();
-        signals.linger();
+        signals.spin_before_idle();
         assert!(signals.is_starved(0));
     }
 
@@ -412,7 +413,7 @@ mod tests {
         let signals = Signals::new(None, false, Vec::new());
         signals.await_answers();
         assert!(signals.is_awaited());
-        signals.linger();
+        signals.spin_before_idle();
         assert!(signals.is_starved(0));
         signals.await_nothing();
         assert!(!signals.is_awaited());

@@ -1,6 +1,6 @@
 //! Several functions one after the other, each on threads of its own, as one run.
 //!
-//! What a stage's workers have made goes on to the next stage's home from there; a failure, and what may not start, goes
+//! What a stage's workers have made goes on to the next stage's spawner from there; a failure, and what may not start, goes
 //! back to the caller at once. The caller's half does not know of it.
 
 use std::fmt;
@@ -9,15 +9,15 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use crate::engine::chunk::{Chunk, Outcome, Parcel};
-use crate::engine::job::{Bench, Outlet, Shared};
+use crate::engine::chunk::{Chunk, Outcome};
+use crate::engine::job::{JobContext, Shared, Sink};
 use crate::engine::retry::Delays;
 use crate::engine::signals::Signals;
-use crate::engine::workers::{Hands, Settle, give_permits, hand_out, open};
+use crate::engine::workers::{Dispatch, WarmUp, give_permits, hand_out, open};
 use crate::observe::counters::StageCounters;
-use crate::observe::instrument::Watch;
+use crate::observe::instrument::Instruments;
 use crate::pool::Spawn;
-use crate::util::panics::bury;
+use crate::util::panics::drop_catching;
 use crate::util::sync::RwLock;
 use crate::util::sync::atomic::{AtomicBool, Ordering};
 use crate::util::sync::thread::Thread;
@@ -25,24 +25,24 @@ use crate::util::sync::thread::Thread;
 /// The stages of a run before its last function; made by [`Futureproof::stage`](crate::Futureproof::stage).
 pub struct Stages<L, P, F, V> {
     before: L,
-    home: Home<P>,
+    spawner: Spawner<P>,
     function: F,
     made: PhantomData<fn() -> V>,
 }
 
 /// Where a stage runs, and how.
-pub(crate) struct Home<P> {
+pub(crate) struct Spawner<P> {
     pub(crate) pool: P,
-    pub(crate) settle: Option<Settle<P>>,
+    pub(crate) warm_up: Option<WarmUp<P>>,
     pub(crate) num_threads: usize,
     pub(crate) name: String,
 }
 
 impl<L, P, F, V> Stages<L, P, F, V> {
-    pub(crate) fn new(before: L, home: Home<P>, function: F) -> Self {
+    pub(crate) fn new(before: L, spawner: Spawner<P>, function: F) -> Self {
         Self {
             before,
-            home,
+            spawner,
             function,
             made: PhantomData,
         }
@@ -57,15 +57,15 @@ impl<L, P, F, V> fmt::Debug for Stages<L, P, F, V> {
 
 /// An item on its way through the stages, with what the one before has made of it.
 #[derive(Debug)]
-pub(crate) struct Carry<I, V> {
+pub(crate) struct Staged<I, V> {
     input: I,
     value: Option<V>,
 }
 
-impl<I, V> Carry<I, V> {
+impl<I, V> Staged<I, V> {
     fn into_input(self) -> I {
         // The user's value: its destructor may panic, and this runs on a worker.
-        bury(self.value);
+        drop_catching(self.value);
         self.input
     }
 
@@ -77,7 +77,7 @@ impl<I, V> Carry<I, V> {
 /// What goes from one stage to the next: items without a gap.
 pub(crate) struct Batch<I, V> {
     first: u64,
-    items: Vec<Carry<I, V>>,
+    items: Vec<Staged<I, V>>,
     attempts: u32,
     delays: Option<Delays>,
     is_final: bool,
@@ -86,7 +86,7 @@ pub(crate) struct Batch<I, V> {
 }
 
 impl<I, V> Batch<I, V> {
-    fn into_chunk<T, E>(self) -> Parcel<Carry<I, V>, T, E> {
+    fn into_chunk<T, E>(self) -> Box<Chunk<Staged<I, V>, T, E>> {
         let mut chunk = Box::new(Chunk::new());
         chunk.reset(self.first, self.is_final);
         chunk.attempts = self.attempts;
@@ -94,7 +94,7 @@ impl<I, V> Batch<I, V> {
         chunk.grain = self.grain;
         chunk.each_before = self.each_before;
         chunk.inputs = self.items;
-        chunk.seal();
+        chunk.set_pending();
         chunk
     }
 }
@@ -103,182 +103,187 @@ impl<I, V> Batch<I, V> {
 pub(crate) trait Next<I, V>: Send + Sync {
     /// Queues it for its workers.
     fn queue(&self, batch: Batch<I, V>);
-    /// The same; but where this thread is one of its home's, it runs it at once.
+    /// The same; but where this thread is one of its spawner's, it runs it at once.
     fn run(&self, batch: Batch<I, V>);
     /// Whether one of its workers has found nothing to do.
-    fn is_hungry(&self) -> bool;
+    fn is_flush_requested(&self) -> bool;
     fn feed(&self);
 }
 
 /// A stage, as the caller's half sees it.
-pub(crate) trait Station: Send + Sync {
+pub(crate) trait StageHandle: Send + Sync {
     fn open(&self) -> usize;
     fn help(&self) -> bool;
-    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool;
+    fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool;
     fn is_current(&self) -> bool;
-    fn sweep(&self);
+    fn flush(&self);
     fn close(&self);
     fn calls(&self) -> Vec<(Thread, Range<u64>)>;
     fn counters(&self) -> Arc<StageCounters>;
     fn leave(&self);
 }
 
-type SharedBench<F, I, U, V, E, O> = Arc<Bench<F, Carry<I, U>, V, E, O>>;
+type SharedContext<F, I, U, V, E, O> = Arc<JobContext<F, Staged<I, U>, V, E, O>>;
 
-/// A function, its home, and the way on.
+/// A function, its spawner, and the way on.
 struct Stage<P, F, I, U, V, E, O> {
     /// Gone when the run is left.
-    home: RwLock<Option<Home<P>>>,
+    spawner: RwLock<Option<Spawner<P>>>,
     number: usize,
-    bench: SharedBench<F, I, U, V, E, O>,
+    context: SharedContext<F, I, U, V, E, O>,
 }
 
 impl<P, F, I, U, V, E, O> Stage<P, F, I, U, V, E, O> {
-    fn new(number: usize, home: Home<P>, function: F, outlet: O) -> Self {
+    fn new(number: usize, spawner: Spawner<P>, function: F, sink: O) -> Self {
         Self {
-            home: RwLock::new(Some(home)),
+            spawner: RwLock::new(Some(spawner)),
             number,
-            bench: Arc::new(Bench::new(function, outlet)),
+            context: Arc::new(JobContext::new(function, sink)),
         }
     }
 
-    fn with_home<R>(&self, f: impl FnOnce(&Home<P>) -> R) -> Option<R> {
-        let home = self.home.read().unwrap_or_else(PoisonError::into_inner);
-        home.as_ref().map(f)
+    fn with_spawner<R>(&self, f: impl FnOnce(&Spawner<P>) -> R) -> Option<R> {
+        let spawner = self.spawner.read().unwrap_or_else(PoisonError::into_inner);
+        spawner.as_ref().map(f)
     }
 }
 
 /// Where what a stage has made goes.
 pub(crate) trait Way {
     /// Whether a worker of the stage that this belongs to has found nothing to do.
-    fn hungry(&self) -> &AtomicBool;
+    fn flush_requested(&self) -> &AtomicBool;
     fn counters(&self) -> &Arc<StageCounters>;
 }
 
 impl<'s, P, F, I, U, V, E, O> Next<I, U> for Stage<P, F, I, U, V, E, O>
 where
     P: Spawn<'s> + Send + Sync,
-    F: Fn(&mut Carry<I, U>) -> Result<V, E> + Send + Sync + 's,
+    F: Fn(&mut Staged<I, U>) -> Result<V, E> + Send + Sync + 's,
     I: Send + 's,
     U: Send + 's,
     V: Send + 's,
     E: fmt::Debug + Send + 's,
-    O: Outlet<Carry<I, U>, V, E> + Way + 's,
+    O: Sink<Staged<I, U>, V, E> + Way + 's,
 {
     fn queue(&self, batch: Batch<I, U>) {
         let chunk = batch.into_chunk();
-        let home = self.home.read().unwrap_or_else(PoisonError::into_inner);
-        match &*home {
-            Some(home) => hand_out(&home.pool, &self.bench, chunk),
+        let spawner = self.spawner.read().unwrap_or_else(PoisonError::into_inner);
+        match &*spawner {
+            Some(spawner) => hand_out(&spawner.pool, &self.context, chunk),
             // The run was left inside one of its tasks, and this is what that has made: it comes back.
-            None => drop(self.bench.push(chunk)),
+            None => drop(self.context.push(chunk)),
         }
     }
 
     fn run(&self, batch: Batch<I, U>) {
-        let is_here = |home: &Home<P>| home.pool.is_current() && home.pool.knows_its_threads();
-        if !self.with_home(is_here).unwrap_or(false) {
+        let is_here =
+            |spawner: &Spawner<P>| spawner.pool.is_current() && spawner.pool.knows_its_threads();
+        if !self.with_spawner(is_here).unwrap_or(false) {
             return self.queue(batch);
         }
-        self.bench.run_at_once(batch.into_chunk(), |permits| {
-            self.with_home(|home| give_permits(&home.pool, &self.bench, permits));
+        self.context.run_at_once(batch.into_chunk(), |permits| {
+            self.with_spawner(|spawner| give_permits(&spawner.pool, &self.context, permits));
         });
     }
 
-    fn is_hungry(&self) -> bool {
-        self.bench.outlet.hungry().load(Ordering::Relaxed)
+    fn is_flush_requested(&self) -> bool {
+        self.context.sink.flush_requested().load(Ordering::Relaxed)
     }
 
     fn feed(&self) {
-        self.bench.outlet.hungry().store(false, Ordering::Relaxed);
+        self.context
+            .sink
+            .flush_requested()
+            .store(false, Ordering::Relaxed);
     }
 }
 
-impl<'s, P, F, I, U, V, E, O> Station for Stage<P, F, I, U, V, E, O>
+impl<'s, P, F, I, U, V, E, O> StageHandle for Stage<P, F, I, U, V, E, O>
 where
     P: Spawn<'s> + Send + Sync,
-    F: Fn(&mut Carry<I, U>) -> Result<V, E> + Send + Sync + 's,
+    F: Fn(&mut Staged<I, U>) -> Result<V, E> + Send + Sync + 's,
     I: Send + 's,
     U: Send + 's,
     V: Send + 's,
     E: fmt::Debug + Send + 's,
-    O: Outlet<Carry<I, U>, V, E> + Way + 's,
+    O: Sink<Staged<I, U>, V, E> + Way + 's,
 {
     fn open(&self) -> usize {
-        let mut home = self.home.write().unwrap_or_else(PoisonError::into_inner);
-        let width = home.as_mut().map_or(1, |home| {
+        let mut spawner = self.spawner.write().unwrap_or_else(PoisonError::into_inner);
+        let width = spawner.as_mut().map_or(1, |spawner| {
             let unnamed = format!("stage-{}", self.number);
-            let name = if home.name.is_empty() {
+            let name = if spawner.name.is_empty() {
                 &unnamed
             } else {
-                &home.name
+                &spawner.name
             };
-            open(&mut home.pool, home.num_threads, name)
+            open(&mut spawner.pool, spawner.num_threads, name)
         });
-        self.bench.queue.set_width(width);
-        self.bench.outlet.counters().open(width);
+        self.context.queue.set_width(width);
+        self.context.sink.counters().open(width);
         width
     }
 
     fn help(&self) -> bool {
-        self.bench.help()
+        self.context.help()
     }
 
-    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
-        let settle = |home: &Home<P>| {
-            home.settle
-                .is_some_and(|settle| settle(&home.pool, is_over))
+    fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
+        let warm_up = |spawner: &Spawner<P>| {
+            spawner
+                .warm_up
+                .is_some_and(|warm_up| warm_up(&spawner.pool, is_over))
         };
-        self.with_home(settle).unwrap_or(false)
+        self.with_spawner(warm_up).unwrap_or(false)
     }
 
     fn is_current(&self) -> bool {
-        self.with_home(|home| home.pool.is_current())
+        self.with_spawner(|spawner| spawner.pool.is_current())
             .unwrap_or(false)
     }
 
-    fn sweep(&self) {
-        self.bench.sweep();
+    fn flush(&self) {
+        self.context.flush();
     }
 
     fn close(&self) {
-        self.bench.close();
+        self.context.close();
     }
 
     fn calls(&self) -> Vec<(Thread, Range<u64>)> {
-        self.bench.queue.calls()
+        self.context.queue.calls()
     }
 
     fn counters(&self) -> Arc<StageCounters> {
-        Arc::clone(self.bench.outlet.counters())
+        Arc::clone(self.context.sink.counters())
     }
 
     fn leave(&self) {
-        // A run that is left inside one of its tasks waits for nobody: a home that is in use then goes with its stage.
-        let home = if self.bench.queue.calls().is_empty() {
-            Some(self.home.write().unwrap_or_else(PoisonError::into_inner))
+        // A run that is left inside one of its tasks waits for nobody: a spawner that is in use then goes with its stage.
+        let spawner = if self.context.queue.calls().is_empty() {
+            Some(self.spawner.write().unwrap_or_else(PoisonError::into_inner))
         } else {
-            self.home.try_write().ok()
+            self.spawner.try_write().ok()
         };
-        let home = home.and_then(|mut home| home.take());
-        // Each by itself: the home and what the function captures may both panic when dropped.
-        bury(home);
-        self.bench.clear();
+        let spawner = spawner.and_then(|mut spawner| spawner.take());
+        // Each by itself: the spawner and what the function captures may both panic when dropped.
+        drop_catching(spawner);
+        self.context.clear();
     }
 }
 
 /// From a stage to the next.
-struct Onward<'s, I, V, T, E> {
+struct ToNextStage<'s, I, V, T, E> {
     shared: Arc<Shared<I, T, E>>,
     number: usize,
     counters: Arc<StageCounters>,
-    hungry: AtomicBool,
+    flush_requested: AtomicBool,
     next: Arc<dyn Next<I, V> + 's>,
 }
 
-impl<I, V, T, E> Way for Onward<'_, I, V, T, E> {
-    fn hungry(&self) -> &AtomicBool {
-        &self.hungry
+impl<I, V, T, E> Way for ToNextStage<'_, I, V, T, E> {
+    fn flush_requested(&self) -> &AtomicBool {
+        &self.flush_requested
     }
 
     fn counters(&self) -> &Arc<StageCounters> {
@@ -286,22 +291,22 @@ impl<I, V, T, E> Way for Onward<'_, I, V, T, E> {
     }
 }
 
-impl<I: Send, U: Send, V: Send, T: Send, E: Send> Outlet<Carry<I, U>, V, E>
-    for Onward<'_, I, V, T, E>
+impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
+    for ToNextStage<'_, I, V, T, E>
 {
     fn signals(&self) -> &Signals {
         &self.shared.signals
     }
 
-    fn watch(&self) -> &Watch {
-        &self.shared.watch
+    fn instruments(&self) -> &Instruments {
+        &self.shared.instruments
     }
 
     fn stage(&self) -> Option<usize> {
         Some(self.number)
     }
 
-    fn send(&self, chunk: Parcel<Carry<I, U>, V, E>, width: usize) {
+    fn send(&self, chunk: Box<Chunk<Staged<I, U>, V, E>>, width: usize) {
         for batch in self.sort(chunk, width) {
             self.next.run(batch);
         }
@@ -311,27 +316,27 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Outlet<Carry<I, U>, V, E>
         self.shared.answer(width);
     }
 
-    fn is_hungry(&self, is_slow: bool) -> bool {
-        is_slow || self.next.is_hungry()
+    fn is_flush_requested(&self, is_slow: bool) -> bool {
+        is_slow || self.next.is_flush_requested()
     }
 
     /// Its worker goes on with its chunk, so this is for others.
-    fn send_part(&self, part: Parcel<Carry<I, U>, V, E>, width: usize) {
+    fn send_part(&self, part: Box<Chunk<Staged<I, U>, V, E>>, width: usize) {
         self.next.feed();
         for batch in self.sort(part, width) {
             self.next.queue(batch);
         }
     }
 
-    fn run_dry(&self) {
-        self.hungry.store(true, Ordering::Relaxed);
-        self.shared.run_dry();
+    fn on_idle(&self) {
+        self.flush_requested.store(true, Ordering::Relaxed);
+        self.shared.on_idle();
     }
 }
 
-impl<I: Send, V: Send, T: Send, E: Send> Onward<'_, I, V, T, E> {
+impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
     /// Sends back what does not go on, and returns what does.
-    fn sort<U>(&self, mut chunk: Parcel<Carry<I, U>, V, E>, width: usize) -> Vec<Batch<I, V>> {
+    fn sort<U>(&self, mut chunk: Box<Chunk<Staged<I, U>, V, E>>, width: usize) -> Vec<Batch<I, V>> {
         self.counters.ran(chunk.busy);
         let ran = chunk.len();
         let each = chunk
@@ -365,7 +370,7 @@ impl<I: Send, V: Send, T: Send, E: Send> Onward<'_, I, V, T, E> {
                     }
                     let value = Some(value);
                     if let Some(batch) = batches.last_mut() {
-                        batch.items.push(Carry { input, value });
+                        batch.items.push(Staged { input, value });
                     }
                 }
                 Err(cause) => {
@@ -387,7 +392,7 @@ impl<I: Send, V: Send, T: Send, E: Send> Onward<'_, I, V, T, E> {
         if !rest.is_empty() {
             let mut left = Box::new(Chunk::new());
             left.reset(unrun, is_final);
-            left.rest = rest.into_iter().map(Carry::into_input).collect();
+            left.rest = rest.into_iter().map(Staged::into_input).collect();
             self.shared.send(left, width);
         }
         batches
@@ -395,16 +400,16 @@ impl<I: Send, V: Send, T: Send, E: Send> Onward<'_, I, V, T, E> {
 }
 
 /// From the last stage to the caller.
-struct Last<I, T, E> {
+struct ToCaller<I, T, E> {
     shared: Arc<Shared<I, T, E>>,
     number: usize,
     counters: Arc<StageCounters>,
-    hungry: AtomicBool,
+    flush_requested: AtomicBool,
 }
 
-impl<I, T, E> Way for Last<I, T, E> {
-    fn hungry(&self) -> &AtomicBool {
-        &self.hungry
+impl<I, T, E> Way for ToCaller<I, T, E> {
+    fn flush_requested(&self) -> &AtomicBool {
+        &self.flush_requested
     }
 
     fn counters(&self) -> &Arc<StageCounters> {
@@ -412,31 +417,31 @@ impl<I, T, E> Way for Last<I, T, E> {
     }
 }
 
-impl<I, T, E> Last<I, T, E> {
+impl<I, T, E> ToCaller<I, T, E> {
     /// As the caller knows it.
-    fn answer_of<U>(&self, mut chunk: Parcel<Carry<I, U>, T, E>) -> Parcel<I, T, E> {
+    fn answer_of<U>(&self, mut chunk: Box<Chunk<Staged<I, U>, T, E>>) -> Box<Chunk<I, T, E>> {
         self.counters.ran(chunk.busy);
-        let mut answer = chunk.map_inputs(Carry::into_input);
+        let mut answer = chunk.map_inputs(Staged::into_input);
         answer.each_before = chunk.each_before;
         answer.stage = Some(self.number);
         answer
     }
 }
 
-impl<I: Send, U: Send, T: Send, E: Send> Outlet<Carry<I, U>, T, E> for Last<I, T, E> {
+impl<I: Send, U: Send, T: Send, E: Send> Sink<Staged<I, U>, T, E> for ToCaller<I, T, E> {
     fn signals(&self) -> &Signals {
         &self.shared.signals
     }
 
-    fn watch(&self) -> &Watch {
-        &self.shared.watch
+    fn instruments(&self) -> &Instruments {
+        &self.shared.instruments
     }
 
     fn stage(&self) -> Option<usize> {
         Some(self.number)
     }
 
-    fn send(&self, chunk: Parcel<Carry<I, U>, T, E>, width: usize) {
+    fn send(&self, chunk: Box<Chunk<Staged<I, U>, T, E>>, width: usize) {
         self.shared.send(self.answer_of(chunk), width);
     }
 
@@ -444,17 +449,17 @@ impl<I: Send, U: Send, T: Send, E: Send> Outlet<Carry<I, U>, T, E> for Last<I, T
         self.shared.answer(width);
     }
 
-    fn is_hungry(&self, is_slow: bool) -> bool {
-        self.shared.is_hungry(is_slow)
+    fn is_flush_requested(&self, is_slow: bool) -> bool {
+        self.shared.is_flush_requested(is_slow)
     }
 
-    fn send_part(&self, part: Parcel<Carry<I, U>, T, E>, width: usize) {
+    fn send_part(&self, part: Box<Chunk<Staged<I, U>, T, E>>, width: usize) {
         self.shared.send_part(self.answer_of(part), width);
     }
 
-    fn run_dry(&self) {
-        self.hungry.store(true, Ordering::Relaxed);
-        self.shared.run_dry();
+    fn on_idle(&self) {
+        self.flush_requested.store(true, Ordering::Relaxed);
+        self.shared.on_idle();
     }
 }
 
@@ -475,7 +480,7 @@ pub(crate) trait StageList<'s, 'a, I, V, E, T> {
 pub(crate) struct Caller<'a, I, T, E> {
     shared: Arc<Shared<I, T, E>>,
     /// The last first.
-    stations: Vec<Arc<dyn Station + 'a>>,
+    handles: Vec<Arc<dyn StageHandle + 'a>>,
 }
 
 fn onward<'s, I, V, T, E>(
@@ -483,12 +488,12 @@ fn onward<'s, I, V, T, E>(
     number: usize,
     name: &str,
     shared: &Arc<Shared<I, T, E>>,
-) -> Onward<'s, I, V, T, E> {
-    Onward {
+) -> ToNextStage<'s, I, V, T, E> {
+    ToNextStage {
         shared: Arc::clone(shared),
         number,
         counters: Arc::new(StageCounters::new(name)),
-        hungry: AtomicBool::new(true),
+        flush_requested: AtomicBool::new(true),
         next,
     }
 }
@@ -511,15 +516,15 @@ where
         caller: &mut Caller<'a, I, T, E>,
     ) -> Arc<dyn Next<I, ()> + 'a> {
         let f = self.function;
-        let call = move |carry: &mut Carry<I, ()>| f(&carry.input);
-        let name = self.home.name.clone();
+        let call = move |staged: &mut Staged<I, ()>| f(&staged.input);
+        let name = self.spawner.name.clone();
         let stage = Arc::new(Stage::new(
             0,
-            self.home,
+            self.spawner,
             call,
             onward(next, 0, &name, &caller.shared),
         ));
-        caller.stations.push(Arc::clone(&stage) as _);
+        caller.handles.push(Arc::clone(&stage) as _);
         stage
     }
 }
@@ -546,14 +551,14 @@ where
         caller: &mut Caller<'a, I, T, E>,
     ) -> Arc<dyn Next<I, ()> + 'a> {
         let f = self.function;
-        let call = move |carry: &mut Carry<I, U>| match &carry.value {
+        let call = move |staged: &mut Staged<I, U>| match &staged.value {
             Some(value) => f(value),
             None => unreachable!("the stage before has made it"),
         };
         let number = Self::LEN - 1;
-        let out = onward(next, number, &self.home.name, &caller.shared);
-        let stage = Arc::new(Stage::new(number, self.home, call, out));
-        caller.stations.push(Arc::clone(&stage) as _);
+        let out = onward(next, number, &self.spawner.name, &caller.shared);
+        let stage = Arc::new(Stage::new(number, self.spawner, call, out));
+        caller.handles.push(Arc::clone(&stage) as _);
         self.before.through(stage, caller)
     }
 }
@@ -562,14 +567,14 @@ where
 pub(crate) struct Pipeline<'a, I> {
     first: Arc<dyn Next<I, ()> + 'a>,
     /// The last first.
-    stations: Vec<Arc<dyn Station + 'a>>,
+    handles: Vec<Arc<dyn StageHandle + 'a>>,
 }
 
 impl<'a, I: Send + 'a> Pipeline<'a, I> {
     /// `last`: what calls the last function.
     pub(crate) fn new<'s, 'l, T, E, P, F, U, L, Q, G>(
         stages: Stages<L, Q, G, U>,
-        home: Home<P>,
+        spawner: Spawner<P>,
         last: F,
         shared: &Arc<Shared<I, T, E>>,
     ) -> Self
@@ -578,7 +583,7 @@ impl<'a, I: Send + 'a> Pipeline<'a, I> {
         'l: 'a,
         Stages<L, Q, G, U>: StageList<'l, 'a, I, U, E, T>,
         P: Spawn<'s> + Send + Sync + 'l,
-        F: Fn(&mut Carry<I, U>) -> Result<T, E> + Send + Sync + 's,
+        F: Fn(&mut Staged<I, U>) -> Result<T, E> + Send + Sync + 's,
         I: 's,
         U: Send + 's,
         T: Send + 's,
@@ -586,31 +591,31 @@ impl<'a, I: Send + 'a> Pipeline<'a, I> {
     {
         let mut caller = Caller {
             shared: Arc::clone(shared),
-            stations: Vec::new(),
+            handles: Vec::new(),
         };
-        let out = Last {
+        let out = ToCaller {
             shared: Arc::clone(shared),
             number: <Stages<L, Q, G, U> as StageList<'l, 'a, I, U, E, T>>::LEN,
-            counters: Arc::new(StageCounters::new(&home.name)),
-            hungry: AtomicBool::new(true),
+            counters: Arc::new(StageCounters::new(&spawner.name)),
+            flush_requested: AtomicBool::new(true),
         };
-        let stage = Arc::new(Stage::new(out.number, home, last, out));
-        caller.stations.push(Arc::clone(&stage) as _);
+        let stage = Arc::new(Stage::new(out.number, spawner, last, out));
+        caller.handles.push(Arc::clone(&stage) as _);
         let first = stages.through(stage, &mut caller);
         Self {
             first,
-            stations: caller.stations,
+            handles: caller.handles,
         }
     }
 }
 
-impl<I: Send, T: Send, E: Send> Hands<I, T, E> for Pipeline<'_, I> {
+impl<I: Send, T: Send, E: Send> Dispatch<I, T, E> for Pipeline<'_, I> {
     fn open(&mut self, _: usize, _: &str) -> usize {
-        self.stations.iter().map(|stage| stage.open()).sum()
+        self.handles.iter().map(|stage| stage.open()).sum()
     }
 
-    fn submit(&self, mut chunk: Parcel<I, T, E>) {
-        let carry = |input| Carry { input, value: None };
+    fn submit(&self, mut chunk: Box<Chunk<I, T, E>>) {
+        let staged = |input| Staged { input, value: None };
         let batch = Batch {
             first: chunk.first,
             attempts: chunk.attempts,
@@ -618,42 +623,42 @@ impl<I: Send, T: Send, E: Send> Hands<I, T, E> for Pipeline<'_, I> {
             is_final: chunk.is_final,
             grain: chunk.grain,
             each_before: Duration::ZERO,
-            items: chunk.take_rest().map(|(_, input)| carry(input)).collect(),
+            items: chunk.take_rest().map(|(_, input)| staged(input)).collect(),
         };
         self.first.queue(batch);
     }
 
     fn help(&self) -> bool {
         // The last first: what is nearest to its end.
-        let mut current = self.stations.iter().filter(|stage| stage.is_current());
+        let mut current = self.handles.iter().filter(|stage| stage.is_current());
         current.any(|stage| stage.help())
     }
 
-    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
-        self.stations.iter().any(|stage| stage.settle(is_over))
+    fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
+        self.handles.iter().any(|stage| stage.warm_up(is_over))
     }
 
     fn is_current(&self) -> bool {
-        self.stations.iter().any(|stage| stage.is_current())
+        self.handles.iter().any(|stage| stage.is_current())
     }
 
-    fn sweep(&self) {
-        self.stations.iter().rev().for_each(|stage| stage.sweep());
+    fn flush(&self) {
+        self.handles.iter().rev().for_each(|stage| stage.flush());
     }
 
     fn close(&self) {
-        self.stations.iter().for_each(|stage| stage.close());
+        self.handles.iter().for_each(|stage| stage.close());
     }
 
     fn calls(&self) -> Vec<(Thread, Range<u64>)> {
-        self.stations
+        self.handles
             .iter()
             .flat_map(|stage| stage.calls())
             .collect()
     }
 
     fn stages(&self) -> Vec<Arc<StageCounters>> {
-        self.stations
+        self.handles
             .iter()
             .rev()
             .map(|stage| stage.counters())
@@ -662,6 +667,6 @@ impl<I: Send, T: Send, E: Send> Hands<I, T, E> for Pipeline<'_, I> {
 
     fn leave(self: Box<Self>) {
         // The first first: its workers hand out what the others do.
-        self.stations.iter().rev().for_each(|stage| stage.leave());
+        self.handles.iter().rev().for_each(|stage| stage.leave());
     }
 }

@@ -1,4 +1,4 @@
-//! The figures of a run, written by those who do the work and read by those who watch.
+//! The figures of a run, written by those who do the work and read by those who instruments.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

@@ -6,13 +6,13 @@ use log::{Level, log};
 
 use crate::observe::monitor::TARGET;
 use crate::task::TaskError;
-use crate::util::panics::{Buried, contain};
+use crate::util::panics::{CatchDrop, catch_panic};
 
 type Describe<'a, I, E> = Box<dyn Fn(&TaskError<I, E>) -> String + Send + 'a>;
 
 /// Writes failures to the log, in the words of the user's or of the error's `Debug`.
 pub(crate) struct FailureLog<'a, I, E> {
-    describe: Option<Buried<Describe<'a, I, E>>>,
+    describe: Option<CatchDrop<Describe<'a, I, E>>>,
     debug: fn(&E) -> String,
 }
 
@@ -28,19 +28,21 @@ impl<'a, I, E> FailureLog<'a, I, E> {
     }
 
     pub(crate) fn set_describe(&mut self, text: impl Fn(&TaskError<I, E>) -> String + Send + 'a) {
-        self.describe = Some(Buried::new(Box::new(text)));
+        self.describe = Some(CatchDrop::new(Box::new(text)));
     }
 
     /// Writes one line, whatever panics on the way.
     pub(crate) fn write(&self, title: &str, level: Level, error: &TaskError<I, E>) {
-        let text = contain(|| self.text_of(error))
+        let text = catch_panic(|| self.text_of(error))
             .unwrap_or_else(|| "(the error panicked when it was formatted)".into());
         let attempts = match error.attempts() {
             1 => String::new(),
             attempts => format!(" after {attempts} attempts"),
         };
         let index = error.index();
-        contain(|| log!(target: TARGET, level, "{title}: task {index} failed{attempts}: {text}"));
+        catch_panic(
+            || log!(target: TARGET, level, "{title}: task {index} failed{attempts}: {text}"),
+        );
     }
 
     fn text_of(&self, error: &TaskError<I, E>) -> String {

@@ -4,12 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::observe::slow_tasks::{Desks, Seat};
+use crate::observe::slow_tasks::{SlotGuard, WorkerSlots};
 #[cfg(feature = "tracing")]
 use crate::observe::spans::{Inside, Trace};
 
 /// Calls the function for a worker.
-pub(crate) trait Attend {
+pub(crate) trait Instrument {
     /// Calls `f` for the task at `index`.
     fn call<T, E: fmt::Debug>(&self, index: u64, f: impl FnOnce() -> Result<T, E>) -> Result<T, E>;
 
@@ -18,9 +18,9 @@ pub(crate) trait Attend {
 }
 
 /// Nobody watches: the function is just called.
-pub(crate) struct Alone;
+pub(crate) struct NoInstrument;
 
-impl Attend for Alone {
+impl Instrument for NoInstrument {
     #[inline]
     fn call<T, E: fmt::Debug>(&self, _: u64, f: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         f()
@@ -29,16 +29,16 @@ impl Attend for Alone {
 
 /// Who watches the tasks of a run.
 #[derive(Debug)]
-pub(crate) struct Watch {
-    pub(crate) desks: Option<Arc<Desks>>,
+pub(crate) struct Instruments {
+    pub(crate) slots: Option<Arc<WorkerSlots>>,
     #[cfg(feature = "tracing")]
     pub(crate) trace: Trace,
 }
 
-impl Watch {
-    pub(crate) fn new(desks: Option<Arc<Desks>>) -> Self {
+impl Instruments {
+    pub(crate) fn new(slots: Option<Arc<WorkerSlots>>) -> Self {
         Self {
-            desks,
+            slots,
             #[cfg(feature = "tracing")]
             trace: Trace::default(),
         }
@@ -46,22 +46,22 @@ impl Watch {
 
     /// For a chunk of this many attempts that begins now, up to the drop of what this returns.
     #[inline]
-    pub(crate) fn attend(
+    pub(crate) fn instrument(
         &self,
         stage: Option<usize>,
         attempt: u32,
         now: Instant,
-    ) -> Option<Attended<'_>> {
-        let is_on = self.desks.is_some();
+    ) -> Option<ChunkInstrument<'_>> {
+        let is_on = self.slots.is_some();
         #[cfg(feature = "tracing")]
         let is_on = is_on || self.trace.is_on();
-        is_on.then(|| self.attended(stage, attempt, now))
+        is_on.then(|| self.begin(stage, attempt, now))
     }
 
     #[inline(never)]
-    fn attended(&self, stage: Option<usize>, _attempt: u32, now: Instant) -> Attended<'_> {
-        Attended {
-            seat: self.desks.as_ref().map(|desks| desks.sit_down(stage, now)),
+    fn begin(&self, stage: Option<usize>, _attempt: u32, now: Instant) -> ChunkInstrument<'_> {
+        ChunkInstrument {
+            slot_guard: self.slots.as_ref().map(|slots| slots.enter(stage, now)),
             #[cfg(feature = "tracing")]
             inside: self.trace.enter(stage, _attempt),
         }
@@ -69,20 +69,20 @@ impl Watch {
 }
 
 /// Who watches a chunk.
-pub(crate) struct Attended<'a> {
-    seat: Option<Seat<'a>>,
+pub(crate) struct ChunkInstrument<'a> {
+    slot_guard: Option<SlotGuard<'a>>,
     #[cfg(feature = "tracing")]
     inside: Option<Inside>,
 }
 
-impl Attended<'_> {
+impl ChunkInstrument<'_> {
     /// Whether somebody watches each task.
     pub(crate) fn is_close(&self) -> bool {
         #[cfg(feature = "tracing")]
         if self.spans().is_some() {
             return true;
         }
-        self.seat.is_some()
+        self.slot_guard.is_some()
     }
 
     #[cfg(feature = "tracing")]
@@ -91,9 +91,12 @@ impl Attended<'_> {
     }
 }
 
-impl Attend for Attended<'_> {
+impl Instrument for ChunkInstrument<'_> {
     fn call<T, E: fmt::Debug>(&self, index: u64, f: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-        let _call = self.seat.as_ref().map(|seat| seat.begin(index));
+        let _call = self
+            .slot_guard
+            .as_ref()
+            .map(|slot_guard| slot_guard.begin(index));
         #[cfg(feature = "tracing")]
         if let Some(inside) = self.spans() {
             return inside.call(index, f);

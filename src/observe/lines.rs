@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 use log::{info, log_enabled};
 
 use crate::observe::counters::{Snapshot, per_second};
-use crate::observe::monitor::{Moment, Reader, TARGET};
+use crate::observe::monitor::{Event, Reader, TARGET};
 use crate::task::Ending;
-use crate::util::panics::contain;
+use crate::util::panics::catch_panic;
 use crate::util::sync::now;
 
 /// Writes how the run called `name` is going, unless nobody would see it.
 pub(crate) fn reader(name: &str, every: Duration) -> Option<Reader> {
     let is_logged = || log_enabled!(target: TARGET, log::Level::Info);
-    if every.is_zero() || contain(is_logged) != Some(true) {
+    if every.is_zero() || catch_panic(is_logged) != Some(true) {
         return None;
     }
     let name = name.to_owned();
@@ -22,8 +22,8 @@ pub(crate) fn reader(name: &str, every: Duration) -> Option<Reader> {
     Some(Reader::new(every, move |figures, moment| {
         let time = now();
         let text = match (moment, &last) {
-            (Moment::End, _) => totals(figures),
-            (Moment::Tick, Some((last, since))) => match figures.left() {
+            (Event::End, _) => totals(figures),
+            (Event::Tick, Some((last, since))) => match figures.left() {
                 Some(ending) => waits(ending),
                 None => line(figures, last, time - *since),
             },
@@ -109,7 +109,7 @@ fn duration(time: Duration) -> String {
 mod tests {
     use super::*;
     use crate::observe::counters::Counters;
-    use crate::observe::report::Ledger;
+    use crate::observe::report::Timings;
 
     #[test]
     fn durations_read_well() {
@@ -142,7 +142,7 @@ mod tests {
     fn totals_tell_what_limited_the_run() {
         let counters = Counters::default();
         counters.start(None);
-        let report = Ledger::default().report(Duration::from_secs(1), 1);
+        let report = Timings::default().report(Duration::from_secs(1), 1);
         counters.set_load(report.load());
         let mut figures = counters.snapshot();
         assert!(!totals(&figures).contains("limited"));

@@ -8,7 +8,7 @@ use metrics::{
     histogram,
 };
 
-use crate::observe::monitor::{Moment, Reader};
+use crate::observe::monitor::{Event, Reader};
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -17,7 +17,7 @@ const RETRIES: &str = "futureproof_retries_total";
 const IN_FLIGHT: &str = "futureproof_tasks_in_flight";
 const DURATION: &str = "futureproof_task_duration_seconds";
 
-/// Hands over what was added since the last time. Runs of the same name add up.
+/// Dispatch over what was added since the last time. Runs of the same name add up.
 pub(crate) fn reader(name: &str) -> Reader {
     describe_counter!(
         TASKS,
@@ -38,7 +38,7 @@ pub(crate) fn reader(name: &str) -> Reader {
     let mut last = (0, 0, 0, 0);
     Reader::new(EVERY, move |figures, moment| {
         // After the end nothing is in flight, delivered or not.
-        let flying = if moment == Moment::End {
+        let flying = if moment == Event::End {
             0
         } else {
             figures.in_flight()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use crate::observe::counters::{Counters, Snapshot};
-use crate::util::panics::{Buried, bury, contain};
+use crate::util::panics::{CatchDrop, catch_panic, drop_catching};
 use crate::util::sync::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::util::sync::now;
 use crate::util::sync::thread::{self, JoinHandle};
@@ -18,13 +18,13 @@ pub(crate) const TARGET: &str = "futureproof";
 
 /// When a reader is given the figures.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Moment {
+pub(crate) enum Event {
     Start,
     Tick,
     End,
 }
 
-type Read = Buried<Box<dyn FnMut(&Snapshot, Moment) + Send>>;
+type Read = CatchDrop<Box<dyn FnMut(&Snapshot, Event) + Send>>;
 
 /// Somebody who is given the figures at the start, at every interval of theirs, and at the end.
 pub(crate) struct Reader {
@@ -37,17 +37,17 @@ pub(crate) struct Reader {
 impl Reader {
     pub(crate) fn new(
         every: Duration,
-        read: impl FnMut(&Snapshot, Moment) + Send + 'static,
+        read: impl FnMut(&Snapshot, Event) + Send + 'static,
     ) -> Self {
         Self {
             every,
-            read: Buried::new(Box::new(read)),
+            read: CatchDrop::new(Box::new(read)),
             due: None,
         }
     }
 
-    fn give(&mut self, figures: &Snapshot, moment: Moment, time: Instant) {
-        contain(|| (*self.read)(figures, moment));
+    fn give(&mut self, figures: &Snapshot, moment: Event, time: Instant) {
+        catch_panic(|| (*self.read)(figures, moment));
         self.due = time.checked_add(self.every);
     }
 }
@@ -82,7 +82,7 @@ impl Monitor {
         let thread = thread::Builder::new()
             .name(format!("{name}-monitor"))
             .spawn(move || {
-                watch(&stop, &counters, first, readers);
+                instruments(&stop, &counters, first, readers);
                 drop::<Sender<Infallible>>(is_busy);
             })?;
         Ok(Some(Self {
@@ -116,7 +116,7 @@ impl Drop for Monitor {
                 let _ = thread.join();
             } else {
                 let name = &self.name;
-                contain(
+                catch_panic(
                     || warn!(target: TARGET, "{name}: the run ends without its monitor: a callback of on_progress, or the log, has been blocked for {PATIENCE:?}"),
                 );
             }
@@ -124,7 +124,7 @@ impl Drop for Monitor {
     }
 }
 
-fn watch(
+fn instruments(
     stop: &Receiver<Infallible>,
     counters: &Counters,
     first: Snapshot,
@@ -133,15 +133,15 @@ fn watch(
     let start = now();
     readers
         .iter_mut()
-        .for_each(|reader| reader.give(&first, Moment::Start, start));
+        .for_each(|reader| reader.give(&first, Event::Start, start));
     loop {
         let ended = wait(stop, readers.iter().filter_map(|reader| reader.due).min());
         let (figures, time) = (counters.snapshot(), now());
         for reader in &mut readers {
             if ended {
-                reader.give(&figures, Moment::End, time);
+                reader.give(&figures, Event::End, time);
             } else if reader.due.is_some_and(|due| due <= time) {
-                reader.give(&figures, Moment::Tick, time);
+                reader.give(&figures, Event::Tick, time);
             }
         }
         if ended {
@@ -149,7 +149,7 @@ fn watch(
         }
     }
     // They hold values of the user's, and this may be the last that holds them.
-    bury(readers);
+    drop_catching(readers);
 }
 
 /// Waits until the run ends (`true`) or `until` has come; `None` never comes.

@@ -10,7 +10,7 @@ use crate::observe::load::{Bottleneck, Load};
 use crate::util::sync::now;
 use crate::util::sync::thread::ThreadId;
 #[cfg(feature = "metrics")]
-use crate::{observe::metrics, util::panics::contain};
+use crate::{observe::metrics, util::panics::catch_panic};
 
 /// How many of the slowest tasks are kept.
 const SLOWEST: usize = 5;
@@ -275,7 +275,7 @@ impl fmt::Display for Report {
 
 /// What the caller's half writes down on the way: a few additions a chunk.
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
+pub(crate) struct Timings {
     source: Duration,
     consumer: Duration,
     waited: Duration,
@@ -290,11 +290,11 @@ pub(crate) struct Ledger {
     durations: Option<::metrics::Histogram>,
 }
 
-impl Ledger {
+impl Timings {
     /// The run called `name` begins.
     #[cfg(feature = "metrics")]
     pub(crate) fn open(&mut self, name: &str) {
-        self.durations = contain(|| metrics::durations(name));
+        self.durations = catch_panic(|| metrics::durations(name));
     }
 
     /// So long was spent in the source, or in waiting for it.
@@ -336,11 +336,11 @@ impl Ledger {
         self.calls += tasks;
         #[cfg(feature = "metrics")]
         if let Some(durations) = &self.durations {
-            contain(|| durations.record(busy.as_secs_f64() / tasks as f64));
+            catch_panic(|| durations.record(busy.as_secs_f64() / tasks as f64));
         }
         let known = self.busy.iter().position(|(id, _)| *id == worker);
         let place = match known {
-            // A home may have a new thread for each job.
+            // A spawner may have a new thread for each job.
             None if self.busy.len() >= width => {
                 let sums = self.busy.iter().enumerate();
                 sums.min_by_key(|(_, (_, sum))| *sum)
@@ -399,12 +399,12 @@ mod tests {
 
     #[test]
     fn the_five_slowest_are_kept_in_order() {
-        let mut ledger = Ledger::default();
+        let mut timings = Timings::default();
         for (index, millis) in [3, 9, 1, 7, 9, 2, 8].into_iter().enumerate() {
             let index = index as u64;
-            ledger.ran(index..index + 1, millis * MS, me(), 2);
+            timings.ran(index..index + 1, millis * MS, me(), 2);
         }
-        let report = ledger.report(100 * MS, 2);
+        let report = timings.report(100 * MS, 2);
         let slowest: Vec<_> = report
             .slowest()
             .iter()
@@ -445,13 +445,13 @@ mod tests {
             ([0, 50, 50, 50], 0, Bottleneck::Workers),
         ] {
             let [source, consumer, waited, retries] = caller;
-            let mut ledger = Ledger::default();
-            ledger.pulled(source * MS);
-            ledger.consumer = consumer * MS;
-            ledger.waited(waited * MS);
-            ledger.waited_for_retries(retries * MS);
-            ledger.ran(0..2, busy * MS, me(), 2);
-            let report = ledger.report(100 * MS, 2);
+            let mut timings = Timings::default();
+            timings.pulled(source * MS);
+            timings.consumer = consumer * MS;
+            timings.waited(waited * MS);
+            timings.waited_for_retries(retries * MS);
+            timings.ran(0..2, busy * MS, me(), 2);
+            let report = timings.report(100 * MS, 2);
             assert_eq!(report.bottleneck(), who, "{report}");
             assert_eq!(
                 (report.source(), report.consumer(), report.waited()),
@@ -472,40 +472,40 @@ mod tests {
             // Nobody knows which one.
             (90, 20, 7..9, Bottleneck::Workers),
         ] {
-            let mut ledger = Ledger::default();
-            ledger.waited(99 * MS);
-            ledger.ran(indices, slow * MS, me(), 2);
-            ledger.ran(0..6, others * MS, me(), 2);
-            let report = ledger.report(100 * MS, 2);
+            let mut timings = Timings::default();
+            timings.waited(99 * MS);
+            timings.ran(indices, slow * MS, me(), 2);
+            timings.ran(0..6, others * MS, me(), 2);
+            let report = timings.report(100 * MS, 2);
             assert_eq!(report.bottleneck(), who, "{report}");
         }
     }
 
     #[test]
     fn threads_without_number_are_as_many_workers_as_there_are() {
-        let mut ledger = Ledger::default();
+        let mut timings = Timings::default();
         for index in 0..10 {
             let worker = std::thread::spawn(me).join().unwrap();
-            ledger.ran(index..index + 1, MS, worker, 2);
+            timings.ran(index..index + 1, MS, worker, 2);
         }
-        let report = ledger.report(100 * MS, 2);
+        let report = timings.report(100 * MS, 2);
         let busy: Vec<_> = report.workers().iter().map(WorkerTime::busy).collect();
         assert_eq!(busy, [5 * MS, 5 * MS]);
     }
 
     #[test]
     fn a_report_reads_well() {
-        let mut ledger = Ledger::default();
-        ledger.pulled(5 * MS);
-        ledger.waited(70 * MS);
-        ledger.ran(3..4, 60 * MS, me(), 1);
-        ledger.ran(100..110, 20 * MS, me(), 1);
-        let text = ledger.report(100 * MS, 1).to_string();
+        let mut timings = Timings::default();
+        timings.pulled(5 * MS);
+        timings.waited(70 * MS);
+        timings.ran(3..4, 60 * MS, me(), 1);
+        timings.ran(100..110, 20 * MS, me(), 1);
+        let text = timings.report(100 * MS, 1).to_string();
         let expected = "11 calls in 100.00ms by 1 workers, 7.27ms each; limited by the workers \
             (workers busy 80 %; caller: source 5 %, consumer 0 %, waiting 70 %)\n  task 3: 60.00ms\n  \
             tasks 100 to 109: 20.00ms";
         assert_eq!(text, expected);
-        let text = ledger.report(100 * MS, 4).to_string();
+        let text = timings.report(100 * MS, 4).to_string();
         assert!(
             text.contains("limited by task 3 alone (workers busy 20 %"),
             "{text}"
@@ -514,7 +514,7 @@ mod tests {
 
     #[test]
     fn a_run_that_has_not_begun_has_a_report() {
-        let report = Ledger::default().report(Duration::ZERO, 0);
+        let report = Timings::default().report(Duration::ZERO, 0);
         assert_eq!((report.mean(), report.workers().len()), (Duration::ZERO, 0));
         let text = report.to_string();
         assert!(text.starts_with("0 calls in"), "{text}");

@@ -10,7 +10,7 @@ use log::warn;
 use thread_local::ThreadLocal;
 
 use crate::observe::counters::{Numbered, Running};
-use crate::observe::monitor::{Moment, Reader, TARGET};
+use crate::observe::monitor::{Event, Reader, TARGET};
 use crate::task::in_stage;
 use crate::util::sync::thread::{self, ThreadId};
 use crate::util::sync::{Mutex, MutexGuard, now};
@@ -18,22 +18,22 @@ use crate::util::sync::{Mutex, MutexGuard, now};
 /// What each worker is doing, for the monitor to look at now and then. Once a task, a worker only writes down its
 /// index; the rest is written once a chunk.
 #[derive(Debug, Default)]
-pub(crate) struct Desks {
-    desks: ThreadLocal<Desk>,
+pub(crate) struct WorkerSlots {
+    slots: ThreadLocal<WorkerSlot>,
 }
 
 /// One worker's.
 #[derive(Debug, Default)]
-struct Desk {
+struct WorkerSlot {
     running: Running,
     /// Held for a moment only, and never while code of others runs.
     open: Mutex<Open>,
 }
 
-/// Whose the desk is, and what lies open on it.
+/// Whose the slot is, and what lies open on it.
 #[derive(Debug, Default)]
 struct Open {
-    /// A desk may outlive a thread, and go to the next.
+    /// A slot may outlive a thread, and go to the next.
     thread: Option<ThreadId>,
     worker: String,
     /// The chunk that runs comes last: a worker that waits inside rayon may take up another meanwhile.
@@ -51,8 +51,8 @@ struct OpenChunk {
 }
 
 /// A worker's, while it runs a chunk. Dropping it ends that.
-pub(crate) struct Seat<'a> {
-    desk: &'a Desk,
+pub(crate) struct SlotGuard<'a> {
+    slot: &'a WorkerSlot,
 }
 
 /// A call that runs. Dropping it ends that.
@@ -60,41 +60,41 @@ pub(crate) struct Call<'a> {
     running: &'a Running,
 }
 
-impl Desks {
+impl WorkerSlots {
     /// This thread begins a chunk, at the time `start`; of `stage`, where there are several.
-    pub(crate) fn sit_down(&self, stage: Option<usize>, start: Instant) -> Seat<'_> {
-        let desk = self.desks.get_or_default();
-        let mut open = desk.open();
+    pub(crate) fn enter(&self, stage: Option<usize>, start: Instant) -> SlotGuard<'_> {
+        let slot = self.slots.get_or_default();
+        let mut open = slot.open();
         let me = thread::current();
         if open.thread != Some(me.id()) {
             open.thread = Some(me.id());
             open.worker = me.name().unwrap_or("a thread without a name").to_owned();
         }
         if let Some(outer) = open.chunks.last_mut() {
-            outer.waiting = desk.running.look();
-            desk.running.end();
+            outer.waiting = slot.running.look();
+            slot.running.end();
         }
         open.chunks.push(OpenChunk {
             start,
             stage,
-            first: desk.running.next(),
+            first: slot.running.next(),
             waiting: None,
         });
-        Seat { desk }
+        SlotGuard { slot }
     }
 }
 
-impl Desk {
+impl WorkerSlot {
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Seat<'_> {
+impl SlotGuard<'_> {
     /// The task at `index` begins.
     #[inline]
     pub(crate) fn begin(&self, index: u64) -> Call<'_> {
-        let running = &self.desk.running;
+        let running = &self.slot.running;
         running.begin(index);
         Call { running }
     }
@@ -107,12 +107,12 @@ impl Drop for Call<'_> {
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
-        let mut open = self.desk.open();
+        let mut open = self.slot.open();
         open.chunks.pop();
         if let Some(call) = open.chunks.last_mut().and_then(|it| it.waiting.take()) {
-            self.desk.running.go_on(call);
+            self.slot.running.go_on(call);
         }
     }
 }
@@ -125,19 +125,19 @@ struct Sighting {
     limit: Duration,
 }
 
-/// Those of the last look, by desk and call.
+/// Those of the last look, by slot and call.
 type Sightings = HashMap<(usize, u64), Sighting>;
 
 /// Warns of every task of the run called `name` that has been running for `after`, and again at each doubling.
-pub(crate) fn reader(name: &str, after: Duration, desks: Arc<Desks>) -> Reader {
+pub(crate) fn reader(name: &str, after: Duration, slots: Arc<WorkerSlots>) -> Reader {
     let after = after.max(Duration::from_millis(1));
     let name = name.to_owned();
     let mut sightings = Sightings::new();
     Reader::new(after / 4, move |_, moment| {
-        if moment == Moment::End {
+        if moment == Event::End {
             return;
         }
-        for (worker, task, time) in overdue(&desks, &mut sightings, after, now()) {
+        for (worker, task, time) in overdue(&slots, &mut sightings, after, now()) {
             warn!(target: TARGET, "{name}: {task} has been running for {time:.1?}, on {worker}");
         }
     })
@@ -157,21 +157,21 @@ impl fmt::Display for Overdue {
 
 /// The worker, the task and the time of each call that has passed a limit since the last look.
 fn overdue(
-    desks: &Desks,
+    slots: &WorkerSlots,
     sightings: &mut Sightings,
     after: Duration,
     time: Instant,
 ) -> Vec<(String, Overdue, Duration)> {
     let mut overdue = Vec::new();
     let mut before = mem::take(sightings);
-    for desk in &desks.desks {
-        // A desk stays where it is for as long as the run.
-        let place = std::ptr::from_ref(desk).addr();
-        let open = desk.open();
+    for slot in &slots.slots {
+        // A slot stays where it is for as long as the run.
+        let place = std::ptr::from_ref(slot).addr();
+        let open = slot.open();
         for (n, chunk) in open.chunks.iter().enumerate() {
             let is_last = n + 1 == open.chunks.len();
             let call = if is_last {
-                desk.running.look()
+                slot.running.look()
             } else {
                 chunk.waiting
             };
@@ -205,11 +205,11 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// The indices that are told of, by a monitor that looks at the desks whenever it is asked to.
-    fn looker(desks: &Desks) -> impl FnMut(Instant) -> Vec<(u64, Duration)> {
+    /// The indices that are told of, by a monitor that looks at the slots whenever it is asked to.
+    fn looker(slots: &WorkerSlots) -> impl FnMut(Instant) -> Vec<(u64, Duration)> {
         let mut sightings = Sightings::new();
         move |time| {
-            let overdue = overdue(desks, &mut sightings, 10 * MS, time).into_iter();
+            let overdue = overdue(slots, &mut sightings, 10 * MS, time).into_iter();
             overdue
                 .map(|(_, task, lasted)| (task.index, lasted))
                 .collect()
@@ -218,44 +218,44 @@ mod tests {
 
     #[test]
     fn a_task_is_told_at_each_doubling() {
-        let (desks, start) = (Desks::default(), now());
-        let mut look = looker(&desks);
+        let (slots, start) = (WorkerSlots::default(), now());
+        let mut look = looker(&slots);
         assert_eq!(look(start), []);
-        let seat = desks.sit_down(None, start);
-        let call = seat.begin(7);
+        let slot_guard = slots.enter(None, start);
+        let call = slot_guard.begin(7);
         let times = (0..=80).flat_map(|millis| look(start + millis * MS));
         let told = [10, 20, 40, 80].map(|millis| (7, millis * MS));
         assert_eq!(times.collect::<Vec<_>>(), told);
         drop(call);
         assert_eq!(look(start + 1_000 * MS), []);
         // Nothing stays of a chunk, or a long run would fill its memory with them.
-        drop(seat);
-        assert!(desks.sit_down(None, start).desk.open().chunks.len() == 1);
+        drop(slot_guard);
+        assert!(slots.enter(None, start).slot.open().chunks.len() == 1);
     }
 
     #[test]
     fn the_first_task_of_a_chunk_is_timed_from_its_beginning() {
-        let (desks, start) = (Desks::default(), now());
-        let mut look = looker(&desks);
-        let seat = desks.sit_down(None, start);
-        let first = seat.begin(7);
+        let (slots, start) = (WorkerSlots::default(), now());
+        let mut look = looker(&slots);
+        let slot_guard = slots.enter(None, start);
+        let first = slot_guard.begin(7);
         assert_eq!(look(start + 9 * MS), []);
         assert_eq!(look(start + 11 * MS), [(7, 11 * MS)]);
         drop(first);
         // Of the next, only a clock for each task could tell when it began.
-        let _second = seat.begin(8);
+        let _second = slot_guard.begin(8);
         assert_eq!(look(start + 50 * MS), []);
         assert_eq!(look(start + 60 * MS), [(8, 10 * MS)]);
     }
 
     #[test]
     fn a_call_goes_on_during_one_inside_it_and_after() {
-        let (desks, start) = (Desks::default(), now());
-        let mut look = looker(&desks);
-        let outer = desks.sit_down(None, start);
+        let (slots, start) = (WorkerSlots::default(), now());
+        let mut look = looker(&slots);
+        let outer = slots.enter(None, start);
         let _call = outer.begin(1);
         assert_eq!(look(start + 9 * MS), []);
-        let inner = desks.sit_down(None, start + 9 * MS);
+        let inner = slots.enter(None, start + 9 * MS);
         let call = inner.begin(2);
         assert_eq!(look(start + 10 * MS), [(1, 10 * MS)]);
         assert_eq!(look(start + 20 * MS), [(1, 20 * MS), (2, 11 * MS)]);
@@ -267,16 +267,16 @@ mod tests {
 
     #[test]
     fn each_worker_has_a_desk_of_its_own() {
-        let (desks, start) = (Desks::default(), now());
-        let mut look = looker(&desks);
-        let mine = desks.sit_down(None, start);
+        let (slots, start) = (WorkerSlots::default(), now());
+        let mut look = looker(&slots);
+        let mine = slots.enter(None, start);
         let _call = mine.begin(1);
-        let sit_down = || {
-            let seat = desks.sit_down(None, start);
-            mem::forget(seat.begin(2));
-            mem::forget(seat);
+        let enter = || {
+            let slot_guard = slots.enter(None, start);
+            mem::forget(slot_guard.begin(2));
+            mem::forget(slot_guard);
         };
-        thread::scope(|scope| scope.spawn(sit_down).join()).unwrap();
+        thread::scope(|scope| scope.spawn(enter).join()).unwrap();
         assert_eq!(look(start + 10 * MS).len(), 2);
     }
 

@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
 use tracing::{Level, Span, debug, debug_span, enabled, info_span};
 
-use crate::util::panics::{Buried, contain};
+use crate::util::panics::{CatchDrop, catch_panic};
 use crate::util::sync::{Mutex, MutexGuard};
 
 /// What a run and its tasks tell.
@@ -23,10 +23,10 @@ pub(crate) struct Trace {
 #[derive(Debug)]
 struct Run {
     /// The parent of the spans of tasks, which are on other threads.
-    span: Buried<Span>,
+    span: CatchDrop<Span>,
     /// That of the thread where the run began: on the workers it may be another. It comes after the span, which
     /// must not be the last to hold it.
-    subscriber: Buried<Dispatch>,
+    subscriber: CatchDrop<Dispatch>,
 }
 
 impl Trace {
@@ -37,14 +37,14 @@ impl Trace {
     /// The run called `name` starts, inside the span that the caller is in.
     pub(crate) fn start(&self, name: &str) {
         let current = || dispatcher::get_default(Dispatch::clone);
-        let is_somebody = |it: &Dispatch| contain(|| it.is::<NoSubscriber>()) == Some(false);
-        let Some(subscriber) = contain(current).filter(is_somebody) else {
+        let is_somebody = |it: &Dispatch| catch_panic(|| it.is::<NoSubscriber>()) == Some(false);
+        let Some(subscriber) = catch_panic(current).filter(is_somebody) else {
             return;
         };
-        let span = contain(|| info_span!(target: "futureproof", "run", name));
+        let span = catch_panic(|| info_span!(target: "futureproof", "run", name));
         *self.run() = Some(Arc::new(Run {
-            span: Buried::new(span.unwrap_or_else(Span::none)),
-            subscriber: Buried::new(subscriber),
+            span: CatchDrop::new(span.unwrap_or_else(Span::none)),
+            subscriber: CatchDrop::new(subscriber),
         }));
     }
 
@@ -62,9 +62,9 @@ impl Trace {
     /// From here on, what is told on this thread is told to the run's subscriber.
     pub(crate) fn enter(&self, stage: Option<usize>, attempt: u32) -> Option<Inside> {
         let run = self.run().clone()?;
-        let guard = contain(|| dispatcher::set_default(&run.subscriber))?;
-        let guard = Buried::new(guard);
-        let has_spans = contain(|| enabled!(target: "futureproof", Level::DEBUG)) == Some(true);
+        let guard = catch_panic(|| dispatcher::set_default(&run.subscriber))?;
+        let guard = CatchDrop::new(guard);
+        let has_spans = catch_panic(|| enabled!(target: "futureproof", Level::DEBUG)) == Some(true);
         Some(Inside {
             _guard: guard,
             run,
@@ -78,7 +78,7 @@ impl Trace {
 /// A chunk of a run, on its worker.
 pub(crate) struct Inside {
     // Dropped before the run, as that may be the last owner of the subscriber.
-    _guard: Buried<DefaultGuard>,
+    _guard: CatchDrop<DefaultGuard>,
     run: Arc<Run>,
     /// Where there are several.
     stage: Option<usize>,
@@ -99,16 +99,16 @@ impl Inside {
         f: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         // Not `entered`: it would leave the span and close it in one drop, where each may panic.
-        let span = Buried::new(contain(|| self.task(index)).unwrap_or_else(Span::none));
-        let _entered = Buried::new(contain(|| span.enter()));
+        let span = CatchDrop::new(catch_panic(|| self.task(index)).unwrap_or_else(Span::none));
+        let _entered = CatchDrop::new(catch_panic(|| span.enter()));
         let result = f();
         if let Err(error) = &result {
             // Formatted here, since a panic of the error's own must not become one of the task.
-            let text = contain(|| format!("{error:?}"));
+            let text = catch_panic(|| format!("{error:?}"));
             let text = text
                 .as_deref()
                 .unwrap_or("(the error panicked when it was formatted)");
-            contain(|| debug!(target: "futureproof", error = text, "failed"));
+            catch_panic(|| debug!(target: "futureproof", error = text, "failed"));
         }
         result
     }
@@ -116,7 +116,7 @@ impl Inside {
     /// By now, the panic has ended the task's own span.
     pub(crate) fn panicked(&self, index: u64, message: Option<&str>) {
         let (run, stage, attempt) = (&*self.run.span, self.stage, self.attempt);
-        contain(|| {
+        catch_panic(|| {
             debug!(target: "futureproof", parent: run.id(), index, stage, attempt, panic = message, "panicked");
         });
     }

@@ -13,7 +13,7 @@ pub use self::own::OwnPool;
 #[cfg(not(shuttle))]
 pub use self::scope::{Scope, scope};
 
-/// A home for jobs: what [`Futureproof::on`](crate::Futureproof::on) takes.
+/// A spawner for jobs: what [`Futureproof::on`](crate::Futureproof::on) takes.
 ///
 /// It is implemented for `Arc<rayon::ThreadPool>` and, for borrowing from the stack, for [`&Scope`](crate::Scope)
 /// and `&rayon::Scope`. Implement it to run jobs on threads of another kind; `'s` is what the jobs

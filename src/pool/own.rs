@@ -10,13 +10,13 @@ use log::warn;
 
 use super::Spawn;
 use crate::observe::monitor::TARGET;
-use crate::util::panics::contain;
+use crate::util::panics::catch_panic;
 use crate::util::sync::atomic::{AtomicUsize, Ordering};
 use crate::util::sync::rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder, max_num_threads};
 use crate::util::sync::thread::{self, JoinHandle};
 use crate::util::sync::{Mutex, MutexGuard, now};
 
-/// The default home: a pool that is made for the run and goes with it. Nobody needs to name it, but for a type:
+/// The default spawner: a pool that is made for the run and goes with it. Nobody needs to name it, but for a type:
 ///
 /// ```
 /// use futureproof::{Futureproof, OwnPool, prelude::*};
@@ -59,10 +59,10 @@ impl Spawn<'static> for OwnPool {
 impl OwnPool {
     /// The caller waits until `is_over`, and starts the threads that are left if that takes more than a moment.
     /// Returns whether it is over.
-    pub(crate) fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+    pub(crate) fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
         self.pool
             .as_ref()
-            .is_some_and(|joining| joining.settle(is_over))
+            .is_some_and(|joining| joining.warm_up(is_over))
     }
 }
 
@@ -128,7 +128,7 @@ impl JoiningPool {
     }
 
     /// Starts other threads unless the first alone is quick enough. Returns whether `is_over`.
-    fn settle(&self, is_over: &dyn Fn() -> bool) -> bool {
+    fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
         let left = lock(&self.starter.0.unstarted).len();
         if left <= self.pool.current_num_threads().saturating_sub(READY) {
             return false;
@@ -243,7 +243,7 @@ impl Starter {
                 let started = lock(&self.handles).len();
                 drop(unstarted);
                 let (name, all) = (&self.name, started + left);
-                contain(
+                catch_panic(
                     || warn!(target: TARGET, "{name}: started {started} of {all} threads: {error}"),
                 );
                 false

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::frames::{Broken, Frames};
 use super::transport::{adopt, await_orphaned, die, limit_memory, meant};
-use crate::util::panics::{bury, contain};
+use crate::util::panics::{catch_panic, drop_catching};
 
 /// Tells a process that it is a worker, and for which function.
 pub(super) const VARIABLE: &str = "FUTUREPROOF_WORKER";
@@ -62,7 +62,7 @@ where
     F: Fn(&I) -> Result<T, E>,
 {
     if let Err(problem) = try_serve(f) {
-        let _ = contain(|| eprintln!("futureproof: a worker process gives up: {problem}"));
+        let _ = catch_panic(|| eprintln!("futureproof: a worker process gives up: {problem}"));
     }
     die()
 }
@@ -93,15 +93,15 @@ where
     let hello: Hello = (types::<I, T, E>(), problem);
     let mut outcome = frames.send(&hello, None);
     while outcome.is_ok() {
-        let answer = match contain(|| frames.receive(None)) {
+        let answer = match catch_panic(|| frames.receive(None)) {
             Some(Ok(input)) => call(&f, input),
             Some(Err(Broken::Garbled(text))) => Err((UNREADABLE, text)),
             Some(Err(_)) => break,
             None => Err((UNREADABLE, "its `Deserialize` panicked".to_owned())),
         };
         // What was printed without a newline should not be lost when the next task crashes.
-        let _ = contain(|| io::stdout().flush());
-        outcome = match contain(|| frames.send(&answer, None)) {
+        let _ = catch_panic(|| io::stdout().flush());
+        outcome = match catch_panic(|| frames.send(&answer, None)) {
             Some(Err(Broken::Garbled(text))) => {
                 frames.send(&Answer::<T, E>::Err((UNWRITABLE, text)), None)
             }
@@ -111,7 +111,7 @@ where
                 frames.send(&Answer::<T, E>::Err((UNWRITABLE, text)), None)
             }
         };
-        bury(answer);
+        drop_catching(answer);
     }
     Ok(())
 }
@@ -119,10 +119,10 @@ where
 fn call<I, T, E>(f: &impl Fn(&I) -> Result<T, E>, input: I) -> Answer<T, E> {
     // Caught here to be told to the parent: this child lives on.
     let result = panic::catch_unwind(AssertUnwindSafe(|| f(&input)));
-    bury(input);
+    drop_catching(input);
     result.map_err(|payload| {
         let message = text_of(&*payload);
-        bury(payload);
+        drop_catching(payload);
         (PANICKED, message)
     })
 }

@@ -11,7 +11,7 @@ pub use read_ahead::{ReadAhead, ToReadAhead};
 use crate::util::sync::channel::Select;
 
 /// How to deal with such a source, without a bound that says so.
-pub(crate) struct Door<I> {
+pub(crate) struct SourceOps<I> {
     /// Called once, before anything else.
     pub(crate) start: fn(&mut I),
     /// What is to come; `None` where `next` gives an item, or the end, at once.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::iter::FusedIterator;
 
-use super::{Door, Incoming};
+use super::{Incoming, SourceOps};
 
 /// The source of a run whose function takes its items; see [`Futureproof::map_tasks_owned`](crate::Futureproof::map_tasks_owned).
 ///
@@ -12,12 +12,12 @@ use super::{Door, Incoming};
 #[must_use = "iterators are lazy and do nothing unless consumed"]
 pub struct Owned<I> {
     source: I,
-    door: Option<Door<I>>,
+    ops: Option<SourceOps<I>>,
 }
 
 impl<I: Iterator> Owned<I> {
-    pub(crate) fn new(source: I, door: Option<Door<I>>) -> Self {
-        Self { source, door }
+    pub(crate) fn new(source: I, ops: Option<SourceOps<I>>) -> Self {
+        Self { source, ops }
     }
 
     /// The source itself.
@@ -25,12 +25,12 @@ impl<I: Iterator> Owned<I> {
         self.source
     }
 
-    pub(crate) fn door(&self) -> Option<Door<Self>> {
-        self.door.as_ref()?;
-        Some(Door {
+    pub(crate) fn ops(&self) -> Option<SourceOps<Self>> {
+        self.ops.as_ref()?;
+        Some(SourceOps {
             start: |owned| {
-                if let Some(door) = &owned.door {
-                    (door.start)(&mut owned.source);
+                if let Some(ops) = &owned.ops {
+                    (ops.start)(&mut owned.source);
                 }
             },
             incoming: Self::incoming,
@@ -38,8 +38,8 @@ impl<I: Iterator> Owned<I> {
     }
 
     fn incoming(&self) -> Option<&dyn Incoming> {
-        let door = self.door.as_ref()?;
-        (door.incoming)(&self.source)
+        let ops = self.ops.as_ref()?;
+        (ops.incoming)(&self.source)
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Door, Incoming};
+use super::{Incoming, SourceOps};
 use crate::builder::{Futureproof, FutureproofIterator};
 use crate::policy::ErrorPolicy;
-use crate::util::panics::bury_all;
+use crate::util::panics::drop_all_catching;
 use crate::util::sync::channel::Select;
 
 /// Items that a run pulls while it adds to them: the pages of a crawl, the nodes of a search, the folders of a tree.
@@ -56,7 +56,7 @@ struct State<T> {
 impl<T> Drop for State<T> {
     fn drop(&mut self) {
         // One by one: their destructors may panic.
-        bury_all(&mut self.items);
+        drop_all_catching(&mut self.items);
     }
 }
 
@@ -194,10 +194,10 @@ pub struct QueueItems<T> {
 impl<T> QueueItems<T> {
     /// As [`QueueSource::futureproof`]: for what is left in a [`Remainder`](crate::Remainder).
     pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
-        FutureproofIterator::futureproof(self, policy).with_door(Self::DOOR)
+        FutureproofIterator::futureproof(self, policy).with_ops(Self::OPS)
     }
 
-    pub(crate) const DOOR: Door<Self> = Door {
+    pub(crate) const OPS: SourceOps<Self> = SourceOps {
         start: |_| (),
         incoming: |items| Some(items),
     };

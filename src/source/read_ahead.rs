@@ -8,11 +8,11 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Door, Incoming};
+use super::{Incoming, SourceOps};
 use crate::builder::{Futureproof, FutureproofIterator};
 use crate::cancel::CancellationToken;
 use crate::policy::ErrorPolicy;
-use crate::util::panics::{Buried, bury};
+use crate::util::panics::{CatchDrop, drop_catching};
 use crate::util::sync::channel::Select;
 
 /// The buffer that is chosen for those who ask for 0 items, and the largest there is: a channel's
@@ -20,7 +20,7 @@ use crate::util::sync::channel::Select;
 const DEFAULT_LIMIT: usize = 64;
 const MAX_LIMIT: usize = 1 << 16;
 
-/// What the reading thread hands over.
+/// What the reading thread dispatch over.
 enum Read<I> {
     Item(I),
     /// The source has come to its end.
@@ -30,7 +30,7 @@ enum Read<I> {
 }
 
 /// Where what was read arrives. What nobody takes is buried, one by one.
-type Items<I> = Receiver<Buried<Read<I>>>;
+type Items<I> = Receiver<CatchDrop<Read<I>>>;
 
 impl<I> Incoming for Items<I> {
     fn is_empty(&self) -> bool {
@@ -93,7 +93,7 @@ enum State<I: Iterator> {
     /// Nothing was asked for yet.
     Idle(I),
     /// The source never blocks, and says itself what is to come.
-    Direct(I, Door<I>),
+    Direct(I, SourceOps<I>),
     Reading(Reader<I::Item>),
     Ended,
 }
@@ -106,17 +106,17 @@ struct Reader<T> {
 }
 
 impl<I: Iterator> ReadAhead<I> {
-    /// `door`: of a source that has one, and so is not to be read ahead.
-    pub(crate) fn new(source: I, limit: usize, door: Option<Door<I>>) -> Self {
+    /// `ops`: of a source that has one, and so is not to be read ahead.
+    pub(crate) fn new(source: I, limit: usize, ops: Option<SourceOps<I>>) -> Self {
         let limit = if limit == 0 {
             DEFAULT_LIMIT
         } else {
             limit.min(MAX_LIMIT)
         };
         Self {
-            state: match door {
+            state: match ops {
                 None => State::Idle(source),
-                Some(door) => State::Direct(source, door),
+                Some(ops) => State::Direct(source, ops),
             },
             limit,
         }
@@ -135,7 +135,7 @@ impl<I: Iterator> ReadAhead<I> {
         I::Item: 'static,
     {
         match &self.state {
-            State::Direct(source, door) => (door.incoming)(source),
+            State::Direct(source, ops) => (ops.incoming)(source),
             _ => self.items().map(|items| items as _),
         }
     }
@@ -146,15 +146,15 @@ where
     I: Iterator + Send + 'static,
     I::Item: Send + 'static,
 {
-    pub(crate) const DOOR: Door<Self> = Door {
+    pub(crate) const OPS: SourceOps<Self> = SourceOps {
         start: Self::start,
         incoming: Self::incoming,
     };
 
     /// Starts to read, if that has not been done.
     fn start(&mut self) {
-        if let State::Direct(source, door) = &mut self.state {
-            return (door.start)(source);
+        if let State::Direct(source, ops) = &mut self.state {
+            return (ops.start)(source);
         }
         match mem::replace(&mut self.state, State::Ended) {
             State::Idle(source) => self.state = State::Reading(Reader::start(source, self.limit)),
@@ -181,7 +181,7 @@ where
             return source.next();
         }
         self.start();
-        let read = self.items()?.recv().map(Buried::into_inner);
+        let read = self.items()?.recv().map(CatchDrop::into_inner);
         match read {
             Ok(Read::Item(item)) => Some(item),
             Ok(Read::Panicked(payload)) => {
@@ -228,7 +228,7 @@ impl<T: Send + 'static> Reader<T> {
     }
 }
 
-fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<Buried<Read<T>>>) {
+fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<CatchDrop<Read<T>>>) {
     loop {
         // Caught here to go on where the consumer is: on this thread nobody would see it.
         let read = match panic::catch_unwind(AssertUnwindSafe(|| source.next())) {
@@ -237,11 +237,11 @@ fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<Buried<Read<T>>>
             Err(payload) => Read::Panicked(payload),
         };
         let is_item = matches!(read, Read::Item(_));
-        if sender.send(Buried::new(read)).is_err() || !is_item {
+        if sender.send(CatchDrop::new(read)).is_err() || !is_item {
             break;
         }
     }
-    bury(source);
+    drop_catching(source);
 }
 
 impl<T> Drop for Reader<T> {

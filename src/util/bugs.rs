@@ -17,7 +17,7 @@ pub(crate) const fn has(_: &str) -> bool {
     false
 }
 
-/// Whether the chunk of this first item is lost on its way home.
+/// Whether the chunk of this first item is lost on its way spawner.
 pub(crate) fn loses(first: u64) -> bool {
     has("lost chunk") && first % 8 == 7
 }

@@ -7,11 +7,11 @@ use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::panic::{self, AssertUnwindSafe};
 
-/// How many payloads of payloads `bury` drops before it leaks the next one.
+/// How many payloads of payloads `drop_catching` drops before it leaks the next one.
 const DEPTH: usize = 8;
 
 /// Drops `value`. A panic of its destructor ends here.
-pub(crate) fn bury<V>(value: V) {
+pub(crate) fn drop_catching<V>(value: V) {
     let Err(mut payload) = panic::catch_unwind(AssertUnwindSafe(move || drop(value))) else {
         return;
     };
@@ -26,24 +26,24 @@ pub(crate) fn bury<V>(value: V) {
 }
 
 /// Drops each of `values` by itself, so that one bad destructor does not keep the others from running.
-pub(crate) fn bury_all<C: IntoIterator + Default>(values: &mut C) {
+pub(crate) fn drop_all_catching<C: IntoIterator + Default>(values: &mut C) {
     // Their memory goes with them.
     let values = mem::take(values);
     if mem::needs_drop::<C::Item>() {
-        values.into_iter().for_each(bury);
+        values.into_iter().for_each(drop_catching);
     }
 }
 
 /// A value that is buried when its owner goes.
 #[derive(Debug)]
-pub(crate) struct Buried<V> {
+pub(crate) struct CatchDrop<V> {
     /// `Some` up to the drop.
     value: Option<V>,
 }
 
 const THERE: &str = "it is there up to the drop";
 
-impl<V> Buried<V> {
+impl<V> CatchDrop<V> {
     pub(crate) fn new(value: V) -> Self {
         Self { value: Some(value) }
     }
@@ -53,7 +53,7 @@ impl<V> Buried<V> {
     }
 }
 
-impl<V> Deref for Buried<V> {
+impl<V> Deref for CatchDrop<V> {
     type Target = V;
 
     fn deref(&self) -> &V {
@@ -61,24 +61,24 @@ impl<V> Deref for Buried<V> {
     }
 }
 
-impl<V> DerefMut for Buried<V> {
+impl<V> DerefMut for CatchDrop<V> {
     fn deref_mut(&mut self) -> &mut V {
         self.value.as_mut().expect(THERE)
     }
 }
 
-impl<V> Drop for Buried<V> {
+impl<V> Drop for CatchDrop<V> {
     fn drop(&mut self) {
-        bury(self.value.take());
+        drop_catching(self.value.take());
     }
 }
 
 /// Calls `f`; `None` if it panicked.
-pub(crate) fn contain<R>(f: impl FnOnce() -> R) -> Option<R> {
+pub(crate) fn catch_panic<R>(f: impl FnOnce() -> R) -> Option<R> {
     match panic::catch_unwind(AssertUnwindSafe(f)) {
         Ok(result) => Some(result),
         Err(payload) => {
-            bury(payload);
+            drop_catching(payload);
             None
         }
     }
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn bury_survives_payloads_of_payloads() {
         for charges in [1, DEPTH, 1_000] {
-            bury(bomb(charges));
+            drop_catching(bomb(charges));
             assert_eq!(CHARGES.get(), charges.saturating_sub(DEPTH + 1));
         }
     }
@@ -126,13 +126,13 @@ mod tests {
             Box::new(bomb(1)),
             Box::new(witness.clone()),
         ];
-        bury_all(&mut values);
+        drop_all_catching(&mut values);
         assert_eq!(std::rc::Rc::strong_count(&witness), 1);
     }
 
     #[test]
     fn contain_gives_the_result_or_nothing() {
-        assert_eq!(contain(|| 7), Some(7));
-        assert_eq!(contain(|| -> i32 { panic_any(bomb(3)) }), None);
+        assert_eq!(catch_panic(|| 7), Some(7));
+        assert_eq!(catch_panic(|| -> i32 { panic_any(bomb(3)) }), None);
     }
 }
