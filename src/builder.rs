@@ -1,21 +1,21 @@
-//! The ops: an iterator becomes a run, option by option.
+//! The way in: an iterator becomes a run, option by option.
 
 use std::fmt;
-use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cancel::CancellationToken;
-use crate::engine::driver::MapTasks;
+use crate::engine::driver::Driver;
 use crate::engine::job::Shared;
 use crate::engine::options::Options;
-use crate::engine::signals::Signals;
-use crate::engine::stages::{Pipeline, Spawner, StageList, Staged, Stages};
-use crate::engine::workers::{Dispatch, StageWorkers, WarmUp, Workers};
-use crate::observe::instrument::Instruments;
+use crate::engine::stage::{Dispatch, Spawner, Stage};
+use crate::engine::stages::{Pipeline, StageList, Staged, Stages};
+use crate::engine::workers::Workers;
+use crate::map_tasks::MapTasks;
+use crate::observe::counters::Snapshot;
 use crate::policy::ErrorPolicy;
 use crate::pool::{OwnPool, Spawn};
-use crate::source::{Owned, ReadAhead, SourceOps, ToReadAhead};
+use crate::source::{Owned, QueueItems, QueueSource, ReadAhead, SourceOps, ToReadAhead};
 use crate::util::panics::CatchDrop;
 
 /// Adds [`futureproof`](Self::futureproof) to every iterator.
@@ -34,14 +34,7 @@ pub trait FutureproofIterator: Iterator + Sized {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
-        Futureproof {
-            source: self,
-            ops: None,
-            options: Options::new(policy),
-            pool: OwnPool::default(),
-            warm_up: Some(OwnPool::warm_up),
-            stages: (),
-        }
+        Futureproof::new(self, None, policy)
     }
 
     /// Short for [`futureproof`](Self::futureproof) and its step [`read_ahead`](Futureproof::read_ahead):
@@ -56,6 +49,32 @@ pub trait FutureproofIterator: Iterator + Sized {
 }
 
 impl<I: Iterator> FutureproofIterator for I {}
+
+impl<I> ToReadAhead<I>
+where
+    I: Iterator + Send + 'static,
+    I::Item: Send + 'static,
+{
+    /// As [`FutureproofIterator::futureproof`], followed by [`Futureproof::read_ahead`].
+    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<ReadAhead<I>> {
+        let (source, limit) = self.into_parts();
+        source.futureproof(policy).read_ahead(limit)
+    }
+}
+
+impl<T> QueueSource<T> {
+    /// As [`FutureproofIterator::futureproof`], for a run that ends when the queue is empty and nothing is in flight.
+    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<QueueItems<T>> {
+        self.into_items().futureproof(policy)
+    }
+}
+
+impl<T> QueueItems<T> {
+    /// As [`QueueSource::futureproof`]: for what is left in a [`Remainder`](crate::Remainder).
+    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
+        Futureproof::new(self, Some(Self::OPS), policy)
+    }
+}
 
 /// The options of a run, each with a default that is right for most.
 ///
@@ -75,9 +94,21 @@ pub struct Futureproof<I: Iterator, P = OwnPool, S = ()> {
     source: I,
     ops: Option<SourceOps<I>>,
     pub(crate) options: Options,
-    pool: P,
-    warm_up: Option<WarmUp<P>>,
+    spawner: Spawner<P>,
     stages: S,
+}
+
+impl<I: Iterator> Futureproof<I> {
+    /// `ops`: for a source that may have nothing to give for a while.
+    fn new(source: I, ops: Option<SourceOps<I>>, policy: ErrorPolicy) -> Self {
+        Self {
+            source,
+            ops,
+            options: Options::new(policy),
+            spawner: Spawner::of_own_pool(),
+            stages: (),
+        }
+    }
 }
 
 impl<I: Iterator, P, S> Futureproof<I, P, S> {
@@ -92,7 +123,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// assert_eq!(run.count(), 8);
     /// ```
     pub fn num_threads(mut self, n: usize) -> Self {
-        self.options.num_threads = n;
+        self.spawner.num_threads = n;
         self
     }
 
@@ -143,21 +174,12 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         I: Send + 'static,
         I::Item: Send + 'static,
     {
-        let Self {
-            source,
-            ops,
-            options,
-            pool,
-            warm_up,
-            stages,
-        } = self;
         Futureproof {
-            source: ReadAhead::new(source, limit, ops),
+            source: ReadAhead::new(self.source, limit, self.ops),
             ops: Some(ReadAhead::OPS),
-            options,
-            pool,
-            warm_up,
-            stages,
+            options: self.options,
+            spawner: self.spawner,
+            stages: self.stages,
         }
     }
 
@@ -223,10 +245,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// run.map_tasks(infallible(|n: &u32| n + 1)).for_each(drop);
     /// assert_eq!(last.iter().last(), Some(100));
     /// ```
-    pub fn on_progress(
-        mut self,
-        f: impl FnMut(&crate::observe::counters::Snapshot) + Send + 'static,
-    ) -> Self {
+    pub fn on_progress(mut self, f: impl FnMut(&Snapshot) + Send + 'static) -> Self {
         self.options.on_progress = Some(CatchDrop::new(Box::new(f)));
         self
     }
@@ -280,7 +299,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// ```
     pub fn name(mut self, name: impl Into<String>) -> Self {
         // A thread cannot be named with a NUL.
-        self.options.name = name.into().replace('\0', "");
+        self.spawner.name = name.into().replace('\0', "");
         self
     }
 
@@ -341,62 +360,55 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// }
     /// # Ok::<(), rayon::ThreadPoolBuildError>(())
     /// ```
-    pub fn on<Q>(self, pool: Q) -> Futureproof<I, Q, S> {
-        let Self {
-            source,
-            ops,
-            options,
-            stages,
-            ..
-        } = self;
+    pub fn on<'s, Q: Spawn<'s>>(self, pool: Q) -> Futureproof<I, Q, S> {
         Futureproof {
-            source,
-            ops,
-            options,
-            pool,
-            warm_up: None,
-            stages,
+            source: self.source,
+            ops: self.ops,
+            options: self.options,
+            spawner: Spawner {
+                pool,
+                warm_up: None,
+                num_threads: self.spawner.num_threads,
+                name: self.spawner.name,
+            },
+            stages: self.stages,
         }
-    }
-
-    /// For a source that may have nothing to give right now.
-    pub(crate) fn with_ops(mut self, ops: SourceOps<I>) -> Self {
-        self.ops = Some(ops);
-        self
     }
 
     /// What was described so far is a stage; what follows describes the next.
     fn add_stage<F, L>(
-        self,
+        mut self,
         f: F,
         list: impl FnOnce(S, Spawner<P>, F) -> L,
     ) -> Futureproof<I, OwnPool, L> {
-        let Self {
-            source,
-            ops,
-            mut options,
-            pool,
-            warm_up,
-            stages,
-        } = self;
-        let name = mem::take(&mut options.name);
-        if options.first_name.is_empty() {
-            options.first_name.clone_from(&name);
+        if self.options.name.is_empty() {
+            self.options.name.clone_from(&self.spawner.name);
         }
-        let spawner = Spawner {
-            pool,
-            warm_up,
-            num_threads: mem::take(&mut options.num_threads),
-            name,
-        };
         Futureproof {
-            source,
-            ops,
-            options,
-            pool: OwnPool::default(),
-            warm_up: Some(OwnPool::warm_up),
-            stages: list(stages, spawner, f),
+            source: self.source,
+            ops: self.ops,
+            options: self.options,
+            spawner: Spawner::of_own_pool(),
+            stages: list(self.stages, self.spawner, f),
         }
+    }
+
+    /// Makes the run. `dispatch` makes its stages, for what they are to share.
+    fn into_run<'a, T, E: fmt::Debug>(
+        mut self,
+        dispatch: impl FnOnce(
+            S,
+            Spawner<P>,
+            &Arc<Shared<I::Item, T, E>>,
+        ) -> Box<dyn Dispatch<I::Item, T, E> + 'a>,
+    ) -> MapTasks<'a, I, T, E> {
+        // The last stage's name is the run's, or else that of the first that has one.
+        if !self.spawner.name.is_empty() {
+            self.options.name.clone_from(&self.spawner.name);
+        }
+        let (stages, spawner) = (self.stages, self.spawner);
+        let workers = Workers::new(&self.options, |shared| dispatch(stages, spawner, shared));
+        MapTasks::new(Driver::new(self.source, self.ops, self.options, workers))
     }
 }
 
@@ -526,18 +538,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
         T: Send + 's,
         E: fmt::Debug + Send + 's,
     {
-        let Self {
-            source,
-            ops,
-            options,
-            pool,
-            warm_up,
-            stages: (),
-        } = self;
-        let workers = gather(&options, |shared| {
-            Box::new(StageWorkers::new(pool, warm_up, f, shared))
-        });
-        MapTasks::new(source, ops, options, workers)
+        self.into_run(|(), spawner, shared| Box::new(Stage::new(spawner, f, Arc::clone(shared))))
     }
 
     /// As [`map_tasks`](Self::map_tasks), for a function that takes its items: closures that can be called once, files to read
@@ -565,24 +566,15 @@ impl<I: Iterator, P> Futureproof<I, P> {
         T: Send + 's,
         E: fmt::Debug + Send + 's,
     {
-        let Self {
-            source,
-            ops,
-            mut options,
-            pool,
-            warm_up,
-            stages: (),
-        } = self;
-        options.takes_items = true;
-        let source = Owned::new(source, ops);
-        let run = Futureproof {
+        let source = Owned::new(self.source, self.ops);
+        let mut run = Futureproof {
             ops: source.ops(),
             source,
-            options,
-            pool,
-            warm_up,
+            options: self.options,
+            spawner: self.spawner,
             stages: (),
         };
+        run.options.takes_items = true;
         run.map_tasks_mut(move |item: &mut Option<I::Item>| match item.take() {
             Some(item) => f(item),
             // Nothing that was taken is tried again.
@@ -680,39 +672,10 @@ impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
         T: Send + 's,
         E: fmt::Debug + Send + 's,
     {
-        let Self {
-            source,
-            ops,
-            options,
-            pool,
-            warm_up,
-            stages,
-        } = self;
-        let spawner = Spawner {
-            pool,
-            warm_up,
-            num_threads: options.num_threads,
-            name: options.name.clone(),
-        };
-        let workers = gather(&options, |shared| {
+        self.into_run(|stages, spawner, shared| {
             Box::new(Pipeline::new(stages, spawner, last, shared))
-        });
-        MapTasks::new(source, ops, options, workers)
+        })
     }
-}
-
-/// The workers that `dispatch` makes, for a run as `options` has it.
-fn gather<'a, I, T, E>(
-    options: &Options,
-    dispatch: impl FnOnce(&Arc<Shared<I, T, E>>) -> Box<dyn Dispatch<I, T, E> + 'a>,
-) -> Workers<'a, I, T, E> {
-    let signals = Signals::new(
-        options.policy.tolerated(),
-        options.ordered,
-        options.tokens.clone(),
-    );
-    let slots = options.warn_after.map(|_| Arc::default());
-    Workers::new(signals, Instruments::new(slots), dispatch)
 }
 
 impl<I: Iterator, P, S> fmt::Debug for Futureproof<I, P, S> {
@@ -720,12 +683,12 @@ impl<I: Iterator, P, S> fmt::Debug for Futureproof<I, P, S> {
         let options = &self.options;
         f.debug_struct("Futureproof")
             .field("policy", &options.policy)
-            .field("num_threads", &options.num_threads)
+            .field("num_threads", &self.spawner.num_threads)
             .field("max_in_flight", &options.max_in_flight)
             .field("chunk_size", &options.chunk_size)
             .field("ordered", &options.ordered)
             .field("monitor_interval", &options.interval)
-            .field("name", &options.name)
+            .field("name", &self.spawner.name)
             .field("deadline", &options.deadline)
             .finish_non_exhaustive()
     }

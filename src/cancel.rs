@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::mem;
+use std::slice;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -20,7 +21,7 @@ thread_local! {
 
 /// Stops the runs that it was given to, from any thread.
 ///
-/// Clones share one state. One token may serve many runs, may be cancelled twice, before a run
+/// Clones share one state, and are equal. One token may serve many runs. It may be cancelled twice, before a run
 /// starts or after it has ended. A consumer that is blocked in `next()` wakes at once.
 ///
 /// ```
@@ -40,45 +41,83 @@ thread_local! {
 /// [`current`](Self::current) now and then.
 #[derive(Clone)]
 pub struct CancellationToken {
-    inner: Arc<Inner>,
+    state: Arc<State>,
 }
 
-struct Inner {
-    cancelled: AtomicBool,
+struct State {
+    is_cancelled: AtomicBool,
     /// `None` once it is cancelled.
-    alive: Mutex<Option<Alive>>,
-    bell: Receiver<Infallible>,
-    /// From then on it is cancelled as well.
+    listeners: Mutex<Option<Listeners>>,
+    /// Nothing is ever sent. It is disconnected when the token is cancelled.
+    disconnected: Receiver<Infallible>,
+    /// From then on it counts as cancelled.
     deadline: OnceLock<Instant>,
+    /// What cancels it with its parents.
+    parents: OnceLock<Vec<OnCancel>>,
 }
 
-struct Alive {
-    // Nothing is ever sent. Dropping it disconnects the receiver, and that wakes every consumer that waits for it.
-    _ringer: Sender<Infallible>,
-    /// To be called, by the order in which they came.
-    listeners: BTreeMap<u64, Listener>,
+struct Listeners {
+    /// Dropped at the cancel: that wakes every consumer that waits for it.
+    _connected: Sender<Infallible>,
+    /// In the order in which they came.
+    callbacks: BTreeMap<u64, Callback>,
     next: u64,
 }
 
-type Listener = Box<dyn FnOnce() + Send>;
+type Callback = Box<dyn FnOnce() + Send>;
 
 impl CancellationToken {
     /// A token that is not cancelled.
     pub fn new() -> Self {
-        let (ringer, bell) = bounded(0);
-        let alive = Alive {
-            _ringer: ringer,
-            listeners: BTreeMap::new(),
+        let (connected, disconnected) = bounded(0);
+        let listeners = Listeners {
+            _connected: connected,
+            callbacks: BTreeMap::new(),
             next: 0,
         };
         Self {
-            inner: Arc::new(Inner {
-                cancelled: AtomicBool::new(false),
-                alive: Mutex::new(Some(alive)),
-                bell,
+            state: Arc::new(State {
+                is_cancelled: AtomicBool::new(false),
+                listeners: Mutex::new(Some(listeners)),
+                disconnected,
                 deadline: OnceLock::new(),
+                parents: OnceLock::new(),
             }),
         }
+    }
+
+    /// A token that is cancelled with this one, and that can be cancelled by itself.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// let all = CancellationToken::new();
+    /// let [one, other] = [all.child_token(), all.child_token()];
+    /// one.cancel();
+    /// assert!(!all.is_cancelled() && !other.is_cancelled());
+    /// all.cancel();
+    /// assert!(other.is_cancelled());
+    /// ```
+    #[must_use]
+    pub fn child_token(&self) -> Self {
+        Self::child_of(slice::from_ref(self))
+    }
+
+    /// A token that is cancelled with any of `parents`.
+    pub(crate) fn child_of(parents: &[Self]) -> Self {
+        let child = Self::new();
+        let link = |parent: &Self| {
+            // Weak, as the child owns what is returned here.
+            let child = Arc::downgrade(&child.state);
+            parent.on_cancel(move || {
+                if let Some(state) = child.upgrade() {
+                    Self { state }.cancel();
+                }
+            })
+        };
+        let links = parents.iter().map(link).collect();
+        let _ = child.state.parents.set(links);
+        child
     }
 
     /// The token of the task that this thread runs. It is cancelled once nobody waits for the task any more, as its
@@ -112,29 +151,27 @@ impl CancellationToken {
     /// Stops every run that this token was given to: no further call of their functions starts.
     pub fn cancel(&self) {
         // Release, for whoever looks at `is_cancelled` to learn that something was made ready.
-        self.inner.cancelled.store(true, Ordering::Release);
-        let alive = self.alive().take();
+        self.state.is_cancelled.store(true, Ordering::Release);
+        let listeners = self.listeners().take();
         // Not under the lock: they are the user's.
-        for (_, listener) in alive.into_iter().flat_map(|alive| alive.listeners) {
-            catch_panic(listener);
+        for (_, callback) in listeners.into_iter().flat_map(|it| it.callbacks) {
+            catch_panic(callback);
         }
     }
 
-    /// Whether [`cancel`](Self::cancel) was called on this token or a clone of it.
+    /// Whether [`cancel`](Self::cancel) was called on this token, a clone of it or its parent.
     pub fn is_cancelled(&self) -> bool {
         // Acquire: pairs with the store in `cancel`.
-        self.inner.cancelled.load(Ordering::Acquire)
+        self.state.is_cancelled.load(Ordering::Acquire)
             || self.deadline().is_some_and(|deadline| now() >= deadline)
     }
 
-    /// Has `f` called when the token is cancelled, on the thread that cancels it; at once if it is cancelled already.
+    /// Registers `f` to run on the thread that cancels, or at once if the token is already cancelled. Dropping what is
+    /// returned unregisters it; if a cancel is under way just then, `f` may still be called a moment later.
     ///
-    /// Dropping what is returned takes `f` back. If a cancel is under way on another thread just then, `f` may be called
-    /// all the same, a moment later.
-    ///
-    /// For what can be woken or broken off from outside: a wait on a condition variable, a socket, a query of a
-    /// database. `f` should be quick, since others wait for their turn; if it panics, nothing else is lost. A
-    /// run's deadline calls it when the run's consumer notices, in `next`.
+    /// Use it to interrupt what can be interrupted from outside: a wait on a condition variable, a socket, a database
+    /// query. `f` should be quick, since other callbacks wait for it. If it panics, nothing else is lost. A
+    /// run's deadline calls it when the run's consumer notices the deadline, in `next`.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -150,41 +187,45 @@ impl CancellationToken {
     /// let run = (0..2).futureproof(Raise).deadline(Duration::from_millis(20));
     /// assert!(run.map_tasks(infallible(doze)).next().is_none());
     /// ```
-    #[must_use = "`f` is taken back when this is dropped"]
+    #[must_use = "dropping it unregisters `f`"]
     pub fn on_cancel(&self, f: impl FnOnce() + Send + 'static) -> OnCancel {
-        let mut place = 0;
+        let mut key = 0;
         let mut late = Some(f);
-        if let Some(alive) = &mut *self.alive() {
-            place = alive.next;
-            alive.next += 1;
-            let f = late.take().expect("it was put there just now");
-            alive.listeners.insert(place, Box::new(f));
+        if let Some(listeners) = &mut *self.listeners() {
+            key = listeners.next;
+            listeners.next += 1;
+            if let Some(f) = late.take() {
+                listeners.callbacks.insert(key, Box::new(f));
+            }
         }
         late.map(catch_panic);
         OnCancel {
             token: self.clone(),
-            place,
+            key,
         }
     }
 
-    fn alive(&self) -> MutexGuard<'_, Option<Alive>> {
+    fn listeners(&self) -> MutexGuard<'_, Option<Listeners>> {
         // Nothing that could panic is done under the lock.
-        let alive = self.inner.alive.lock();
-        alive.unwrap_or_else(PoisonError::into_inner)
+        let listeners = self.state.listeners.lock();
+        listeners.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Becomes ready, disconnected, when the token is cancelled.
-    pub(crate) fn bell(&self) -> &Receiver<Infallible> {
-        &self.inner.bell
+    pub(crate) fn disconnected(&self) -> &Receiver<Infallible> {
+        &self.state.disconnected
     }
 
     /// When it counts as cancelled although nobody has cancelled it.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.inner.deadline.get().copied()
+        let own = self.state.deadline.get().copied();
+        let parents = self.state.parents.get().into_iter().flatten();
+        let inherited = parents.filter_map(|link| link.token.deadline());
+        own.into_iter().chain(inherited).min()
     }
 
     pub(crate) fn set_deadline(&self, deadline: Instant) {
-        let _ = self.inner.deadline.set(deadline);
+        let _ = self.state.deadline.set(deadline);
     }
 
     /// This is the current token of this thread for as long as what is returned lives.
@@ -202,6 +243,15 @@ impl Default for CancellationToken {
     }
 }
 
+/// Clones of one token are equal.
+impl PartialEq for CancellationToken {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+}
+
+impl Eq for CancellationToken {}
+
 impl fmt::Debug for CancellationToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CancellationToken")
@@ -210,19 +260,20 @@ impl fmt::Debug for CancellationToken {
     }
 }
 
-/// Has something called on a cancel, for as long as it lives. Made by [`CancellationToken::on_cancel`].
+/// A registered callback; made by [`CancellationToken::on_cancel`]. Dropping it unregisters the callback.
 #[derive(Debug)]
+#[must_use = "dropping it unregisters the callback"]
 pub struct OnCancel {
     token: CancellationToken,
-    place: u64,
+    key: u64,
 }
 
 impl Drop for OnCancel {
     fn drop(&mut self) {
-        let take = |alive: &mut Alive| alive.listeners.remove(&self.place);
-        let listener = self.token.alive().as_mut().and_then(take);
+        let take = |listeners: &mut Listeners| listeners.callbacks.remove(&self.key);
+        let callback = self.token.listeners().as_mut().and_then(take);
         // Not under the lock.
-        drop_catching(listener);
+        drop_catching(callback);
     }
 }
 
@@ -242,15 +293,50 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cancel_disconnects_the_bell_of_every_clone() {
+    fn a_cancel_disconnects_every_clone() {
         let token = CancellationToken::new();
         let clone = token.clone();
+        assert_eq!(token, clone);
+        assert_ne!(token, CancellationToken::new());
         token.cancel();
         token.cancel();
         assert!(clone.is_cancelled());
         assert_eq!(
-            clone.bell().try_recv(),
+            clone.disconnected().try_recv(),
             Err(crossbeam_channel::TryRecvError::Disconnected)
         );
+    }
+
+    #[test]
+    fn a_child_goes_with_any_of_its_parents() {
+        let parents = [CancellationToken::new(), CancellationToken::new()];
+        let child = CancellationToken::child_of(&parents);
+        let grandchild = child.child_token();
+        parents[1].cancel();
+        assert!(child.is_cancelled() && grandchild.is_cancelled() && !parents[0].is_cancelled());
+        // Of one that is cancelled already.
+        assert!(parents[1].child_token().is_cancelled());
+    }
+
+    #[test]
+    fn a_child_has_the_earliest_deadline() {
+        let now = now();
+        let parent = CancellationToken::new();
+        let child = parent.child_token();
+        child.set_deadline(now + std::time::Duration::from_secs(2));
+        parent.set_deadline(now + std::time::Duration::from_secs(1));
+        assert_eq!(child.deadline(), parent.deadline());
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_child_in_its_parent() {
+        let parent = CancellationToken::new();
+        for _ in 0..10 {
+            let child = parent.child_token();
+            let state = Arc::downgrade(&child.state);
+            drop(child);
+            assert!(state.upgrade().is_none());
+        }
+        assert!(parent.listeners().as_ref().unwrap().callbacks.is_empty());
     }
 }

@@ -4,9 +4,10 @@ use std::error::Error;
 use std::fmt;
 use std::iter::FusedIterator;
 
-use crate::engine::driver::MapTasks;
+use crate::ending::Ending;
+use crate::map_tasks::MapTasks;
 use crate::run_error::RunError;
-use crate::task::{Ending, Task, TaskError};
+use crate::task::{Task, TaskError};
 
 impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// The same tasks, with errors that go with `?` everywhere, and one more where the run was cut short.
@@ -66,7 +67,7 @@ pub struct Checked<'a, I: Iterator, T, E> {
 }
 
 impl<'a, I: Iterator, T, E> Checked<'a, I, T, E> {
-    /// The run: for its figures, and for how it ended.
+    /// The run: for its snapshot, and for how it ended.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -91,7 +92,7 @@ impl<'a, I: Iterator, T, E> Checked<'a, I, T, E> {
         match ending {
             Ending::Exhausted | Ending::Failed => None,
             Ending::Cancelled | Ending::DeadlineExceeded | Ending::SourcePanicked => {
-                Some(RunError::cut_short(ending, self.run.delivered()))
+                Some(RunError::cut_short(ending, self.run.driver.delivered()))
             }
         }
     }

@@ -24,8 +24,9 @@ mod builder;
 mod cancel;
 mod checked;
 mod combine;
+mod ending;
 mod engine;
-mod iter;
+mod map_tasks;
 mod observe;
 mod policy;
 mod pool;
@@ -44,11 +45,11 @@ pub use builder::{Futureproof, FutureproofIterator};
 pub use cancel::{CancellationToken, OnCancel};
 pub use checked::Checked;
 pub use combine::{PerWorker, infallible, with_state};
-pub use engine::driver::MapTasks;
+pub use ending::Ending;
 pub use engine::stages::Stages;
+pub use map_tasks::MapTasks;
 pub use observe::counters::{Progress, Snapshot};
-pub use observe::load::Bottleneck;
-pub use observe::report::{Report, SlowTask, StageTime, WorkerTime};
+pub use observe::report::{Bottleneck, Report, SlowTask, StageTime, WorkerTime};
 pub use policy::{ErrorPolicy, ParseErrorPolicyError};
 pub use pool::{OwnPool, Spawn};
 #[cfg(not(shuttle))]
@@ -57,7 +58,7 @@ pub use run_error::RunError;
 pub use source::{Owned, Queue, QueueItems, QueueSource, ReadAhead, ToReadAhead};
 #[cfg(feature = "stream")]
 pub use stream::TaskStream;
-pub use task::{Cause, Ending, Panic, Remainder, Task, TaskError, TaskResult};
+pub use task::{Cause, Panic, Remainder, Task, TaskError, TaskResult};
 
 /// What most programs need: `use futureproof::prelude::*;`.
 pub mod prelude {
@@ -71,7 +72,7 @@ pub mod prelude {
 ///
 /// # In the repository
 ///
-/// Of the files that the front page names, these are there only: the figures (`benches/REPORT.md`), the examples
+/// Of the files that the front page names, these are there only: the snapshot (`benches/REPORT.md`), the examples
 /// (`examples/README.md`), and the crate for several machines (`nats/`).
 // Text only: there in the documentation and its tests.
 #[cfg(any(doc, doctest))]

@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::builder::Futureproof;
 use crate::observe::counters::Snapshot;
-use crate::observe::monitor::{Event, Reader};
+use crate::observe::monitor::{Event, Observer};
 
 const EVERY: Duration = Duration::from_millis(100);
 
@@ -36,32 +36,32 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// ```
     pub fn progress_bar(mut self, bar: ProgressBar) -> Self {
         self.options
-            .readers
-            .push(Reader::new(EVERY, move |figures, moment| {
-                show(&bar, figures, moment);
+            .observers
+            .push(Observer::new(EVERY, move |snapshot, event| {
+                show(&bar, snapshot, event);
             }));
         self
     }
 }
 
-fn show(bar: &ProgressBar, figures: &Snapshot, moment: Event) {
-    if moment == Event::Start {
-        let template = figures.total().map_or(UNKNOWN, |_| KNOWN);
+fn show(bar: &ProgressBar, snapshot: &Snapshot, event: Event) {
+    if event == Event::Start {
+        let template = snapshot.total().map_or(UNKNOWN, |_| KNOWN);
         let style = ProgressStyle::with_template(template);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        if let Some(total) = figures.total() {
+        if let Some(total) = snapshot.total() {
             bar.set_length(total);
         }
         // It may have served another run.
         bar.reset();
         bar.set_message("");
     }
-    if figures.failed() > 0 {
-        bar.set_message(format!(", {} failed", figures.failed()));
+    if snapshot.failed() > 0 {
+        bar.set_message(format!(", {} failed", snapshot.failed()));
     }
-    bar.set_position(figures.completed());
+    bar.set_position(snapshot.completed());
     bar.tick();
-    if moment == Event::End {
+    if event == Event::End {
         // Not `finish`: that would say that all is done, which a run that was stopped has not.
         bar.abandon();
     }

@@ -3,7 +3,9 @@
 use std::error::Error;
 use std::fmt;
 
-use crate::task::{Cause, Ending, in_stage};
+use crate::ending::Ending;
+use crate::task::{Cause, TaskError, in_stage};
+use crate::util::panics::drop_catching;
 
 /// What went wrong in a run, without the item: it can be sent anywhere, and `?` takes it to `anyhow::Result`, to
 /// `eyre::Result` and to `Result<_, Box<dyn Error>>`.
@@ -27,6 +29,45 @@ pub struct RunError(Box<What>);
 enum What {
     Task(u64, Option<usize>, Cause<Box<dyn Error + Send + Sync>>),
     CutShort(Ending, u64),
+}
+
+impl<I, E> TaskError<I, E> {
+    /// An error that `?` takes everywhere: to `anyhow::Result`, to `eyre::Result`, to `Result<_, Box<dyn Error>>`. The item
+    /// is let go, as it may borrow, or not be `Sync`.
+    ///
+    /// For every [`Error`], and for a `String`, a `&str`, an `anyhow::Error` or a `Box<dyn Error + Send + Sync>` as well.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// fn lengths(words: &[String]) -> Result<usize, Box<dyn std::error::Error>> {
+    ///     let length = |word: &&String| if word.is_ascii() { Ok(word.len()) } else { Err("not ASCII") };
+    ///     futureproof::scope(2, |scope| {
+    ///         let mut sum = 0;
+    ///         for task in words.iter().futureproof(Raise).on(scope).map_tasks(length) {
+    ///             sum += task.map_err(TaskError::erase)?.output;
+    ///         }
+    ///         Ok(sum)
+    ///     })
+    /// }
+    /// assert_eq!(lengths(&["one".into(), "three".into()]).unwrap(), 8);
+    /// let error = lengths(&["one".into(), "na\u{ef}ve".into()]).unwrap_err();
+    /// assert_eq!((error.to_string(), error.source().unwrap().to_string()), ("task 1 failed".into(), "not ASCII".into()));
+    /// ```
+    pub fn erase(self) -> RunError
+    where
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let stage = self.stage_of_several();
+        let (index, input, cause) = self.into_parts();
+        // Its destructor may panic, and the failure is not to be lost to that.
+        drop_catching(input);
+        let cause = match cause {
+            Cause::Failed(error) => Cause::Failed(error.into()),
+            Cause::Panicked(panic) => Cause::Panicked(panic),
+        };
+        RunError::of_task(index, stage, cause)
+    }
 }
 
 impl RunError {

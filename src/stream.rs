@@ -14,9 +14,10 @@ use std::thread;
 use futures_core::{FusedStream, Stream};
 
 use crate::cancel::OnCancel;
-use crate::engine::driver::MapTasks;
-use crate::engine::workers::Remote;
-use crate::task::{Ending, Task, TaskError, TaskResult};
+use crate::ending::Ending;
+use crate::engine::workers::StopHandle;
+use crate::map_tasks::MapTasks;
+use crate::task::{Task, TaskError, TaskResult};
 use crate::util::panics::{catch_panic, drop_catching};
 
 impl<I, T, E> MapTasks<'static, I, T, E>
@@ -66,7 +67,7 @@ where
     /// - A poll waits for nothing. Whoever polls is woken by results (once a chunk), the end, and a cancel.
     /// - The source waits for whoever polls: nothing is pulled while a result waits to be taken. So the window
     ///   bounds what is in flight here as well.
-    /// - Finished results wait for a pull that is under way, since one thread pulls and dispatch over, unless
+    /// - Finished results wait for a pull that is under way, since one thread pulls and hands over, unless
     ///   the source [is read ahead](crate::Futureproof::read_ahead).
     /// - `None` waits for the calls that run when the tasks are exhausted or the policy ends the run. By then the
     ///   run's threads, the function and the source are gone.
@@ -91,18 +92,18 @@ where
     /// up, the server drops the body, so the stream, and that stops the run.
     pub fn into_stream(self) -> TaskStream<I, T, E> {
         let handover = Arc::<Handover<_>>::default();
-        let remote = self.in_flight.workers.remote();
+        let stop_handle = self.driver.workers.stop_handle();
         let waiting = Arc::clone(&handover);
-        let on_cancel = remote.on_cancel(move || waiting.wake());
+        let on_cancel = stop_handle.on_cancel(move || waiting.wake());
         let supplied = Arc::clone(&handover);
-        let driver = Driver {
-            name: format!("{}-stream", self.options.title()),
-            has_begun: self.in_flight.workers.width() > 0,
+        let thread = StreamThread {
+            name: format!("{}-stream", self.driver.options.title()),
+            has_begun: self.driver.workers.width() > 0,
             work: Box::new(move || drive(self, &supplied)),
         };
         TaskStream {
-            driver: Some(driver),
-            remote,
+            thread: Some(thread),
+            stop_handle,
             _on_cancel: on_cancel,
             handover,
             is_terminated: false,
@@ -114,8 +115,8 @@ where
 #[must_use = "streams do nothing unless polled"]
 pub struct TaskStream<I: Iterator, T, E> {
     /// Up to the first poll.
-    driver: Option<Driver>,
-    remote: Remote<I::Item, T, E>,
+    thread: Option<StreamThread>,
+    stop_handle: StopHandle<I::Item, T, E>,
     /// Wakes whoever waits: the driver may be busy with a pull.
     _on_cancel: Vec<OnCancel>,
     handover: Arc<Handover<TaskResult<I::Item, T, E>>>,
@@ -123,14 +124,14 @@ pub struct TaskStream<I: Iterator, T, E> {
 }
 
 /// A thread that is to be started, and what it is to do. It has the run.
-struct Driver {
+struct StreamThread {
     name: String,
     /// Whether calls may be running before it is started.
     has_begun: bool,
     work: Box<dyn FnOnce() + Send>,
 }
 
-impl Driver {
+impl StreamThread {
     fn start(self) -> io::Result<()> {
         thread::Builder::new()
             .name(self.name)
@@ -249,7 +250,7 @@ fn drive<I: Iterator, T, E>(
         while let Some(first) = run.next() {
             // The rest of its chunk is there as well. Nothing is pulled for that, so the window holds.
             let mut results = VecDeque::from([first]);
-            results.extend(std::iter::from_fn(|| run.next_at_hand()));
+            results.extend(std::iter::from_fn(|| run.driver.next_at_hand()));
             // After a cancel nothing is delivered, but a failure is what came before it.
             let ending = run.ending().filter(|ending| *ending == Ending::Failed);
             if !handover.put(results, ending) {
@@ -259,7 +260,7 @@ fn drive<I: Iterator, T, E>(
         run.ending()
     }));
     let is_at_rest = matches!(end, Ok(Some(Ending::Exhausted | Ending::Failed)))
-        && !run.in_flight.workers.signals().is_interrupted();
+        && !run.driver.workers.stop().is_interrupted();
     if is_at_rest {
         // The destructor of the source may panic: that is for whoever polls as well.
         let gone = panic::catch_unwind(AssertUnwindSafe(move || drop(run)));
@@ -275,7 +276,7 @@ impl<I: Iterator, T, E> TaskStream<I, T, E> {
     /// What there is for a poll. If that is nothing, `waker` will be woken.
     fn take_up(&mut self, mut waker: Option<Waker>) -> Poll<Option<TaskResult<I::Item, T, E>>> {
         let mut state = self.handover.state();
-        let interruption = self.remote.interruption();
+        let interruption = self.stop_handle.interruption();
         if state.ending.is_none() && interruption.is_some() {
             state.ending = interruption;
         } else if let Some(result) = state.results.pop_front() {
@@ -324,8 +325,8 @@ where
         if self.is_terminated {
             return Poll::Ready(None);
         }
-        if let Some(driver) = self.driver.take() {
-            if let Err(error) = driver.start() {
+        if let Some(thread) = self.thread.take() {
+            if let Err(error) = thread.start() {
                 self.is_terminated = true;
                 panic!("cannot start the thread of a stream: {error}");
             }
@@ -352,12 +353,12 @@ where
 
 impl<I: Iterator, T, E> Drop for TaskStream<I, T, E> {
     fn drop(&mut self) {
-        self.remote.halt();
+        self.stop_handle.stop();
         drop_catching(self.handover.abandon());
-        if let Some(driver) = self.driver.take() {
+        if let Some(thread) = self.thread.take() {
             // What runs is waited for, but not here. Without a thread there is no other place.
-            if driver.has_begun {
-                let _ = driver.start();
+            if thread.has_begun {
+                let _ = thread.start();
             }
         }
     }

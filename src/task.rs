@@ -6,7 +6,6 @@ use std::fmt;
 use std::panic;
 use std::sync::{Mutex, PoisonError};
 
-use crate::run_error::RunError;
 use crate::util::panics::drop_catching;
 
 /// An item and what the function made of it.
@@ -104,6 +103,11 @@ impl<I, E> TaskError<I, E> {
         self.stage.unwrap_or(0)
     }
 
+    /// The same, where the run has several.
+    pub(crate) fn stage_of_several(&self) -> Option<usize> {
+        self.stage
+    }
+
     /// Why it failed: what the function returned the last time, or its panic. It reads as the one or the other does.
     ///
     /// ```
@@ -168,48 +172,6 @@ impl<I, E> TaskError<I, E> {
     /// ```
     pub fn into_parts(self) -> (u64, I, Cause<E>) {
         (self.index, self.input, self.cause)
-    }
-
-    /// An error that `?` takes everywhere: to `anyhow::Result`, to `eyre::Result`, to `Result<_, Box<dyn Error>>`. The item
-    /// is let go, as it may borrow, or not be `Sync`.
-    ///
-    /// For every [`Error`], and for a `String`, a `&str`, an `anyhow::Error` or a `Box<dyn Error + Send + Sync>` as well.
-    ///
-    /// ```
-    /// use futureproof::prelude::*;
-    ///
-    /// fn lengths(words: &[String]) -> Result<usize, Box<dyn std::error::Error>> {
-    ///     let length = |word: &&String| if word.is_ascii() { Ok(word.len()) } else { Err("not ASCII") };
-    ///     futureproof::scope(2, |scope| {
-    ///         let mut sum = 0;
-    ///         for task in words.iter().futureproof(Raise).on(scope).map_tasks(length) {
-    ///             sum += task.map_err(TaskError::erase)?.output;
-    ///         }
-    ///         Ok(sum)
-    ///     })
-    /// }
-    /// assert_eq!(lengths(&["one".into(), "three".into()]).unwrap(), 8);
-    /// let error = lengths(&["one".into(), "na\u{ef}ve".into()]).unwrap_err();
-    /// assert_eq!((error.to_string(), error.source().unwrap().to_string()), ("task 1 failed".into(), "not ASCII".into()));
-    /// ```
-    pub fn erase(self) -> RunError
-    where
-        E: Into<Box<dyn Error + Send + Sync>>,
-    {
-        let Self {
-            index,
-            input,
-            stage,
-            cause,
-            ..
-        } = self;
-        // Its destructor may panic, and the failure is not to be lost to that.
-        drop_catching(input);
-        let cause = match cause {
-            Cause::Failed(error) => Cause::Failed(error.into()),
-            Cause::Panicked(panic) => Cause::Panicked(panic),
-        };
-        RunError::of_task(index, stage, cause)
     }
 
     /// Goes on with the task's panic on this thread, payload intact.
@@ -407,30 +369,6 @@ impl<E: Error + 'static> Error for Cause<E> {
             Self::Panicked(_) => None,
         }
     }
-}
-
-/// How a run ended; see [`MapTasks::ending`](crate::MapTasks::ending).
-///
-/// ```
-/// use futureproof::{Ending, prelude::*};
-///
-/// let mut run = (0..10u32).futureproof(Raise).map_tasks(|n| if *n == 3 { Err("three") } else { Ok(()) });
-/// run.by_ref().for_each(drop);
-/// assert_eq!(run.ending(), Some(Ending::Failed));
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Ending {
-    /// The source gave its last item, and every task was delivered; the last one was not a failure that stops the run.
-    Exhausted,
-    /// The policy stopped the run at a failure.
-    Failed,
-    /// The run's [`CancellationToken`](crate::CancellationToken) was cancelled.
-    Cancelled,
-    /// The run's [deadline](crate::Futureproof::deadline) passed.
-    DeadlineExceeded,
-    /// The source panicked. The panic itself has reached the caller of `next`.
-    SourcePanicked,
 }
 
 /// What a stopped run still held, every pulled item in exactly one place.

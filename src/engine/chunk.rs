@@ -1,7 +1,7 @@
-//! A chunk of items, and the one loop that dispatch them to the user's function.
+//! A chunk of items, and the one loop that passes them to the user's function.
 //!
-//! What waits to be run stands last to first, and so do inputs and outputs in an answer: to take the next is a `pop`,
-//! and the emptied buffers can be filled again.
+//! What waits to be run stands last to first, and so do the inputs and outputs of a chunk that is delivered: to take the
+//! next is a `pop`, and the emptied buffers can be filled again.
 
 use std::fmt;
 use std::mem;
@@ -9,30 +9,31 @@ use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
 use crate::engine::retry::Delays;
-use crate::engine::signals::Signals;
+use crate::engine::stop::Stop;
 use crate::observe::instrument::Instrument;
 use crate::task::{Cause, Panic, Task, TaskError, TaskResult};
-use crate::util::bugs;
 use crate::util::panics::drop_all_catching;
+use crate::util::seeded_bugs;
 use crate::util::sync::atomic::{AtomicBool, Ordering};
 use crate::util::sync::thread::ThreadId;
 
-/// Items on their way to a worker and, with what became of them, on their way back.
+/// Items on their way to a worker and, with their results, on their way back.
 #[derive(Debug)]
 pub(crate) struct Chunk<I, T, E> {
     /// The index of the first item; the others follow without a gap.
     pub(crate) first: u64,
-    /// Items that have been run, or that their worker has begun to run one after another; before that, those that are pulled.
+    /// Items that were run, or that their worker has begun; while the chunk is being filled, those that were pulled.
     pub(crate) inputs: Vec<I>,
     /// One for each item that succeeded.
     outputs: Vec<T>,
     /// One for each item that failed, with its offset in the chunk.
     failures: Vec<(usize, Cause<E>)>,
-    /// Items that nobody has begun to run, last to first; in an answer, since the run was stopped. They follow the inputs.
-    pub(crate) rest: Vec<I>,
+    /// Items that nobody has begun, last to first. They follow the inputs. A finished chunk has some only where the run was
+    /// stopped.
+    pub(crate) pending: Vec<I>,
     /// Tasks delivered so far.
     delivered: usize,
-    /// Up to here, tasks have succeeded and may be delivered without a further look.
+    /// Up to here, tasks have succeeded and take the fast path.
     fast_until: usize,
     /// How often the items were tried; more than once in chunks of one item only.
     pub(crate) attempts: u32,
@@ -42,10 +43,10 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) is_final: bool,
     /// How many items a worker may begin at a time.
     pub(crate) grain: usize,
-    /// Where a run has several stages, the one that this comes from; and how long one of the items took in the slowest of those before.
+    /// Where a run has several stages, the one that this comes from; and how long an item took in the slowest of those before.
     pub(crate) stage: Option<usize>,
     pub(crate) each_before: Duration,
-    /// How long the tasks in this answer ran, and on whom.
+    /// How long these tasks ran, and on which thread.
     pub(crate) busy: Duration,
     pub(crate) worker: Option<ThreadId>,
 }
@@ -76,7 +77,7 @@ impl<I, T, E> Chunk<I, T, E> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             failures: Vec::new(),
-            rest: Vec::new(),
+            pending: Vec::new(),
             delivered: 0,
             fast_until: 0,
             attempts: 1,
@@ -94,7 +95,7 @@ impl<I, T, E> Chunk<I, T, E> {
     pub(crate) fn reset(&mut self, first: u64, is_final: bool) {
         debug_assert!(self.holds_nothing());
         self.first = first;
-        if !bugs::has("buffer not cleared") {
+        if !seeded_bugs::has("buffer not cleared") {
             self.delivered = 0;
         }
         self.attempts = 1;
@@ -108,18 +109,18 @@ impl<I, T, E> Chunk<I, T, E> {
     /// The items that were put into it are to be run.
     pub(crate) fn set_pending(&mut self) {
         self.inputs.reverse();
-        mem::swap(&mut self.inputs, &mut self.rest);
+        mem::swap(&mut self.inputs, &mut self.pending);
     }
 
     /// Takes what nobody has begun, with the indices.
-    pub(crate) fn take_rest(&mut self) -> impl Iterator<Item = (u64, I)> {
+    pub(crate) fn take_pending(&mut self) -> impl Iterator<Item = (u64, I)> {
         let first = self.first + self.inputs.len() as u64;
-        (first..).zip(self.rest.drain(..).rev())
+        (first..).zip(self.pending.drain(..).rev())
     }
 
     fn holds_nothing(&self) -> bool {
         let holds_results = !self.outputs.is_empty() || !self.failures.is_empty();
-        self.inputs.is_empty() && self.rest.is_empty() && !holds_results
+        self.inputs.is_empty() && self.pending.is_empty() && !holds_results
     }
 
     /// How many items have been run.
@@ -137,11 +138,11 @@ impl<I, T, E> Chunk<I, T, E> {
         self.failures.iter().filter(is_panic).count()
     }
 
-    /// Runs the items that were begun, as long as nobody wants them. Returns whether more may follow.
+    /// Runs the items that were begun, until somebody wants one of them. Returns whether more may follow.
     pub(crate) fn run(
         &mut self,
         f: &impl Fn(&mut I) -> Result<T, E>,
-        signals: &Signals,
+        stop: &Stop,
         is_wanted: &AtomicBool,
         instrument: &impl Instrument,
     ) -> bool
@@ -152,7 +153,7 @@ impl<I, T, E> Chunk<I, T, E> {
             // The function is treated as unwind safe, as rayon and `thread::spawn` treat theirs.
             // A `catch_unwind` per run of items rather than per item is what makes tiny tasks cheap.
             match panic::catch_unwind(AssertUnwindSafe(|| {
-                self.run_on(f, signals, is_wanted, instrument)
+                self.run_on(f, stop, is_wanted, instrument)
             })) {
                 Ok(may_go_on) => return may_go_on,
                 Err(payload) => {
@@ -160,8 +161,8 @@ impl<I, T, E> Chunk<I, T, E> {
                     let panic = Panic::new(payload);
                     instrument.panicked(self.first + offset as u64, panic.message());
                     self.failures.push((offset, Cause::Panicked(panic)));
-                    signals.failed(self.first + offset as u64);
-                    if signals.awaits_failures() {
+                    stop.failed(self.first + offset as u64);
+                    if stop.awaits_failures() {
                         return true;
                     }
                 }
@@ -173,7 +174,7 @@ impl<I, T, E> Chunk<I, T, E> {
     fn run_on(
         &mut self,
         f: &impl Fn(&mut I) -> Result<T, E>,
-        signals: &Signals,
+        stop: &Stop,
         is_wanted: &AtomicBool,
         instrument: &impl Instrument,
     ) -> bool
@@ -189,7 +190,7 @@ impl<I, T, E> Chunk<I, T, E> {
             is_final,
             ..
         } = self;
-        let guard = signals.guard();
+        let guard = stop.guard();
         let begun = *first + start as u64;
         let indices = *first + start as u64..;
         for (input, index) in inputs[start..].iter_mut().zip(indices) {
@@ -206,14 +207,14 @@ impl<I, T, E> Chunk<I, T, E> {
                     // Recorded first, then the others are stopped: else the run could end otherwise
                     // before its failure is there to be seen.
                     failures.push((outputs.len() + failures.len(), Cause::Failed(error)));
-                    if bugs::has("late stop") {
+                    if seeded_bugs::has("late stop") {
                         continue;
                     }
                     if *is_final {
-                        signals.failed(index);
+                        stop.failed(index);
                     }
                     // It is to be found before another one begins that may wait to be told of it.
-                    if !*is_final || signals.awaits_failures() {
+                    if !*is_final || stop.awaits_failures() {
                         return true;
                     }
                 }
@@ -243,7 +244,7 @@ impl<I, T, E> Chunk<I, T, E> {
         next.first += more as u64;
     }
 
-    /// Takes what has run, as an answer of its own.
+    /// Takes what was run, as a chunk of its own.
     pub(crate) fn take_run(&mut self) -> Box<Chunk<I, T, E>> {
         let mut part = Box::new(Self::new());
         part.first = self.first;
@@ -258,15 +259,15 @@ impl<I, T, E> Chunk<I, T, E> {
         part
     }
 
-    /// Of the items that were begun, those that were not run go back to `rest`. Returns how many.
-    pub(crate) fn give_up_begun(&mut self, rest: &mut Vec<I>) -> usize {
+    /// Of the items that were begun, those that were not run go back to `pending`. Returns how many.
+    pub(crate) fn give_up_begun(&mut self, pending: &mut Vec<I>) -> usize {
         let done = self.done();
         let count = self.inputs.len() - done;
-        rest.extend(self.inputs.drain(done..).rev());
+        pending.extend(self.inputs.drain(done..).rev());
         count
     }
 
-    /// Turns what has run round for delivery.
+    /// What was run is ready to be delivered.
     pub(crate) fn seal(&mut self) {
         debug_assert_eq!(self.done(), self.inputs.len());
         self.inputs.reverse();
@@ -275,7 +276,7 @@ impl<I, T, E> Chunk<I, T, E> {
         self.find_next_failure();
     }
 
-    /// The next failure is where a closer look is needed.
+    /// The next failure ends the fast path.
     fn find_next_failure(&mut self) {
         self.fast_until = match self.failures.last() {
             Some((failed, _)) => *failed,
@@ -283,7 +284,7 @@ impl<I, T, E> Chunk<I, T, E> {
         };
     }
 
-    /// Takes the next task of an answer, if it needs no further look. Small, so that it is inlined.
+    /// Takes the next task to deliver, if it is on the fast path. Small, so that it is inlined.
     #[inline]
     pub(crate) fn pop_fast(&mut self) -> Option<Task<I, T>> {
         if self.delivered >= self.fast_until {
@@ -307,11 +308,11 @@ impl<I, T, E> Chunk<I, T, E> {
         self.delivered
     }
 
-    /// Takes the next task of an answer.
+    /// Takes the next task to deliver.
     pub(crate) fn pop(&mut self) -> Option<Outcome<I, T, E>> {
         let input = self.inputs.pop()?;
         let offset = self.delivered;
-        if !bugs::has("double delivery") {
+        if !seeded_bugs::has("double delivery") {
             self.delivered += 1;
         }
         let result = match self.failures.last() {
@@ -322,7 +323,7 @@ impl<I, T, E> Chunk<I, T, E> {
             }
             _ => self.outputs.pop().map(Ok),
         };
-        let result = result.expect("each input of an answer has an output or a failure");
+        let result = result.expect("each item that was run has an output or a failure");
         Some(Outcome {
             index: self.first + offset as u64,
             input,
@@ -330,12 +331,12 @@ impl<I, T, E> Chunk<I, T, E> {
         })
     }
 
-    /// How many tasks of an answer come before its next failure.
+    /// How many tasks come before the next failure.
     pub(crate) fn successes(&self) -> usize {
         self.fast_until - self.delivered
     }
 
-    /// Takes the next `count` tasks of an answer, which all succeeded, as one of their own.
+    /// Takes the next `count` tasks, which all succeeded, as a chunk of their own.
     pub(crate) fn split_off_front(&mut self, count: usize) -> Box<Chunk<I, T, E>> {
         let mut front = Box::new(Self::new());
         front.first = self.first + self.delivered as u64;
@@ -347,7 +348,7 @@ impl<I, T, E> Chunk<I, T, E> {
         front
     }
 
-    /// Forgets those that were taken out of an answer in which all that is left has succeeded.
+    /// Forgets those that were taken out, where all that is left has succeeded.
     pub(crate) fn forget_taken(&mut self) {
         debug_assert!(self.failures.is_empty());
         self.first += self.delivered as u64;
@@ -355,7 +356,7 @@ impl<I, T, E> Chunk<I, T, E> {
         self.find_next_failure();
     }
 
-    /// Takes apart what has run: each item, in order, with what became of it; and the items that have not.
+    /// Takes it apart: each item that was run, in order, with what became of it; and the items that nobody has begun.
     pub(crate) fn take_apart(
         &mut self,
     ) -> (
@@ -373,7 +374,7 @@ impl<I, T, E> Chunk<I, T, E> {
                 Some((_, cause)) => Err(cause),
                 None => Ok(outputs
                     .next()
-                    .expect("each item has an output or a failure")),
+                    .expect("each item that was run has an output or a failure")),
             };
             Outcome {
                 index: first + offset as u64,
@@ -381,17 +382,17 @@ impl<I, T, E> Chunk<I, T, E> {
                 result,
             }
         });
-        (outcomes, mem::take(&mut self.rest))
+        (outcomes, mem::take(&mut self.pending))
     }
 
-    /// The same, its items turned into what they came from.
+    /// The same chunk, with `f` applied to its items.
     pub(crate) fn map_inputs<J>(&mut self, f: impl Fn(I) -> J) -> Box<Chunk<J, T, E>> {
         let mut chunk = Box::new(Chunk::new());
         chunk.first = self.first;
         chunk.inputs = mem::take(&mut self.inputs).into_iter().map(&f).collect();
         chunk.outputs = mem::take(&mut self.outputs);
         chunk.failures = mem::take(&mut self.failures);
-        chunk.rest = mem::take(&mut self.rest).into_iter().map(&f).collect();
+        chunk.pending = mem::take(&mut self.pending).into_iter().map(&f).collect();
         chunk.attempts = self.attempts;
         chunk.delays = self.delays.take();
         chunk.is_final = self.is_final;
@@ -401,7 +402,7 @@ impl<I, T, E> Chunk<I, T, E> {
         chunk
     }
 
-    /// The answer of a chunk of one item.
+    /// A finished chunk of one item.
     pub(crate) fn of_one(outcome: Outcome<I, T, E>, attempts: u32) -> Box<Chunk<I, T, E>> {
         let mut chunk = Box::new(Self::new());
         chunk.first = outcome.index;
@@ -421,6 +422,6 @@ impl<I, T, E> Drop for Chunk<I, T, E> {
         drop_all_catching(&mut self.inputs);
         drop_all_catching(&mut self.outputs);
         drop_all_catching(&mut self.failures);
-        drop_all_catching(&mut self.rest);
+        drop_all_catching(&mut self.pending);
     }
 }

@@ -1,69 +1,73 @@
-//! The caller's half of a run: items are pulled and fed, tasks delivered.
+//! The caller's half of a run: pulls items, submits them, and delivers tasks.
 //!
 //! # Invariants
 //!
-//! 1. An item that was pulled is in exactly one place: `filling`, the in_flight or `current`. It leaves by
+//! 1. An item that was pulled is in exactly one place: `filling`, with the workers, `in_flight` or `current`. It leaves by
 //!    being delivered, or with the remainder.
-//! 2. `current` is empty once the run has ended, so that `next` needs no second look.
+//! 2. `current` is empty once nothing is delivered any more, so that `next` needs no second look.
 
 use std::fmt;
 use std::mem;
+use std::time::Duration;
 
+use crate::ending::Ending;
 use crate::engine::chunk::Chunk;
 use crate::engine::in_flight::InFlight;
 use crate::engine::options::Options;
+use crate::engine::retry::RetryRule;
+use crate::engine::sizing::Sizing;
 use crate::engine::workers::{StopOnDrop, Workers};
-use crate::observe::failure_log::FailureLog;
+use crate::observe::log_lines::FailureLog;
 use crate::source::{Incoming, SourceOps};
-use crate::task::{Ending, Remainder, Task, TaskError, TaskResult};
+use crate::task::{Remainder, Task, TaskError, TaskResult};
+use crate::util::seeded_bugs;
 use crate::util::sync::now;
 
-/// The finished tasks of a run, as an iterator; made by [`map_tasks`](crate::Futureproof::map_tasks).
-///
-/// Tasks come in the order in which they finish, or [in the source's](crate::Futureproof::ordered).
-/// The source is pulled only in `next`. Dropping this stops the run: calls of the function that run are
-/// waited for, and none starts. Only where it is dropped by one of its own tasks does it not wait.
-///
-/// Its type names neither the function nor the pool, so it can be a field or be returned:
-///
-/// ```
-/// use futureproof::{MapTasks, prelude::*};
-/// use std::{num::ParseIntError, ops::Range};
-///
-/// struct Job {
-///     tasks: MapTasks<'static, Range<u32>, String, ParseIntError>,
-/// }
-///
-/// let mut job = Job { tasks: (0..10).futureproof(Raise).map_tasks(|n| Ok(n.to_string())) };
-/// assert!(job.tasks.next().unwrap().is_ok());
-/// ```
-#[must_use = "iterator adaptors are lazy and do nothing unless consumed"]
-pub struct MapTasks<'a, I: Iterator, T, E> {
-    // Dropped first: nothing starts any more. Then the source goes, as a task may wait for it to be gone; and then what
-    // runs is waited for, before anything else goes.
-    _halt: StopOnDrop<I::Item, T, E>,
+/// A consumer that has waited this long asks the workers for what they have finished.
+const FLUSH_AFTER: Duration = Duration::from_millis(1);
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing was pulled, and there is no thread.
+    New,
+    Running,
+    /// Inside the source's code. If it still is at the next call, that has panicked.
+    Pulling,
+    /// The source has come to its end, and what is in flight is delivered.
+    Exhausted,
+    /// Nothing starts and nothing is delivered any more. What runs is waited for, unless the run was cut short from outside.
+    Draining(Ending),
+    /// All threads and values are released.
+    Done(Ending),
+}
+
+/// Drives a run, whenever its consumer calls.
+pub(crate) struct Driver<'a, I: Iterator, T, E> {
+    // Dropped in this order. At first nothing starts any more. Then the source goes, as a task may wait for it to be gone.
+    // Then what runs is waited for, before anything else goes.
+    _stop_on_drop: StopOnDrop<I::Item, T, E>,
     source: I,
-    pub(crate) in_flight: InFlight<'a, I::Item, T, E>,
-    /// The answer that is being delivered.
-    pub(crate) current: Box<Chunk<I::Item, T, E>>,
+    pub(crate) workers: Workers<'a, I::Item, T, E>,
+    in_flight: InFlight<'a, I::Item, T, E>,
+    /// The chunk that is being delivered.
+    current: Box<Chunk<I::Item, T, E>>,
+    /// What is being pulled. Here rather than on the stack, so that a panic of the source does not lose it.
+    filling: Box<Chunk<I::Item, T, E>>,
+    phase: Phase,
+    /// Whether something from outside can end the run between any two tasks.
+    is_guarded: bool,
+    sizing: Sizing,
     pub(crate) options: Options,
-    pub(crate) is_guarded: bool,
     pub(crate) failure_log: FailureLog<'a, I::Item, E>,
-    failures: u64,
-    ending: Option<Ending>,
+    /// For a source that may have nothing to give for a while.
+    ops: Option<SourceOps<I>>,
     pulled: u64,
     /// Without those of `current`.
     delivered: u64,
-    /// What is being pulled. Here rather than on the stack, lest a panic of the source lose it.
-    filling: Box<Chunk<I::Item, T, E>>,
-    is_pulling: bool,
-    /// Whether a chunk was fed since the last answer was taken up.
-    has_fed: bool,
-    is_exhausted: bool,
-    ops: Option<SourceOps<I>>,
 }
 
-impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
+impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     pub(crate) fn new(
         source: I,
         ops: Option<SourceOps<I>>,
@@ -73,32 +77,36 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     where
         E: fmt::Debug,
     {
+        let item_bytes = size_of::<I::Item>() + size_of::<T>();
         Self {
-            _halt: workers.halt(),
+            _stop_on_drop: workers.stop_on_drop(),
             source,
-            in_flight: InFlight::new(workers, &options),
+            workers,
+            in_flight: InFlight::new(options.ordered),
             current: Box::new(Chunk::new()),
+            filling: Box::new(Chunk::new()),
+            phase: Phase::New,
             is_guarded: options.is_guarded(),
+            sizing: Sizing::new(options.fixed_chunk(), item_bytes),
             options,
             failure_log: FailureLog::new(),
-            failures: 0,
-            ending: None,
+            ops,
             pulled: 0,
             delivered: 0,
-            filling: Box::new(Chunk::new()),
-            is_pulling: false,
-            has_fed: false,
-            is_exhausted: false,
-            ops,
         }
     }
 
-    /// How the run ended, if it has. A pull that never returned has panicked.
-    pub(crate) fn how_it_ended(&self) -> Option<Ending> {
-        if self.is_pulling {
-            Some(Ending::SourcePanicked)
-        } else {
-            self.ending
+    /// Which failures are tried again.
+    pub(crate) fn retry_rule(&mut self) -> &mut RetryRule<'a, E> {
+        self.in_flight.retry_rule(self.options.title())
+    }
+
+    /// How the run ended, if it has.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        match self.phase {
+            Phase::New | Phase::Running | Phase::Exhausted => None,
+            Phase::Pulling => Some(Ending::SourcePanicked),
+            Phase::Draining(ending) | Phase::Done(ending) => Some(ending),
         }
     }
 
@@ -114,256 +122,14 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 
     /// What the source says is still to come.
     pub(crate) fn source_hint(&self) -> (usize, Option<usize>) {
-        if self.is_exhausted {
+        if self.phase == Phase::Exhausted {
             (0, Some(0))
         } else {
             self.source.size_hint()
         }
     }
 
-    /// Stops the run and takes it to pieces.
-    pub(crate) fn take_remainder(mut self) -> Remainder<I, T, E> {
-        self.stop();
-        let mut unprocessed = self.in_flight.take_unprocessed();
-        // Pulled last, so these are past all others.
-        self.filling.set_pending();
-        unprocessed.extend(self.filling.take_rest());
-        let mut finished = Vec::new();
-        for mut chunk in self.in_flight.order.drain() {
-            let (attempts, stage) = (chunk.attempts, chunk.stage);
-            while let Some(outcome) = chunk.pop() {
-                finished.push(outcome.into_result(attempts, stage));
-            }
-        }
-        Remainder {
-            finished,
-            unprocessed,
-            source: self.source,
-        }
-    }
-
-    /// Stops the run and brings everything spawner.
-    fn stop(&mut self) {
-        self.in_flight.timings.take_back();
-        self.in_flight.join();
-        self.put_current_back();
-        // A panic of the source leaves what was pulled before it.
-        let pulled = self.pulled + self.filling.inputs.len() as u64;
-        self.in_flight.workers.counters().set_pulled(pulled);
-        let load = self.in_flight.report().load();
-        self.in_flight.workers.counters().set_load(load);
-        self.in_flight.workers.finish();
-    }
-
-    fn put_current_back(&mut self) {
-        let chunk = mem::replace(&mut self.current, Box::new(Chunk::new()));
-        self.count_delivered(&chunk);
-        if chunk.len() > 0 {
-            self.in_flight.order.put_back(chunk);
-        }
-    }
-
-    fn count_delivered(&mut self, chunk: &Chunk<I::Item, T, E>) {
-        self.delivered += chunk.delivered() as u64;
-        self.in_flight
-            .workers
-            .counters()
-            .set_delivered(self.delivered);
-    }
-
-    /// The run ends in this way; nothing more is delivered.
-    fn end(&mut self, ending: Ending) {
-        if self.ending.is_none() {
-            self.ending = Some(ending);
-            self.in_flight.timings.take_back();
-            self.in_flight.workers.counters().leave(Some(ending));
-            self.in_flight.workers.counters().end();
-            let signals = self.in_flight.workers.signals();
-            signals.halt();
-            // Nobody wants what still runs.
-            if ending != Ending::Exhausted {
-                signals.abandon();
-            }
-            self.put_current_back();
-        }
-    }
-
-    /// Whether the run has ended, now at the latest if a cancel or the deadline says so.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        if self.ending.is_none() {
-            let signals = self.in_flight.workers.signals();
-            if signals.is_cancelled() {
-                self.end(Ending::Cancelled);
-            } else if signals.is_late() {
-                self.end(Ending::DeadlineExceeded);
-            }
-        }
-        self.ending.is_some()
-    }
-
-    fn open(&mut self) {
-        self.in_flight
-            .workers
-            .signals()
-            .start(self.options.deadline);
-        // The source is user code here as well: if it panics, it is not asked again.
-        self.is_pulling = true;
-        let total = match self.source.size_hint() {
-            (lower, Some(upper)) if lower == upper => Some(lower as u64),
-            _ => None,
-        };
-        let total = self.options.total.or(total);
-        if let Some(ops) = &self.ops {
-            (ops.start)(&mut self.source);
-        }
-        self.is_pulling = false;
-        #[cfg(feature = "metrics")]
-        self.in_flight.timings.open(self.options.title());
-        self.in_flight.workers.open(&mut self.options, total);
-    }
-
-    /// Finds the next task to deliver, if it can be had: `false` is the end.
-    fn refill(&mut self) -> bool {
-        self.in_flight.timings.take_back();
-        if self.is_pulling {
-            // The last pull never returned: it panicked, and the caller knows.
-            self.is_pulling = false;
-            self.end(Ending::SourcePanicked);
-        }
-        if self.ending.is_some() {
-            self.drain();
-            return false;
-        }
-        // Before anything is made or pulled: a token may be cancelled beforehand.
-        if self.has_ended() {
-            return false;
-        }
-        if self.in_flight.workers.width() == 0 {
-            self.open();
-        }
-        loop {
-            if self.has_ended() {
-                return false;
-            }
-            self.in_flight.resubmit();
-            // Before it is asked whether there is room: what has come back takes some.
-            let has_received = self.in_flight.receive();
-            if has_received && self.in_flight.is_deserted() {
-                self.end(Ending::Cancelled);
-                continue;
-            }
-            // A quick source is fed from between any two answers, or workers would run dry while a
-            // slow consumer works off what has arrived. A slow one would delay what has arrived.
-            if !self.has_fed && self.in_flight.sizing.is_source_quick() && self.can_feed() {
-                self.feed();
-            }
-            if let Some(chunk) = self.in_flight.order.pop() {
-                self.turn_to(chunk);
-                return true;
-            }
-            if has_received {
-                continue;
-            }
-            if self.can_feed() {
-                self.feed();
-            } else if self.may_pull() && !(self.ends_when_idle() && self.in_flight.is_idle()) {
-                // Else it could be fed: so the source has nothing yet, and may have something later.
-                self.in_flight.wait(incoming(&self.ops, &self.source));
-            } else if !self.in_flight.is_idle() {
-                self.in_flight.wait(None);
-            } else {
-                // Unless there is nothing to do because of a stop of this very moment.
-                if !self.has_ended() {
-                    self.end(Ending::Exhausted);
-                    self.drain();
-                }
-                return false;
-            }
-        }
-    }
-
-    /// After the end, waits for what still runs, unless the run was cut short from outside.
-    fn drain(&mut self) {
-        self.in_flight.drain();
-        if !self.in_flight.workers.signals().is_interrupted() {
-            self.stop();
-        }
-    }
-
-    /// Starts to deliver `chunk`; the one before has been emptied.
-    fn turn_to(&mut self, chunk: Box<Chunk<I::Item, T, E>>) {
-        let emptied = mem::replace(&mut self.current, chunk);
-        self.count_delivered(&emptied);
-        self.in_flight.recycle(emptied);
-        self.in_flight.timings.hand_over();
-        self.has_fed = false;
-    }
-
-    /// Whether the window lets the source be pulled now.
-    fn may_pull(&self) -> bool {
-        !self.is_exhausted
-            && self.in_flight.has_room(&self.options, self.in_flight())
-            && self.in_flight.workers.signals().allows(self.pulled)
-    }
-
-    /// Whether the source may be filled again as long as something is in flight.
-    fn ends_when_idle(&self) -> bool {
-        incoming(&self.ops, &self.source).is_some_and(Incoming::ends_when_idle)
-    }
-
-    /// Whether the source has nothing to give right now, and may have something later.
-    fn has_nothing_ready(&self) -> bool {
-        incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
-    }
-
-    fn can_feed(&self) -> bool {
-        self.may_pull() && !self.has_nothing_ready()
-    }
-
-    /// Pulls a chunk's items and submits them.
-    fn feed(&mut self) {
-        let size = self.in_flight.chunk_size(&self.options, self.in_flight());
-        self.filling.reset(self.pulled, self.in_flight.is_final());
-        self.is_pulling = true;
-        let start = now();
-        let signals = self.in_flight.workers.signals();
-        let submitted = signals.submitted();
-        let ends_when_idle = self.ends_when_idle();
-        let items = &mut self.filling.inputs;
-        loop {
-            let Some(item) = self.source.next() else {
-                self.is_exhausted = !ends_when_idle;
-                break;
-            };
-            items.push(item);
-            // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
-            if items.len() >= size
-                || signals.is_starved(submitted)
-                || !signals.may_go_on()
-                || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
-            {
-                break;
-            }
-        }
-        self.is_pulling = false;
-        self.has_fed = true;
-        let end = now();
-        let time = end - start;
-        self.in_flight.timings.pulled(time);
-        let len = self.filling.inputs.len();
-        if len > 0 {
-            self.in_flight.sizing.record_pull(len, time);
-            self.pulled += len as u64;
-            self.in_flight.workers.counters().set_pulled(self.pulled);
-            let next = self.in_flight.empty_chunk();
-            let mut chunk = mem::replace(&mut self.filling, next);
-            chunk.set_pending();
-            chunk.grain = self.in_flight.sizing.grain(self.in_flight.workers.width());
-            self.in_flight.workers.submit(chunk);
-        }
-    }
-
-    /// The next task, if it is had by just taking it.
+    /// The next task, on the fast path.
     #[inline]
     pub(crate) fn next_fast(&mut self) -> Option<Task<I::Item, T>> {
         if self.is_guarded {
@@ -390,7 +156,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         }
     }
 
-    /// The next task of the answer that is being delivered; nothing is pulled.
+    /// The next task of the chunk that is being delivered; nothing is pulled.
     #[cfg(feature = "stream")]
     pub(crate) fn next_at_hand(&mut self) -> Option<TaskResult<I::Item, T, E>> {
         if self.is_guarded && self.has_ended() {
@@ -406,21 +172,352 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 
     fn apply_policy(&mut self, error: &TaskError<I::Item, E>) {
-        let policy = self.options.policy;
-        if let Some(level) = policy.log_level() {
+        if let Some(level) = self.options.policy.log_level() {
             self.failure_log.write(self.options.title(), level, error);
         }
-        self.failures += 1;
-        if policy
-            .tolerated()
-            .is_some_and(|tolerated| self.failures > tolerated)
-        {
-            self.end(Ending::Failed);
+        if self.workers.stop().delivered() {
+            self.stop(Ending::Failed);
         }
+    }
+
+    /// Finds the next chunk to deliver; `false` is the end.
+    fn refill(&mut self) -> bool {
+        self.workers.timings.take_back();
+        // Before anything is made or pulled: a token may be cancelled beforehand.
+        if self.has_ended() {
+            self.drain();
+            return false;
+        }
+        if self.phase == Phase::New {
+            self.open();
+        }
+        let mut has_fed = false;
+        loop {
+            if self.has_ended() {
+                return false;
+            }
+            self.resubmit();
+            // Before it is asked whether there is room: what has come back takes some.
+            let has_received = self.receive();
+            if has_received && self.in_flight.is_deserted(self.workers.stop()) {
+                self.stop(Ending::Cancelled);
+                continue;
+            }
+            // A quick source is fed from between any two chunks, or workers would run out of work while a
+            // slow consumer works off what has arrived. A slow one would delay what has arrived.
+            if !has_fed && self.sizing.is_source_quick() && self.can_feed() {
+                self.feed();
+                has_fed = true;
+            }
+            if let Some(chunk) = self.in_flight.order.pop() {
+                self.deliver(chunk);
+                return true;
+            }
+            if has_received {
+                continue;
+            }
+            let is_idle = self.workers.is_idle() && self.in_flight.is_idle();
+            if self.can_feed() {
+                self.feed();
+                has_fed = true;
+            } else if self.may_pull() && !(is_idle && self.ends_when_idle()) {
+                // Else it could be fed: so the source has nothing yet, and may have something later.
+                self.wait(true);
+            } else if !is_idle {
+                self.wait(false);
+            } else {
+                // Unless there is nothing to do because of a stop of this very moment.
+                if !self.has_ended() {
+                    self.stop(Ending::Exhausted);
+                    self.drain();
+                }
+                return false;
+            }
+        }
+    }
+
+    fn open(&mut self) {
+        self.workers.stop().start(self.options.deadline);
+        // The source is user code here as well: if it panics, it is not asked again.
+        self.phase = Phase::Pulling;
+        let total = match self.source.size_hint() {
+            (lower, Some(upper)) if lower == upper => Some(lower as u64),
+            _ => None,
+        };
+        let total = self.options.total.or(total);
+        if let Some(ops) = &self.ops {
+            (ops.start)(&mut self.source);
+        }
+        self.phase = Phase::New;
+        self.workers.open(&mut self.options, total);
+        self.phase = Phase::Running;
+    }
+
+    /// Whether the run has ended, now at the latest if a cancel or the deadline says so.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        match self.phase {
+            Phase::Draining(_) | Phase::Done(_) => return true,
+            // The last pull never returned: it panicked, and the caller knows.
+            Phase::Pulling => self.stop(Ending::SourcePanicked),
+            Phase::New | Phase::Running | Phase::Exhausted => {
+                if self.workers.stop().is_cancelled() {
+                    self.stop(Ending::Cancelled);
+                } else if self.workers.stop().is_late() {
+                    self.stop(Ending::DeadlineExceeded);
+                }
+            }
+        }
+        self.ending().is_some()
+    }
+
+    /// Nothing starts and nothing is delivered any more.
+    fn stop(&mut self, ending: Ending) {
+        self.phase = Phase::Draining(ending);
+        self.workers.timings.take_back();
+        self.workers.counters().leave(Some(ending));
+        self.workers.counters().end();
+        self.workers.stop().stop();
+        // Nobody wants what still runs.
+        if ending != Ending::Exhausted {
+            self.workers.stop().cancel_tasks();
+        }
+        self.put_current_back();
+    }
+
+    /// Waits for what runs, unless the run was cut short from outside; then all is released.
+    fn drain(&mut self) {
+        let Phase::Draining(ending) = self.phase else {
+            return;
+        };
+        let start = now();
+        self.workers.close();
+        // Looked for first: a source that panicked may have come between a notification and the look.
+        self.receive();
+        while !self.workers.is_idle() && !self.workers.stop().is_interrupted() {
+            self.workers.wait(None, self.workers.stop().deadline());
+            self.receive();
+        }
+        self.workers.timings.waited(now() - start);
+        if !self.workers.stop().is_interrupted() {
+            self.release();
+            self.phase = Phase::Done(ending);
+        }
+    }
+
+    /// Waits for what runs, takes in what comes back, and gives back threads and values.
+    fn release(&mut self) {
+        self.workers.timings.take_back();
+        let mut chunks = Vec::new();
+        self.workers.join(|chunk| chunks.push(chunk));
+        chunks.into_iter().for_each(|chunk| self.accept(chunk));
+        self.put_current_back();
+        // A panic of the source leaves what was pulled before it.
+        let pulled = self.pulled + self.filling.inputs.len() as u64;
+        self.workers.counters().set_pulled(pulled);
+        self.workers.finish();
+    }
+
+    /// Stops the run and takes it to pieces.
+    pub(crate) fn into_remainder(mut self) -> Remainder<I, T, E> {
+        self.release();
+        let mut unprocessed = self.in_flight.take_unprocessed();
+        // Pulled last, so these are past all others.
+        self.filling.set_pending();
+        unprocessed.extend(self.filling.take_pending());
+        let mut finished = Vec::new();
+        for mut chunk in self.in_flight.order.drain() {
+            let (attempts, stage) = (chunk.attempts, chunk.stage);
+            while let Some(outcome) = chunk.pop() {
+                finished.push(outcome.into_result(attempts, stage));
+            }
+        }
+        Remainder {
+            finished,
+            unprocessed,
+            source: self.source,
+        }
+    }
+
+    /// Takes in all that has come back. Returns whether there was something.
+    fn receive(&mut self) -> bool {
+        let mut has_received = false;
+        while let Some(chunk) = self.workers.try_receive() {
+            self.accept(chunk);
+            has_received = true;
+        }
+        has_received
+    }
+
+    fn accept(&mut self, chunk: Box<Chunk<I::Item, T, E>>) {
+        if seeded_bugs::loses(chunk.first) {
+            return;
+        }
+        let ran = chunk.len();
+        if ran > 0 {
+            let before = chunk.each_before.saturating_mul(ran as u32);
+            self.sizing.record_run(ran, chunk.busy.max(before));
+        }
+        self.in_flight.accept(chunk, self.workers.run());
+    }
+
+    /// Submits what has waited long enough for another attempt.
+    fn resubmit(&mut self) {
+        while let Some(chunk) = self.in_flight.pop_due(self.workers.stop()) {
+            self.workers.counters().retry();
+            self.workers.submit(chunk);
+        }
+    }
+
+    /// Begins to deliver `chunk`; the one before has been emptied.
+    fn deliver(&mut self, chunk: Box<Chunk<I::Item, T, E>>) {
+        let emptied = mem::replace(&mut self.current, chunk);
+        self.count_delivered(&emptied);
+        let enough = self.sizing.depth().saturating_mul(self.workers.width());
+        self.in_flight
+            .recycle(emptied, self.workers.outstanding(), enough);
+        self.workers.timings.hand_over();
+    }
+
+    fn put_current_back(&mut self) {
+        let chunk = mem::replace(&mut self.current, Box::new(Chunk::new()));
+        self.count_delivered(&chunk);
+        if chunk.len() > 0 {
+            self.in_flight.order.put_back(chunk);
+        }
+    }
+
+    fn count_delivered(&mut self, chunk: &Chunk<I::Item, T, E>) {
+        self.delivered += chunk.delivered() as u64;
+        self.workers.counters().set_delivered(self.delivered);
+    }
+
+    fn can_feed(&self) -> bool {
+        self.may_pull() && !self.has_nothing_ready()
+    }
+
+    /// Whether the window lets the source be pulled now.
+    fn may_pull(&self) -> bool {
+        self.phase == Phase::Running && self.has_room() && self.workers.stop().allows(self.pulled)
+    }
+
+    fn has_room(&self) -> bool {
+        match self.options.max_in_flight {
+            // Chunks rather than items: slow tasks make small chunks, so their window is small.
+            0 => {
+                let chunks = self.workers.outstanding() + self.in_flight.chunks();
+                chunks < self.sizing.depth().saturating_mul(self.workers.width())
+            }
+            window => self.in_flight() < window as u64,
+        }
+    }
+
+    /// How many items the next chunk takes.
+    fn chunk_size(&self) -> usize {
+        let width = self.workers.width();
+        let chosen = self.sizing.window().saturating_mul(width);
+        let window = self.options.window(chosen);
+        let room = (window as u64).saturating_sub(self.in_flight());
+        self.sizing
+            .next()
+            .min(self.options.share(window, width))
+            .min(room.try_into().unwrap_or(usize::MAX))
+    }
+
+    /// Pulls a chunk's items and submits them.
+    fn feed(&mut self) {
+        let size = self.chunk_size();
+        self.filling.reset(self.pulled, self.in_flight.is_final());
+        let start = now();
+        let (stop, wake) = (self.workers.stop(), self.workers.wake());
+        let submitted = wake.submitted();
+        let ends_when_idle = self.ends_when_idle();
+        let mut is_exhausted = false;
+        let items = &mut self.filling.inputs;
+        self.phase = Phase::Pulling;
+        loop {
+            let Some(item) = self.source.next() else {
+                is_exhausted = !ends_when_idle;
+                break;
+            };
+            items.push(item);
+            // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
+            if items.len() >= size
+                || wake.is_starved(submitted)
+                || !stop.may_go_on()
+                || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
+            {
+                break;
+            }
+        }
+        self.phase = if is_exhausted {
+            Phase::Exhausted
+        } else {
+            Phase::Running
+        };
+        let time = now() - start;
+        self.workers.timings.pulled(time);
+        let len = self.filling.inputs.len();
+        if len > 0 {
+            self.sizing.record_pull(len, time);
+            self.pulled += len as u64;
+            self.workers.counters().set_pulled(self.pulled);
+            let next = self.in_flight.empty_chunk();
+            let mut chunk = mem::replace(&mut self.filling, next);
+            chunk.set_pending();
+            chunk.grain = self.sizing.grain(self.workers.width());
+            self.workers.submit(chunk);
+        }
+    }
+
+    /// Whether the source may be filled again as long as something is in flight.
+    fn ends_when_idle(&self) -> bool {
+        incoming(&self.ops, &self.source).is_some_and(Incoming::ends_when_idle)
+    }
+
+    /// Whether the source has nothing to give right now, and may have something later.
+    fn has_nothing_ready(&self) -> bool {
+        incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
+    }
+
+    /// Blocks until there is something to do; also for an item of the source, if `for_source`.
+    fn wait(&mut self, for_source: bool) {
+        let start = now();
+        let outstanding = self.workers.outstanding();
+        self.block(for_source);
+        let time = now() - start;
+        let width = self.workers.width();
+        let timings = &mut self.workers.timings;
+        if for_source && outstanding < width {
+            timings.pulled(time);
+        } else if outstanding == 0 {
+            timings.waited_for_retries(time);
+        } else {
+            timings.waited(time);
+        }
+    }
+
+    fn block(&self, for_source: bool) {
+        let (workers, wake) = (&self.workers, self.workers.wake());
+        let source = incoming(&self.ops, &self.source).filter(|_| for_source);
+        let until = [workers.stop().deadline(), self.in_flight.next_due()]
+            .into_iter()
+            .flatten()
+            .min();
+        if workers.may_hold_back() && !wake.is_flush_requested() {
+            let patience = now() + FLUSH_AFTER;
+            if until.is_none_or(|until| patience < until) {
+                if !workers.wait(source, Some(patience)) {
+                    workers.flush();
+                }
+                return;
+            }
+        }
+        workers.wait(source, until);
+        wake.request_flush(false);
     }
 }
 
-/// What is to come from a source that may have nothing to give right now.
+/// What is to come from a source that may have nothing to give for a while.
 fn incoming<'s, I>(ops: &Option<SourceOps<I>>, source: &'s I) -> Option<&'s (dyn Incoming + 's)> {
     ops.as_ref().and_then(|ops| (ops.incoming)(source))
 }

@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use crate::cancel::CancellationToken;
 use crate::observe::counters::Snapshot;
-use crate::observe::monitor::{Event, Reader};
-use crate::observe::slow_tasks::WorkerSlots;
-use crate::observe::{lines, slow_tasks};
+use crate::observe::instrument::Instruments;
+use crate::observe::log_lines;
+#[cfg(feature = "metrics")]
+use crate::observe::metrics;
+use crate::observe::monitor::{Event, Observer};
+use crate::observe::slow_tasks;
 use crate::policy::ErrorPolicy;
 use crate::util::panics::CatchDrop;
 #[cfg(feature = "metrics")]
-use crate::{observe::metrics, util::panics::catch_panic};
+use crate::util::panics::catch_panic;
 
-/// Is given the figures at every interval and at the end.
+/// Is given the snapshot at every interval and at the end.
 type OnProgress = CatchDrop<Box<dyn FnMut(&Snapshot) + Send>>;
 
 /// The largest chunk.
@@ -23,20 +26,17 @@ const MAX_CHUNK: usize = 1 << 16;
 /// The options of a run. 0 means "chosen for you" for every count.
 pub(crate) struct Options {
     pub(crate) policy: ErrorPolicy,
-    pub(crate) num_threads: usize,
     pub(crate) max_in_flight: usize,
     pub(crate) chunk_size: usize,
     pub(crate) ordered: bool,
     pub(crate) interval: Duration,
     pub(crate) on_progress: Option<OnProgress>,
     /// Others whom the monitor is to serve.
-    pub(crate) readers: Vec<Reader>,
+    pub(crate) observers: Vec<Observer>,
     /// Tasks that run longer are warned of.
     pub(crate) warn_after: Option<Duration>,
     /// Empty if none was given.
     pub(crate) name: String,
-    /// That of the first stage that has one.
-    pub(crate) first_name: String,
     pub(crate) tokens: Vec<CancellationToken>,
     pub(crate) deadline: Option<Duration>,
     /// How many items there are, where the source does not know.
@@ -49,16 +49,14 @@ impl Options {
     pub(crate) fn new(policy: ErrorPolicy) -> Self {
         Self {
             policy,
-            num_threads: 0,
             max_in_flight: 0,
             chunk_size: 0,
             ordered: false,
             interval: Duration::from_secs(2),
             on_progress: None,
-            readers: Vec::new(),
+            observers: Vec::new(),
             warn_after: None,
             name: String::new(),
-            first_name: String::new(),
             total: None,
             takes_items: false,
             tokens: Vec::new(),
@@ -68,30 +66,37 @@ impl Options {
 
     /// The name in log lines.
     pub(crate) fn title(&self) -> &str {
-        let names = [&self.name, &self.first_name];
-        let named = names.into_iter().find(|name| !name.is_empty());
-        named.map_or("futureproof", |name| name)
+        if self.name.is_empty() {
+            "futureproof"
+        } else {
+            &self.name
+        }
     }
 
-    /// Everybody whom the monitor is to serve.
-    pub(crate) fn take_readers(&mut self, slots: Option<&Arc<WorkerSlots>>) -> Vec<Reader> {
-        let mut readers = mem::take(&mut self.readers);
-        readers.extend(lines::reader(self.title(), self.interval));
+    /// What is done around each call.
+    pub(crate) fn instruments(&self) -> Instruments {
+        Instruments::new(self.warn_after.map(|_| Arc::default()))
+    }
+
+    /// Everybody whom the monitor tells.
+    pub(crate) fn take_observers(&mut self, instruments: &Instruments) -> Vec<Observer> {
+        let mut observers = mem::take(&mut self.observers);
+        observers.extend(log_lines::observer(self.title(), self.interval));
         // It is dropped here if there is to be no monitor.
         let on_progress = self.on_progress.take();
         if let Some(mut f) = on_progress.filter(|_| !self.interval.is_zero()) {
-            readers.push(Reader::new(self.interval, move |figures, moment| {
-                if moment != Event::Start {
-                    f(figures);
+            observers.push(Observer::new(self.interval, move |snapshot, event| {
+                if event != Event::Start {
+                    f(snapshot);
                 }
             }));
         }
-        if let Some((after, slots)) = self.warn_after.zip(slots) {
-            readers.push(slow_tasks::reader(self.title(), after, Arc::clone(slots)));
+        if let Some((after, slots)) = self.warn_after.zip(instruments.slots.as_ref()) {
+            observers.push(slow_tasks::observer(self.title(), after, Arc::clone(slots)));
         }
         #[cfg(feature = "metrics")]
-        readers.extend(catch_panic(|| metrics::reader(self.title())));
-        readers
+        observers.extend(catch_panic(|| metrics::observer(self.title())));
+        observers
     }
 
     /// The chunk size that was asked for, 0 if none was.

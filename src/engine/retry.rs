@@ -7,7 +7,7 @@ use std::vec;
 
 use log::warn;
 
-use crate::observe::monitor::TARGET;
+use crate::util::TARGET;
 use crate::util::panics::{CatchDrop, catch_panic};
 use crate::util::sync::now;
 

@@ -1,41 +1,26 @@
-//! Several functions one after the other, each on threads of its own, as one run.
+//! Several functions one after the other, each on a pool of its own, as one run.
 //!
-//! What a stage's workers have made goes on to the next stage's spawner from there; a failure, and what may not start, goes
-//! back to the caller at once. The caller's half does not know of it.
+//! What the workers of a stage have made goes on to the next stage from there. A failure, and what may not start, goes
+//! back to the caller at once. The caller's half knows nothing of this.
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::chunk::{Chunk, Outcome};
-use crate::engine::job::{JobContext, Shared, Sink};
+use crate::engine::job::{RunState, Shared, Sink, StageState};
 use crate::engine::retry::Delays;
-use crate::engine::signals::Signals;
-use crate::engine::workers::{Dispatch, WarmUp, give_permits, hand_out, open};
-use crate::observe::counters::StageCounters;
-use crate::observe::instrument::Instruments;
+use crate::engine::stage::{Dispatch, Spawner, Stage, StageHandle};
 use crate::pool::Spawn;
 use crate::util::panics::drop_catching;
-use crate::util::sync::RwLock;
-use crate::util::sync::atomic::{AtomicBool, Ordering};
-use crate::util::sync::thread::Thread;
 
 /// The stages of a run before its last function; made by [`Futureproof::stage`](crate::Futureproof::stage).
 pub struct Stages<L, P, F, V> {
     before: L,
     spawner: Spawner<P>,
     function: F,
-    made: PhantomData<fn() -> V>,
-}
-
-/// Where a stage runs, and how.
-pub(crate) struct Spawner<P> {
-    pub(crate) pool: P,
-    pub(crate) warm_up: Option<WarmUp<P>>,
-    pub(crate) num_threads: usize,
-    pub(crate) name: String,
+    output: PhantomData<fn() -> V>,
 }
 
 impl<L, P, F, V> Stages<L, P, F, V> {
@@ -44,7 +29,7 @@ impl<L, P, F, V> Stages<L, P, F, V> {
             before,
             spawner,
             function,
-            made: PhantomData,
+            output: PhantomData,
         }
     }
 }
@@ -69,6 +54,7 @@ impl<I, V> Staged<I, V> {
         self.input
     }
 
+    /// What the stage before has made; `None` once it was taken.
     pub(crate) fn value(&mut self) -> &mut Option<V> {
         &mut self.value
     }
@@ -100,62 +86,15 @@ impl<I, V> Batch<I, V> {
 }
 
 /// A stage, as the one before it sees it.
-pub(crate) trait Next<I, V>: Send + Sync {
-    /// Queues it for its workers.
+pub(crate) trait NextStage<I, V>: Send + Sync {
+    /// Queues it for the workers.
     fn queue(&self, batch: Batch<I, V>);
-    /// The same; but where this thread is one of its spawner's, it runs it at once.
+    /// The same; but a thread of the stage's pool runs it at once.
     fn run(&self, batch: Batch<I, V>);
-    /// Whether one of its workers has found nothing to do.
-    fn is_flush_requested(&self) -> bool;
-    fn feed(&self);
+    fn state(&self) -> Option<&StageState>;
 }
 
-/// A stage, as the caller's half sees it.
-pub(crate) trait StageHandle: Send + Sync {
-    fn open(&self) -> usize;
-    fn help(&self) -> bool;
-    fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool;
-    fn is_current(&self) -> bool;
-    fn flush(&self);
-    fn close(&self);
-    fn calls(&self) -> Vec<(Thread, Range<u64>)>;
-    fn counters(&self) -> Arc<StageCounters>;
-    fn leave(&self);
-}
-
-type SharedContext<F, I, U, V, E, O> = Arc<JobContext<F, Staged<I, U>, V, E, O>>;
-
-/// A function, its spawner, and the way on.
-struct Stage<P, F, I, U, V, E, O> {
-    /// Gone when the run is left.
-    spawner: RwLock<Option<Spawner<P>>>,
-    number: usize,
-    context: SharedContext<F, I, U, V, E, O>,
-}
-
-impl<P, F, I, U, V, E, O> Stage<P, F, I, U, V, E, O> {
-    fn new(number: usize, spawner: Spawner<P>, function: F, sink: O) -> Self {
-        Self {
-            spawner: RwLock::new(Some(spawner)),
-            number,
-            context: Arc::new(JobContext::new(function, sink)),
-        }
-    }
-
-    fn with_spawner<R>(&self, f: impl FnOnce(&Spawner<P>) -> R) -> Option<R> {
-        let spawner = self.spawner.read().unwrap_or_else(PoisonError::into_inner);
-        spawner.as_ref().map(f)
-    }
-}
-
-/// Where what a stage has made goes.
-pub(crate) trait Way {
-    /// Whether a worker of the stage that this belongs to has found nothing to do.
-    fn flush_requested(&self) -> &AtomicBool;
-    fn counters(&self) -> &Arc<StageCounters>;
-}
-
-impl<'s, P, F, I, U, V, E, O> Next<I, U> for Stage<P, F, I, U, V, E, O>
+impl<'s, P, F, I, U, V, E, S> NextStage<I, U> for Stage<P, F, Staged<I, U>, V, E, S>
 where
     P: Spawn<'s> + Send + Sync,
     F: Fn(&mut Staged<I, U>) -> Result<V, E> + Send + Sync + 's,
@@ -163,147 +102,37 @@ where
     U: Send + 's,
     V: Send + 's,
     E: fmt::Debug + Send + 's,
-    O: Sink<Staged<I, U>, V, E> + Way + 's,
+    S: Sink<Staged<I, U>, V, E> + 's,
 {
     fn queue(&self, batch: Batch<I, U>) {
-        let chunk = batch.into_chunk();
-        let spawner = self.spawner.read().unwrap_or_else(PoisonError::into_inner);
-        match &*spawner {
-            Some(spawner) => hand_out(&spawner.pool, &self.context, chunk),
-            // The run was left inside one of its tasks, and this is what that has made: it comes back.
-            None => drop(self.context.push(chunk)),
-        }
+        Stage::queue(self, batch.into_chunk());
     }
 
     fn run(&self, batch: Batch<I, U>) {
-        let is_here =
-            |spawner: &Spawner<P>| spawner.pool.is_current() && spawner.pool.knows_its_threads();
-        if !self.with_spawner(is_here).unwrap_or(false) {
-            return self.queue(batch);
-        }
-        self.context.run_at_once(batch.into_chunk(), |permits| {
-            self.with_spawner(|spawner| give_permits(&spawner.pool, &self.context, permits));
-        });
+        Stage::run(self, batch.into_chunk());
     }
 
-    fn is_flush_requested(&self) -> bool {
-        self.context.sink.flush_requested().load(Ordering::Relaxed)
-    }
-
-    fn feed(&self) {
-        self.context
-            .sink
-            .flush_requested()
-            .store(false, Ordering::Relaxed);
-    }
-}
-
-impl<'s, P, F, I, U, V, E, O> StageHandle for Stage<P, F, I, U, V, E, O>
-where
-    P: Spawn<'s> + Send + Sync,
-    F: Fn(&mut Staged<I, U>) -> Result<V, E> + Send + Sync + 's,
-    I: Send + 's,
-    U: Send + 's,
-    V: Send + 's,
-    E: fmt::Debug + Send + 's,
-    O: Sink<Staged<I, U>, V, E> + Way + 's,
-{
-    fn open(&self) -> usize {
-        let mut spawner = self.spawner.write().unwrap_or_else(PoisonError::into_inner);
-        let width = spawner.as_mut().map_or(1, |spawner| {
-            let unnamed = format!("stage-{}", self.number);
-            let name = if spawner.name.is_empty() {
-                &unnamed
-            } else {
-                &spawner.name
-            };
-            open(&mut spawner.pool, spawner.num_threads, name)
-        });
-        self.context.queue.set_width(width);
-        self.context.sink.counters().open(width);
-        width
-    }
-
-    fn help(&self) -> bool {
-        self.context.help()
-    }
-
-    fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
-        let warm_up = |spawner: &Spawner<P>| {
-            spawner
-                .warm_up
-                .is_some_and(|warm_up| warm_up(&spawner.pool, is_over))
-        };
-        self.with_spawner(warm_up).unwrap_or(false)
-    }
-
-    fn is_current(&self) -> bool {
-        self.with_spawner(|spawner| spawner.pool.is_current())
-            .unwrap_or(false)
-    }
-
-    fn flush(&self) {
-        self.context.flush();
-    }
-
-    fn close(&self) {
-        self.context.close();
-    }
-
-    fn calls(&self) -> Vec<(Thread, Range<u64>)> {
-        self.context.queue.calls()
-    }
-
-    fn counters(&self) -> Arc<StageCounters> {
-        Arc::clone(self.context.sink.counters())
-    }
-
-    fn leave(&self) {
-        // A run that is left inside one of its tasks waits for nobody: a spawner that is in use then goes with its stage.
-        let spawner = if self.context.queue.calls().is_empty() {
-            Some(self.spawner.write().unwrap_or_else(PoisonError::into_inner))
-        } else {
-            self.spawner.try_write().ok()
-        };
-        let spawner = spawner.and_then(|mut spawner| spawner.take());
-        // Each by itself: the spawner and what the function captures may both panic when dropped.
-        drop_catching(spawner);
-        self.context.clear();
+    fn state(&self) -> Option<&StageState> {
+        self.sink().stage()
     }
 }
 
 /// From a stage to the next.
 struct ToNextStage<'s, I, V, T, E> {
     shared: Arc<Shared<I, T, E>>,
-    number: usize,
-    counters: Arc<StageCounters>,
-    flush_requested: AtomicBool,
-    next: Arc<dyn Next<I, V> + 's>,
-}
-
-impl<I, V, T, E> Way for ToNextStage<'_, I, V, T, E> {
-    fn flush_requested(&self) -> &AtomicBool {
-        &self.flush_requested
-    }
-
-    fn counters(&self) -> &Arc<StageCounters> {
-        &self.counters
-    }
+    stage: StageState,
+    next: Arc<dyn NextStage<I, V> + 's>,
 }
 
 impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
     for ToNextStage<'_, I, V, T, E>
 {
-    fn signals(&self) -> &Signals {
-        &self.shared.signals
+    fn run(&self) -> &RunState {
+        &self.shared.run
     }
 
-    fn instruments(&self) -> &Instruments {
-        &self.shared.instruments
-    }
-
-    fn stage(&self) -> Option<usize> {
-        Some(self.number)
+    fn stage(&self) -> Option<&StageState> {
+        Some(&self.stage)
     }
 
     fn send(&self, chunk: Box<Chunk<Staged<I, U>, V, E>>, width: usize) {
@@ -312,24 +141,26 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
         }
     }
 
-    fn answer(&self, width: usize) {
-        self.shared.answer(width);
+    fn complete(&self, width: usize) {
+        self.shared.complete(width);
     }
 
     fn is_flush_requested(&self, is_slow: bool) -> bool {
-        is_slow || self.next.is_flush_requested()
+        is_slow || self.next.state().is_some_and(StageState::is_idle)
     }
 
     /// Its worker goes on with its chunk, so this is for others.
     fn send_part(&self, part: Box<Chunk<Staged<I, U>, V, E>>, width: usize) {
-        self.next.feed();
+        if let Some(next) = self.next.state() {
+            next.set_idle(false);
+        }
         for batch in self.sort(part, width) {
             self.next.queue(batch);
         }
     }
 
     fn on_idle(&self) {
-        self.flush_requested.store(true, Ordering::Relaxed);
+        self.stage.set_idle(true);
         self.shared.on_idle();
     }
 }
@@ -337,7 +168,7 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
 impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
     /// Sends back what does not go on, and returns what does.
     fn sort<U>(&self, mut chunk: Box<Chunk<Staged<I, U>, V, E>>, width: usize) -> Vec<Batch<I, V>> {
-        self.counters.ran(chunk.busy);
+        self.stage.counters.ran(chunk.busy);
         let ran = chunk.len();
         let each = chunk
             .busy
@@ -347,20 +178,20 @@ impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
         let (attempts, is_final, grain) = (chunk.attempts, chunk.is_final, chunk.grain);
         // There for a single item only.
         let mut delays = chunk.delays.take();
-        let unrun = chunk.first + ran as u64;
-        let (outcomes, rest) = chunk.take_apart();
+        let end = chunk.first + ran as u64;
+        let (outcomes, pending) = chunk.take_apart();
         let mut batches: Vec<Batch<I, V>> = Vec::new();
         let mut is_open = false;
         for outcome in outcomes {
-            let input = outcome.input.into_input();
+            let (index, input) = (outcome.index, outcome.input.into_input());
             match outcome.result {
                 Ok(value) => {
                     if !is_open {
                         is_open = true;
-                        self.shared.signals.submit();
+                        self.shared.run.wake.submit();
                         batches.push(Batch {
-                            first: outcome.index,
-                            items: Vec::with_capacity((unrun - outcome.index) as usize),
+                            first: index,
+                            items: Vec::with_capacity((end - index) as usize),
                             attempts,
                             delays: delays.take(),
                             is_final,
@@ -375,24 +206,25 @@ impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
                 }
                 Err(cause) => {
                     is_open = false;
+                    let result = Err(cause);
                     let outcome = Outcome {
-                        index: outcome.index,
+                        index,
                         input,
-                        result: Err(cause),
+                        result,
                     };
                     let mut failure = Chunk::of_one(outcome, attempts);
                     failure.is_final = is_final;
                     failure.delays = delays.take();
-                    failure.stage = Some(self.number);
+                    failure.stage = Some(self.stage.number);
                     failure.each_before = each;
                     self.shared.send(failure, width);
                 }
             }
         }
-        if !rest.is_empty() {
+        if !pending.is_empty() {
             let mut left = Box::new(Chunk::new());
-            left.reset(unrun, is_final);
-            left.rest = rest.into_iter().map(Staged::into_input).collect();
+            left.reset(end, is_final);
+            left.pending = pending.into_iter().map(Staged::into_input).collect();
             self.shared.send(left, width);
         }
         batches
@@ -402,51 +234,35 @@ impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
 /// From the last stage to the caller.
 struct ToCaller<I, T, E> {
     shared: Arc<Shared<I, T, E>>,
-    number: usize,
-    counters: Arc<StageCounters>,
-    flush_requested: AtomicBool,
-}
-
-impl<I, T, E> Way for ToCaller<I, T, E> {
-    fn flush_requested(&self) -> &AtomicBool {
-        &self.flush_requested
-    }
-
-    fn counters(&self) -> &Arc<StageCounters> {
-        &self.counters
-    }
+    stage: StageState,
 }
 
 impl<I, T, E> ToCaller<I, T, E> {
-    /// As the caller knows it.
-    fn answer_of<U>(&self, mut chunk: Box<Chunk<Staged<I, U>, T, E>>) -> Box<Chunk<I, T, E>> {
-        self.counters.ran(chunk.busy);
-        let mut answer = chunk.map_inputs(Staged::into_input);
-        answer.each_before = chunk.each_before;
-        answer.stage = Some(self.number);
-        answer
+    /// The chunk as the caller knows it.
+    fn completion<U>(&self, mut chunk: Box<Chunk<Staged<I, U>, T, E>>) -> Box<Chunk<I, T, E>> {
+        self.stage.counters.ran(chunk.busy);
+        let mut completion = chunk.map_inputs(Staged::into_input);
+        completion.each_before = chunk.each_before;
+        completion.stage = Some(self.stage.number);
+        completion
     }
 }
 
 impl<I: Send, U: Send, T: Send, E: Send> Sink<Staged<I, U>, T, E> for ToCaller<I, T, E> {
-    fn signals(&self) -> &Signals {
-        &self.shared.signals
+    fn run(&self) -> &RunState {
+        &self.shared.run
     }
 
-    fn instruments(&self) -> &Instruments {
-        &self.shared.instruments
-    }
-
-    fn stage(&self) -> Option<usize> {
-        Some(self.number)
+    fn stage(&self) -> Option<&StageState> {
+        Some(&self.stage)
     }
 
     fn send(&self, chunk: Box<Chunk<Staged<I, U>, T, E>>, width: usize) {
-        self.shared.send(self.answer_of(chunk), width);
+        self.shared.send(self.completion(chunk), width);
     }
 
-    fn answer(&self, width: usize) {
-        self.shared.answer(width);
+    fn complete(&self, width: usize) {
+        self.shared.complete(width);
     }
 
     fn is_flush_requested(&self, is_slow: bool) -> bool {
@@ -454,11 +270,11 @@ impl<I: Send, U: Send, T: Send, E: Send> Sink<Staged<I, U>, T, E> for ToCaller<I
     }
 
     fn send_part(&self, part: Box<Chunk<Staged<I, U>, T, E>>, width: usize) {
-        self.shared.send_part(self.answer_of(part), width);
+        self.shared.send_part(self.completion(part), width);
     }
 
     fn on_idle(&self) {
-        self.flush_requested.store(true, Ordering::Relaxed);
+        self.stage.set_idle(true);
         self.shared.on_idle();
     }
 }
@@ -468,34 +284,41 @@ pub(crate) trait StageList<'s, 'a, I, V, E, T> {
     /// How many there are.
     const LEN: usize;
 
-    /// Makes them, the last first, for what the last one makes to go on to `next`. Returns the first.
+    /// Makes them, the last first, so that what the last one makes goes on to `next`. Returns the first.
     fn through(
         self,
-        next: Arc<dyn Next<I, V> + 's>,
-        caller: &mut Caller<'a, I, T, E>,
-    ) -> Arc<dyn Next<I, ()> + 'a>;
+        next: Arc<dyn NextStage<I, V> + 's>,
+        made: &mut Made<'a, I, T, E>,
+    ) -> Arc<dyn NextStage<I, ()> + 'a>;
 }
 
-/// What stages share, and where the caller's half finds them.
-pub(crate) struct Caller<'a, I, T, E> {
+/// What stages share, and those that were made, the last first.
+pub(crate) struct Made<'a, I, T, E> {
     shared: Arc<Shared<I, T, E>>,
-    /// The last first.
-    handles: Vec<Arc<dyn StageHandle + 'a>>,
+    stages: Vec<Arc<dyn StageHandle + Send + Sync + 'a>>,
 }
 
-fn onward<'s, I, V, T, E>(
-    next: Arc<dyn Next<I, V> + 's>,
-    number: usize,
-    name: &str,
-    shared: &Arc<Shared<I, T, E>>,
-) -> ToNextStage<'s, I, V, T, E> {
-    ToNextStage {
-        shared: Arc::clone(shared),
-        number,
-        counters: Arc::new(StageCounters::new(name)),
-        flush_requested: AtomicBool::new(true),
-        next,
+impl<I, T, E> Made<'_, I, T, E> {
+    fn sink<'s, V>(
+        &self,
+        next: Arc<dyn NextStage<I, V> + 's>,
+        number: usize,
+        name: &str,
+    ) -> ToNextStage<'s, I, V, T, E> {
+        ToNextStage {
+            shared: Arc::clone(&self.shared),
+            stage: StageState::new(number, name),
+            next,
+        }
     }
+}
+
+/// The threads of a stage without a name are called `stage-0-0`, `stage-0-1` and so on.
+fn named<P>(mut spawner: Spawner<P>, number: usize) -> Spawner<P> {
+    if spawner.name.is_empty() {
+        spawner.name = format!("stage-{number}");
+    }
+    spawner
 }
 
 impl<'s, 'a, I, V, E, T, P, F> StageList<'s, 'a, I, V, E, T> for Stages<(), P, F, V>
@@ -512,19 +335,14 @@ where
 
     fn through(
         self,
-        next: Arc<dyn Next<I, V> + 's>,
-        caller: &mut Caller<'a, I, T, E>,
-    ) -> Arc<dyn Next<I, ()> + 'a> {
+        next: Arc<dyn NextStage<I, V> + 's>,
+        made: &mut Made<'a, I, T, E>,
+    ) -> Arc<dyn NextStage<I, ()> + 'a> {
         let f = self.function;
         let call = move |staged: &mut Staged<I, ()>| f(&staged.input);
-        let name = self.spawner.name.clone();
-        let stage = Arc::new(Stage::new(
-            0,
-            self.spawner,
-            call,
-            onward(next, 0, &name, &caller.shared),
-        ));
-        caller.handles.push(Arc::clone(&stage) as _);
+        let sink = made.sink(next, 0, &self.spawner.name);
+        let stage = Arc::new(Stage::new(named(self.spawner, 0), call, sink));
+        made.stages.push(Arc::clone(&stage) as _);
         stage
     }
 }
@@ -547,33 +365,32 @@ where
 
     fn through(
         self,
-        next: Arc<dyn Next<I, V> + 's>,
-        caller: &mut Caller<'a, I, T, E>,
-    ) -> Arc<dyn Next<I, ()> + 'a> {
+        next: Arc<dyn NextStage<I, V> + 's>,
+        made: &mut Made<'a, I, T, E>,
+    ) -> Arc<dyn NextStage<I, ()> + 'a> {
         let f = self.function;
         let call = move |staged: &mut Staged<I, U>| match &staged.value {
             Some(value) => f(value),
             None => unreachable!("the stage before has made it"),
         };
         let number = Self::LEN - 1;
-        let out = onward(next, number, &self.spawner.name, &caller.shared);
-        let stage = Arc::new(Stage::new(number, self.spawner, call, out));
-        caller.handles.push(Arc::clone(&stage) as _);
-        self.before.through(stage, caller)
+        let sink = made.sink(next, number, &self.spawner.name);
+        let stage = Arc::new(Stage::new(named(self.spawner, number), call, sink));
+        made.stages.push(Arc::clone(&stage) as _);
+        self.before.through(stage, made)
     }
 }
 
-/// The workers of all stages.
+/// All stages of a run.
 pub(crate) struct Pipeline<'a, I> {
-    first: Arc<dyn Next<I, ()> + 'a>,
-    /// The last first.
-    handles: Vec<Arc<dyn StageHandle + 'a>>,
+    first: Arc<dyn NextStage<I, ()> + 'a>,
+    stages: Vec<Arc<dyn StageHandle + Send + Sync + 'a>>,
 }
 
 impl<'a, I: Send + 'a> Pipeline<'a, I> {
     /// `last`: what calls the last function.
     pub(crate) fn new<'s, 'l, T, E, P, F, U, L, Q, G>(
-        stages: Stages<L, Q, G, U>,
+        before: Stages<L, Q, G, U>,
         spawner: Spawner<P>,
         last: F,
         shared: &Arc<Shared<I, T, E>>,
@@ -589,84 +406,41 @@ impl<'a, I: Send + 'a> Pipeline<'a, I> {
         T: Send + 's,
         E: fmt::Debug + Send + 's,
     {
-        let mut caller = Caller {
+        let number = <Stages<L, Q, G, U> as StageList<'l, 'a, I, U, E, T>>::LEN;
+        let sink = ToCaller {
             shared: Arc::clone(shared),
-            handles: Vec::new(),
+            stage: StageState::new(number, &spawner.name),
         };
-        let out = ToCaller {
+        let stage = Arc::new(Stage::new(named(spawner, number), last, sink));
+        let mut made = Made {
             shared: Arc::clone(shared),
-            number: <Stages<L, Q, G, U> as StageList<'l, 'a, I, U, E, T>>::LEN,
-            counters: Arc::new(StageCounters::new(&spawner.name)),
-            flush_requested: AtomicBool::new(true),
+            stages: vec![Arc::clone(&stage) as _],
         };
-        let stage = Arc::new(Stage::new(out.number, spawner, last, out));
-        caller.handles.push(Arc::clone(&stage) as _);
-        let first = stages.through(stage, &mut caller);
+        let first = before.through(stage, &mut made);
+        made.stages.reverse();
         Self {
             first,
-            handles: caller.handles,
+            stages: made.stages,
         }
     }
 }
 
 impl<I: Send, T: Send, E: Send> Dispatch<I, T, E> for Pipeline<'_, I> {
-    fn open(&mut self, _: usize, _: &str) -> usize {
-        self.handles.iter().map(|stage| stage.open()).sum()
-    }
-
     fn submit(&self, mut chunk: Box<Chunk<I, T, E>>) {
         let staged = |input| Staged { input, value: None };
-        let batch = Batch {
+        self.first.queue(Batch {
             first: chunk.first,
             attempts: chunk.attempts,
             delays: chunk.delays.take(),
             is_final: chunk.is_final,
             grain: chunk.grain,
             each_before: Duration::ZERO,
-            items: chunk.take_rest().map(|(_, input)| staged(input)).collect(),
-        };
-        self.first.queue(batch);
+            items: chunk.take_pending().map(|(_, it)| staged(it)).collect(),
+        });
     }
 
-    fn help(&self) -> bool {
-        // The last first: what is nearest to its end.
-        let mut current = self.handles.iter().filter(|stage| stage.is_current());
-        current.any(|stage| stage.help())
-    }
-
-    fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
-        self.handles.iter().any(|stage| stage.warm_up(is_over))
-    }
-
-    fn is_current(&self) -> bool {
-        self.handles.iter().any(|stage| stage.is_current())
-    }
-
-    fn flush(&self) {
-        self.handles.iter().rev().for_each(|stage| stage.flush());
-    }
-
-    fn close(&self) {
-        self.handles.iter().for_each(|stage| stage.close());
-    }
-
-    fn calls(&self) -> Vec<(Thread, Range<u64>)> {
-        self.handles
-            .iter()
-            .flat_map(|stage| stage.calls())
-            .collect()
-    }
-
-    fn stages(&self) -> Vec<Arc<StageCounters>> {
-        self.handles
-            .iter()
-            .rev()
-            .map(|stage| stage.counters())
-            .collect()
-    }
-
-    fn leave(self: Box<Self>) {
-        // The first first: its workers hand out what the others do.
-        self.handles.iter().rev().for_each(|stage| stage.leave());
+    fn stage(&self, number: usize) -> Option<&dyn StageHandle> {
+        let stage = self.stages.get(number)?;
+        Some(&**stage)
     }
 }

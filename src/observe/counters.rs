@@ -1,11 +1,11 @@
-//! The figures of a run, written by those who do the work and read by those who instruments.
+//! The snapshot of a run, written by those who do the work and read by those who instruments.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::observe::load::Load;
-use crate::task::Ending;
-use crate::util::bugs;
+use crate::ending::Ending;
+use crate::observe::report::Load;
+use crate::util::seeded_bugs;
 use crate::util::sync::atomic::{AtomicU64, Ordering};
 use crate::util::sync::now;
 
@@ -32,7 +32,7 @@ impl Running {
         self.go_on((call, index));
     }
 
-    /// A reader never takes an index for that of another call: in between there is none.
+    /// A observer never takes an index for that of another call: in between there is none.
     #[inline]
     pub(crate) fn go_on(&self, (call, index): Numbered) {
         self.index.store(index, Ordering::Release);
@@ -76,7 +76,7 @@ pub(crate) struct Counters {
     ended: OnceLock<Instant>,
 }
 
-// A reader must never see more completed than pulled, or more delivered than completed. So what counts
+// A observer must never see more completed than pulled, or more delivered than completed. So what counts
 // later in a task's life is read first, with an acquire that pairs with the writer's release.
 impl Counters {
     /// The run starts, over a source of this size, if that is known.
@@ -108,7 +108,7 @@ impl Counters {
     /// So many tasks came to their end, so many of them by a final failure.
     pub(crate) fn complete(&self, tasks: u64, failed: u64) {
         let succeeded = tasks - failed;
-        if !bugs::adds_in_two_steps(&self.succeeded, succeeded) {
+        if !seeded_bugs::adds_in_two_steps(&self.succeeded, succeeded) {
             self.succeeded.fetch_add(succeeded, Ordering::Release);
         }
         if failed > 0 {
@@ -154,7 +154,7 @@ impl Counters {
     }
 }
 
-/// A view of a run's figures that can be kept and sent to other threads; see
+/// A view of a run's snapshot that can be kept and sent to other threads; see
 /// [`MapTasks::progress`](crate::MapTasks::progress).
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -166,13 +166,13 @@ impl Progress {
         Self { counters }
     }
 
-    /// The figures as they are now.
+    /// The snapshot as they are now.
     pub fn snapshot(&self) -> Snapshot {
         self.counters.snapshot()
     }
 }
 
-/// The figures of a run at one moment.
+/// The snapshot of a run at one moment.
 ///
 /// While it runs, `failed ≤ completed ≤ pulled` in every snapshot. Figures are brought up to date once
 /// a chunk: for slow tasks that is once a task, for tiny ones about every 100 µs.
@@ -274,47 +274,6 @@ pub(crate) fn per_second(count: u64, time: Duration) -> f64 {
         0.0
     } else {
         count as f64 / time.as_secs_f64()
-    }
-}
-
-/// What the workers of a stage count, once a chunk.
-#[derive(Debug)]
-pub(crate) struct StageCounters {
-    name: String,
-    num_threads: AtomicU64,
-    nanos: AtomicU64,
-}
-
-impl StageCounters {
-    pub(crate) fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            num_threads: AtomicU64::new(0),
-            nanos: AtomicU64::new(0),
-        }
-    }
-
-    pub(crate) fn open(&self, num_threads: usize) {
-        self.num_threads
-            .store(num_threads as u64, Ordering::Relaxed);
-    }
-
-    /// A chunk took so long.
-    pub(crate) fn ran(&self, busy: Duration) {
-        self.nanos
-            .fetch_add(busy.as_nanos() as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(crate) fn num_threads(&self) -> usize {
-        self.num_threads.load(Ordering::Relaxed) as usize
-    }
-
-    pub(crate) fn busy(&self) -> Duration {
-        Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
     }
 }
 

@@ -77,7 +77,7 @@ pub(crate) struct ChunkInstrument<'a> {
 
 impl ChunkInstrument<'_> {
     /// Whether somebody watches each task.
-    pub(crate) fn is_close(&self) -> bool {
+    pub(crate) fn is_per_task(&self) -> bool {
         #[cfg(feature = "tracing")]
         if self.spans().is_some() {
             return true;

@@ -1,4 +1,4 @@
-//! The figures of a run for the `metrics` facade.
+//! The snapshot of a run for the `metrics` facade.
 
 use std::mem;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use metrics::{
     histogram,
 };
 
-use crate::observe::monitor::{Event, Reader};
+use crate::observe::monitor::{Event, Observer};
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -18,7 +18,7 @@ const IN_FLIGHT: &str = "futureproof_tasks_in_flight";
 const DURATION: &str = "futureproof_task_duration_seconds";
 
 /// Dispatch over what was added since the last time. Runs of the same name add up.
-pub(crate) fn reader(name: &str) -> Reader {
+pub(crate) fn observer(name: &str) -> Observer {
     describe_counter!(
         TASKS,
         Unit::Count,
@@ -36,17 +36,17 @@ pub(crate) fn reader(name: &str) -> Reader {
     let retries = counter!(RETRIES, "run" => run());
     let in_flight = gauge!(IN_FLIGHT, "run" => run());
     let mut last = (0, 0, 0, 0);
-    Reader::new(EVERY, move |figures, moment| {
+    Observer::new(EVERY, move |snapshot, event| {
         // After the end nothing is in flight, delivered or not.
-        let flying = if moment == Event::End {
+        let flying = if event == Event::End {
             0
         } else {
-            figures.in_flight()
+            snapshot.in_flight()
         };
         let now = (
-            figures.completed() - figures.failed(),
-            figures.failed(),
-            figures.retried(),
+            snapshot.completed() - snapshot.failed(),
+            snapshot.failed(),
+            snapshot.retried(),
             flying,
         );
         // A recorder may panic. What is added then is lost, and not added twice; the gauge comes first, as it

@@ -1,10 +1,8 @@
-//! What is known of a run while it runs and after it, and who is told.
+//! What is known of a run, while it runs and after it, and who is told.
 
 pub(crate) mod counters;
-pub(crate) mod failure_log;
 pub(crate) mod instrument;
-pub(crate) mod lines;
-pub(crate) mod load;
+pub(crate) mod log_lines;
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
 pub(crate) mod monitor;

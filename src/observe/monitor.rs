@@ -8,15 +8,13 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use crate::observe::counters::{Counters, Snapshot};
+use crate::util::TARGET;
 use crate::util::panics::{CatchDrop, catch_panic, drop_catching};
 use crate::util::sync::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::util::sync::now;
 use crate::util::sync::thread::{self, JoinHandle};
 
-/// The target of every log line of this crate.
-pub(crate) const TARGET: &str = "futureproof";
-
-/// When a reader is given the figures.
+/// When a observer is given the snapshot.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
     Start,
@@ -24,35 +22,35 @@ pub(crate) enum Event {
     End,
 }
 
-type Read = CatchDrop<Box<dyn FnMut(&Snapshot, Event) + Send>>;
+type Observe = CatchDrop<Box<dyn FnMut(&Snapshot, Event) + Send>>;
 
-/// Somebody who is given the figures at the start, at every interval of theirs, and at the end.
-pub(crate) struct Reader {
+/// Somebody who is given the snapshot at the start, at every interval of theirs, and at the end.
+pub(crate) struct Observer {
     pub(crate) every: Duration,
-    read: Read,
+    observe: Observe,
     /// When it is next their turn; `None` is never.
     due: Option<Instant>,
 }
 
-impl Reader {
+impl Observer {
     pub(crate) fn new(
         every: Duration,
-        read: impl FnMut(&Snapshot, Event) + Send + 'static,
+        observe: impl FnMut(&Snapshot, Event) + Send + 'static,
     ) -> Self {
         Self {
             every,
-            read: CatchDrop::new(Box::new(read)),
+            observe: CatchDrop::new(Box::new(observe)),
             due: None,
         }
     }
 
-    fn give(&mut self, figures: &Snapshot, moment: Event, time: Instant) {
-        catch_panic(|| (*self.read)(figures, moment));
+    fn tell(&mut self, snapshot: &Snapshot, event: Event, time: Instant) {
+        catch_panic(|| (*self.observe)(snapshot, event));
         self.due = time.checked_add(self.every);
     }
 }
 
-/// A running monitor. Dropping it gives the last figures and joins the thread.
+/// A running monitor. Dropping it gives the last snapshot and joins the thread.
 #[derive(Debug)]
 pub(crate) struct Monitor {
     // Nothing is sent: dropping the sender wakes the thread.
@@ -63,7 +61,7 @@ pub(crate) struct Monitor {
     name: String,
 }
 
-/// How long the end of a run waits for readers of its figures.
+/// How long the end of a run waits for observers of its snapshot.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Monitor {
@@ -71,9 +69,9 @@ impl Monitor {
     pub(crate) fn start(
         name: &str,
         counters: Arc<Counters>,
-        readers: Vec<Reader>,
+        observers: Vec<Observer>,
     ) -> io::Result<Option<Self>> {
-        if readers.is_empty() {
+        if observers.is_empty() {
             return Ok(None);
         }
         let (alive, stop) = bounded(0);
@@ -82,7 +80,7 @@ impl Monitor {
         let thread = thread::Builder::new()
             .name(format!("{name}-monitor"))
             .spawn(move || {
-                instruments(&stop, &counters, first, readers);
+                watch(&stop, &counters, first, observers);
                 drop::<Sender<Infallible>>(is_busy);
             })?;
         Ok(Some(Self {
@@ -95,7 +93,7 @@ impl Monitor {
 }
 
 impl Monitor {
-    /// Whether all readers have had the last figures; waits for them, but not for ever.
+    /// Whether all observers have had the last snapshot; waits for them, but not for ever.
     fn is_done(&self) -> bool {
         // There, time passes at random.
         cfg!(shuttle) || self.done.recv_deadline(now() + PATIENCE) != Err(RecvTimeoutError::Timeout)
@@ -124,24 +122,27 @@ impl Drop for Monitor {
     }
 }
 
-fn instruments(
+fn watch(
     stop: &Receiver<Infallible>,
     counters: &Counters,
     first: Snapshot,
-    mut readers: Vec<Reader>,
+    mut observers: Vec<Observer>,
 ) {
     let start = now();
-    readers
+    observers
         .iter_mut()
-        .for_each(|reader| reader.give(&first, Event::Start, start));
+        .for_each(|observer| observer.tell(&first, Event::Start, start));
     loop {
-        let ended = wait(stop, readers.iter().filter_map(|reader| reader.due).min());
-        let (figures, time) = (counters.snapshot(), now());
-        for reader in &mut readers {
+        let ended = wait(
+            stop,
+            observers.iter().filter_map(|observer| observer.due).min(),
+        );
+        let (snapshot, time) = (counters.snapshot(), now());
+        for observer in &mut observers {
             if ended {
-                reader.give(&figures, Event::End, time);
-            } else if reader.due.is_some_and(|due| due <= time) {
-                reader.give(&figures, Event::Tick, time);
+                observer.tell(&snapshot, Event::End, time);
+            } else if observer.due.is_some_and(|due| due <= time) {
+                observer.tell(&snapshot, Event::Tick, time);
             }
         }
         if ended {
@@ -149,7 +150,7 @@ fn instruments(
         }
     }
     // They hold values of the user's, and this may be the last that holds them.
-    drop_catching(readers);
+    drop_catching(observers);
 }
 
 /// Waits until the run ends (`true`) or `until` has come; `None` never comes.

@@ -10,8 +10,9 @@ use log::warn;
 use thread_local::ThreadLocal;
 
 use crate::observe::counters::{Numbered, Running};
-use crate::observe::monitor::{Event, Reader, TARGET};
+use crate::observe::monitor::{Event, Observer};
 use crate::task::in_stage;
+use crate::util::TARGET;
 use crate::util::sync::thread::{self, ThreadId};
 use crate::util::sync::{Mutex, MutexGuard, now};
 
@@ -129,12 +130,12 @@ struct Sighting {
 type Sightings = HashMap<(usize, u64), Sighting>;
 
 /// Warns of every task of the run called `name` that has been running for `after`, and again at each doubling.
-pub(crate) fn reader(name: &str, after: Duration, slots: Arc<WorkerSlots>) -> Reader {
+pub(crate) fn observer(name: &str, after: Duration, slots: Arc<WorkerSlots>) -> Observer {
     let after = after.max(Duration::from_millis(1));
     let name = name.to_owned();
     let mut sightings = Sightings::new();
-    Reader::new(after / 4, move |_, moment| {
-        if moment == Event::End {
+    Observer::new(after / 4, move |_, event| {
+        if event == Event::End {
             return;
         }
         for (worker, task, time) in overdue(&slots, &mut sightings, after, now()) {
@@ -282,7 +283,7 @@ mod tests {
 
     #[test]
     fn looks_four_times_as_often_as_it_may_warn_first() {
-        let every = |after| reader("", after, Arc::default()).every;
+        let every = |after| observer("", after, Arc::default()).every;
         assert_eq!((every(40 * MS), every(Duration::ZERO)), (10 * MS, MS / 4));
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::Spawn;
-use crate::observe::monitor::TARGET;
+use super::spawn::Spawn;
+use crate::util::TARGET;
 use crate::util::panics::catch_panic;
 use crate::util::sync::atomic::{AtomicUsize, Ordering};
 use crate::util::sync::rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder, max_num_threads};

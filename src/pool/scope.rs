@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rayon_core::ThreadPool;
 
-use super::Spawn;
 use super::own::{JoiningPool, Starter};
+use super::spawn::Spawn;
 
 /// Threads that runs can use to borrow from the stack; see [`scope`]. Functions can be given it:
 ///

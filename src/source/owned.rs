@@ -3,7 +3,7 @@
 use std::fmt;
 use std::iter::FusedIterator;
 
-use super::{Incoming, SourceOps};
+use super::ops::{Incoming, SourceOps};
 
 /// The source of a run whose function takes its items; see [`Futureproof::map_tasks_owned`](crate::Futureproof::map_tasks_owned).
 ///

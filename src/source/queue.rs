@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Incoming, SourceOps};
-use crate::builder::{Futureproof, FutureproofIterator};
-use crate::policy::ErrorPolicy;
+use super::ops::{Incoming, SourceOps};
 use crate::util::panics::drop_all_catching;
 use crate::util::sync::channel::Select;
 
@@ -170,16 +168,15 @@ pub struct QueueSource<T> {
 }
 
 impl<T> QueueSource<T> {
-    /// As [`FutureproofIterator::futureproof`], for a run that ends when the queue is empty and nothing is in flight.
-    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<QueueItems<T>> {
+    /// Every run over the queue has its own.
+    pub(crate) fn into_items(self) -> QueueItems<T> {
         let (waker, wakes) = bounded(1);
         self.queue.state().wakers.push(waker.clone());
-        let items = QueueItems {
+        QueueItems {
             queue: self.queue,
             waker,
             wakes,
-        };
-        items.futureproof(policy)
+        }
     }
 }
 
@@ -192,11 +189,6 @@ pub struct QueueItems<T> {
 }
 
 impl<T> QueueItems<T> {
-    /// As [`QueueSource::futureproof`]: for what is left in a [`Remainder`](crate::Remainder).
-    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
-        FutureproofIterator::futureproof(self, policy).with_ops(Self::OPS)
-    }
-
     pub(crate) const OPS: SourceOps<Self> = SourceOps {
         start: |_| (),
         incoming: |items| Some(items),

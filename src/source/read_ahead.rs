@@ -8,10 +8,8 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Incoming, SourceOps};
-use crate::builder::{Futureproof, FutureproofIterator};
+use super::ops::{Incoming, SourceOps};
 use crate::cancel::CancellationToken;
-use crate::policy::ErrorPolicy;
 use crate::util::panics::{CatchDrop, drop_catching};
 use crate::util::sync::channel::Select;
 
@@ -74,9 +72,9 @@ where
         Self { source, limit }
     }
 
-    /// As [`FutureproofIterator::futureproof`], followed by [`Futureproof::read_ahead`].
-    pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<ReadAhead<I>> {
-        self.source.futureproof(policy).read_ahead(self.limit)
+    /// The source, and how many items are read ahead.
+    pub(crate) fn into_parts(self) -> (I, usize) {
+        (self.source, self.limit)
     }
 }
 

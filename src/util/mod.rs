@@ -1,5 +1,8 @@
-//! What every floor uses.
+//! What every other file may use.
 
-pub(crate) mod bugs;
 pub(crate) mod panics;
+pub(crate) mod seeded_bugs;
 pub(crate) mod sync;
+
+/// The target of every log line of this crate.
+pub(crate) const TARGET: &str = "futureproof";

@@ -1,7 +1,8 @@
 //! Keeps panics of user code from getting out where they would do harm.
 //!
 //! rayon aborts the process when a job unwinds, and Rust aborts when a destructor panics during an
-//! unwind. So a user's value is buried, not just dropped, wherever either could happen.
+//! unwind. So wherever either could happen, a user's value is dropped by
+//! `drop_catching`.
 
 use std::mem;
 use std::ops::{Deref, DerefMut};
@@ -34,7 +35,7 @@ pub(crate) fn drop_all_catching<C: IntoIterator + Default>(values: &mut C) {
     }
 }
 
-/// A value that is buried when its owner goes.
+/// A value that is dropped by `drop_catching` when its owner goes.
 #[derive(Debug)]
 pub(crate) struct CatchDrop<V> {
     /// `Some` up to the drop.
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn bury_survives_payloads_of_payloads() {
+    fn a_drop_survives_payloads_of_payloads() {
         for charges in [1, DEPTH, 1_000] {
             drop_catching(bomb(charges));
             assert_eq!(CHARGES.get(), charges.saturating_sub(DEPTH + 1));
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn bury_all_drops_the_neighbours_of_a_bomb() {
+    fn the_neighbours_of_a_bomb_are_dropped() {
         let witness = std::rc::Rc::new(());
         let mut values: Vec<Box<dyn std::any::Any>> = vec![
             Box::new(witness.clone()),
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn contain_gives_the_result_or_nothing() {
+    fn catch_panic_gives_the_result_or_nothing() {
         assert_eq!(catch_panic(|| 7), Some(7));
         assert_eq!(catch_panic(|| -> i32 { panic_any(bomb(3)) }), None);
     }

@@ -1,4 +1,4 @@
-//! What a consumer sees of a run: an iterator, its last options, and its end.
+//! A run as its consumer sees it: an iterator, its last options, and its end.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -7,15 +7,43 @@ use std::time::Duration;
 
 use log::warn;
 
-use crate::engine::driver::MapTasks;
-use crate::engine::retry::RetryRule;
+use crate::ending::Ending;
+use crate::engine::driver::Driver;
 use crate::observe::counters::Progress;
-use crate::observe::monitor::TARGET;
 use crate::observe::report::Report;
-use crate::task::{Ending, Remainder, Task, TaskError};
+use crate::task::{Remainder, Task, TaskError};
+use crate::util::TARGET;
 use crate::util::panics::catch_panic;
 
+/// The finished tasks of a run, as an iterator; made by [`map_tasks`](crate::Futureproof::map_tasks).
+///
+/// Tasks come in the order in which they finish, or [in the source's](crate::Futureproof::ordered).
+/// The source is pulled only in `next`. Dropping this stops the run: calls of the function that run are
+/// waited for, and none starts. Only where it is dropped by one of its own tasks does it not wait.
+///
+/// Its type names neither the function nor the pool, so it can be a field or be returned:
+///
+/// ```
+/// use futureproof::{MapTasks, prelude::*};
+/// use std::{num::ParseIntError, ops::Range};
+///
+/// struct Job {
+///     tasks: MapTasks<'static, Range<u32>, String, ParseIntError>,
+/// }
+///
+/// let mut job = Job { tasks: (0..10).futureproof(Raise).map_tasks(|n| Ok(n.to_string())) };
+/// assert!(job.tasks.next().unwrap().is_ok());
+/// ```
+#[must_use = "iterator adaptors are lazy and do nothing unless consumed"]
+pub struct MapTasks<'a, I: Iterator, T, E> {
+    pub(crate) driver: Driver<'a, I, T, E>,
+}
+
 impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
+    pub(crate) fn new(driver: Driver<'a, I, T, E>) -> Self {
+        Self { driver }
+    }
+
     /// Tries an item again when the function returns `Err`: after the first of `delays`, then after the
     /// second, until one attempt succeeds or there is no further delay. The last error counts.
     ///
@@ -41,7 +69,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         delays: impl Fn() -> D + Send + 'a,
     ) -> Self {
         if self.can_retry() {
-            self.retry_rule().set_delays(delays);
+            self.driver.retry_rule().set_delays(delays);
         }
         self
     }
@@ -72,20 +100,20 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// ```
     pub fn retry_with(mut self, f: impl Fn(&E, u32) -> Option<Duration> + Send + 'a) -> Self {
         if self.can_retry() {
-            self.retry_rule().set_answer(f);
+            self.driver.retry_rule().set_answer(f);
         }
         self
     }
 
     /// Whether items can be tried again; if not, the log says so.
     fn can_retry(&self) -> bool {
-        if self.options.takes_items {
-            let title = self.options.title();
+        if self.driver.options.takes_items {
+            let title = self.driver.options.title();
             catch_panic(
                 || warn!(target: TARGET, "{title}: no task is tried again, as its function takes its item"),
             );
         }
-        !self.options.takes_items
+        !self.driver.options.takes_items
     }
 
     /// Tries only those errors again that `retryable` says are worth it. Without
@@ -102,14 +130,10 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(attempts, [3, 1]);
     /// ```
     pub fn retry_if(mut self, retryable: impl Fn(&E) -> bool + Send + 'a) -> Self {
-        if !self.options.takes_items {
-            self.retry_rule().set_judge(retryable);
+        if !self.driver.options.takes_items {
+            self.driver.retry_rule().set_judge(retryable);
         }
         self
-    }
-
-    fn retry_rule(&mut self) -> &mut RetryRule<'a, E> {
-        self.in_flight.retry_rule(self.options.title())
     }
 
     /// Chooses what the log says of a failure, where the policy logs it. Without this it is the error's
@@ -123,11 +147,11 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(run.flatten().count(), 1);
     /// ```
     pub fn describe(mut self, text: impl Fn(&TaskError<I::Item, E>) -> String + Send + 'a) -> Self {
-        self.failure_log.set_describe(text);
+        self.driver.failure_log.set_describe(text);
         self
     }
 
-    /// A handle on the run's figures, for another thread or for later.
+    /// A handle on the run's snapshot, for another thread or for later.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -137,7 +161,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(progress.snapshot().completed(), 10);
     /// ```
     pub fn progress(&self) -> Progress {
-        Progress::new(Arc::clone(self.in_flight.workers.counters()))
+        Progress::new(Arc::clone(self.driver.workers.counters()))
     }
 
     /// Where the time of the run went, so far or up to its end: whether the source, the workers or the consumer
@@ -150,7 +174,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(run.report().workers().len(), 2);
     /// ```
     pub fn report(&self) -> Report {
-        self.in_flight.report()
+        self.driver.workers.report()
     }
 
     /// How the run ended; `None` while it runs.
@@ -163,7 +187,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(run.ending(), Some(Ending::Exhausted));
     /// ```
     pub fn ending(&self) -> Option<Ending> {
-        self.how_it_ended()
+        self.driver.ending()
     }
 
     /// Stops the run, waits for the calls that run, and dispatch back all that was not delivered: results,
@@ -179,7 +203,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(delivered + left, 100);
     /// ```
     pub fn into_remainder(self) -> Remainder<I, T, E> {
-        self.take_remainder()
+        self.driver.into_remainder()
     }
 }
 
@@ -193,9 +217,9 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
     /// With the source's panic, and, at the first call, if the run's own threads cannot be had.
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        match self.next_fast() {
+        match self.driver.next_fast() {
             Some(task) => Some(Ok(task)),
-            None => self.next_slow(),
+            None => self.driver.next_slow(),
         }
     }
 
@@ -205,9 +229,9 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
         if self.ending().is_some() {
             return (0, Some(0));
         }
-        let in_flight = self.in_flight() as usize;
-        let (lower, upper) = self.source_hint();
-        let lower = if self.options.can_stop() {
+        let in_flight = self.driver.in_flight() as usize;
+        let (lower, upper) = self.driver.source_hint();
+        let lower = if self.driver.options.can_stop() {
             0
         } else {
             lower.saturating_add(in_flight)
@@ -221,10 +245,10 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
     {
         let mut result = init;
         loop {
-            while let Some(task) = self.next_fast() {
+            while let Some(task) = self.driver.next_fast() {
                 result = f(result, Ok(task));
             }
-            match self.next_slow() {
+            match self.driver.next_slow() {
                 Some(task) => result = f(result, task),
                 None => return result,
             }
@@ -237,8 +261,8 @@ impl<I: Iterator, T, E> FusedIterator for MapTasks<'_, I, T, E> {}
 impl<I: Iterator, T, E> fmt::Debug for MapTasks<'_, I, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MapTasks")
-            .field("policy", &self.options.policy)
-            .field("ordered", &self.options.ordered)
+            .field("policy", &self.driver.options.policy)
+            .field("ordered", &self.driver.options.ordered)
             .field("progress", &self.progress().snapshot())
             .field("ending", &self.ending())
             .finish_non_exhaustive()

@@ -1,23 +1,23 @@
 //! Bugs that are put in on purpose, to see that the tests find each of them.
 //!
-//! With the feature `seeded-bugs`, the environment variable `FUTUREPROOF_BUG` names the one that is there.
+//! Built with `--cfg seeded_bugs`, the crate has the one that the environment variable `FUTUREPROOF_BUG` names.
 
 use crate::util::sync::atomic::AtomicU64;
 
-#[cfg(feature = "seeded-bugs")]
+#[cfg(seeded_bugs)]
 pub(crate) fn has(bug: &str) -> bool {
     static BUG: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
     let there = BUG.get_or_init(|| std::env::var("FUTUREPROOF_BUG").ok());
     there.as_deref() == Some(bug)
 }
 
-#[cfg(not(feature = "seeded-bugs"))]
+#[cfg(not(seeded_bugs))]
 #[inline(always)]
 pub(crate) const fn has(_: &str) -> bool {
     false
 }
 
-/// Whether the chunk of this first item is lost on its way spawner.
+/// Whether the chunk that begins with this item is lost on its way back.
 pub(crate) fn loses(first: u64) -> bool {
     has("lost chunk") && first % 8 == 7
 }

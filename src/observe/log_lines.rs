@@ -1,35 +1,38 @@
-//! The monitor's lines in the log.
+//! The lines in the log: how a run is going, and what failed.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
-use log::{info, log_enabled};
+use log::{Level, info, log, log_enabled};
 
+use crate::ending::Ending;
 use crate::observe::counters::{Snapshot, per_second};
-use crate::observe::monitor::{Event, Reader, TARGET};
-use crate::task::Ending;
-use crate::util::panics::catch_panic;
+use crate::observe::monitor::{Event, Observer};
+use crate::task::TaskError;
+use crate::util::TARGET;
+use crate::util::panics::{CatchDrop, catch_panic};
 use crate::util::sync::now;
 
 /// Writes how the run called `name` is going, unless nobody would see it.
-pub(crate) fn reader(name: &str, every: Duration) -> Option<Reader> {
-    let is_logged = || log_enabled!(target: TARGET, log::Level::Info);
+pub(crate) fn observer(name: &str, every: Duration) -> Option<Observer> {
+    let is_logged = || log_enabled!(target: TARGET, Level::Info);
     if every.is_zero() || catch_panic(is_logged) != Some(true) {
         return None;
     }
     let name = name.to_owned();
-    // The figures of the last line, and when it was written.
+    // The snapshot of the last line, and when it was written.
     let mut last: Option<(Snapshot, Instant)> = None;
-    Some(Reader::new(every, move |figures, moment| {
+    Some(Observer::new(every, move |snapshot, event| {
         let time = now();
-        let text = match (moment, &last) {
-            (Event::End, _) => totals(figures),
-            (Event::Tick, Some((last, since))) => match figures.left() {
+        let text = match (event, &last) {
+            (Event::End, _) => totals(snapshot),
+            (Event::Tick, Some((last, since))) => match snapshot.left() {
                 Some(ending) => waits(ending),
-                None => line(figures, last, time - *since),
+                None => line(snapshot, last, time - *since),
             },
-            _ => format!("started{}", items(figures)),
+            _ => format!("started{}", items(snapshot)),
         };
-        last = Some((*figures, time));
+        last = Some((*snapshot, time));
         info!(target: TARGET, "{name}: {text}");
     }))
 }
@@ -105,6 +108,55 @@ fn duration(time: Duration) -> String {
     }
 }
 
+type Describe<'a, I, E> = Box<dyn Fn(&TaskError<I, E>) -> String + Send + 'a>;
+
+/// Writes failures to the log, in the words of the user's or of the error's `Debug`.
+pub(crate) struct FailureLog<'a, I, E> {
+    describe: Option<CatchDrop<Describe<'a, I, E>>>,
+    debug: fn(&E) -> String,
+}
+
+impl<'a, I, E> FailureLog<'a, I, E> {
+    pub(crate) fn new() -> Self
+    where
+        E: fmt::Debug,
+    {
+        Self {
+            describe: None,
+            debug: |error| format!("{error:?}"),
+        }
+    }
+
+    pub(crate) fn set_describe(&mut self, text: impl Fn(&TaskError<I, E>) -> String + Send + 'a) {
+        self.describe = Some(CatchDrop::new(Box::new(text)));
+    }
+
+    /// Writes one line, whatever panics on the way.
+    pub(crate) fn write(&self, title: &str, level: Level, error: &TaskError<I, E>) {
+        let text = catch_panic(|| self.text_of(error))
+            .unwrap_or_else(|| "(the error panicked when it was formatted)".into());
+        let attempts = match error.attempts() {
+            1 => String::new(),
+            attempts => format!(" after {attempts} attempts"),
+        };
+        let index = error.index();
+        catch_panic(
+            || log!(target: TARGET, level, "{title}: task {index} failed{attempts}: {text}"),
+        );
+    }
+
+    fn text_of(&self, error: &TaskError<I, E>) -> String {
+        match (&self.describe, error.error()) {
+            (Some(describe), _) => describe(error),
+            (None, Some(own)) => (self.debug)(own),
+            (None, None) => format!(
+                "panicked: {}",
+                error.panic_message().unwrap_or("(not a text)")
+            ),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,10 +196,10 @@ mod tests {
         counters.start(None);
         let report = Timings::default().report(Duration::from_secs(1), 1);
         counters.set_load(report.load());
-        let mut figures = counters.snapshot();
-        assert!(!totals(&figures).contains("limited"));
-        figures.set_elapsed(Duration::from_secs(1));
-        let line = totals(&figures);
+        let mut snapshot = counters.snapshot();
+        assert!(!totals(&snapshot).contains("limited"));
+        snapshot.set_elapsed(Duration::from_secs(1));
+        let line = totals(&snapshot);
         assert!(
             line.contains("; limited by the workers (workers busy 0 %"),
             "{line}"
@@ -172,10 +224,10 @@ mod tests {
         let counters = Counters::default();
         counters.start(Some(0));
         counters.end();
-        let figures = counters.snapshot();
-        let line = line(&figures, &figures, Duration::from_secs(2));
+        let snapshot = counters.snapshot();
+        let line = line(&snapshot, &snapshot, Duration::from_secs(2));
         assert!(line.ends_with("0 in flight, 0.0/s"), "{line}");
-        let line = totals(&figures);
+        let line = totals(&snapshot);
         assert!(line.ends_with("0 failed, 0.0/s"), "{line}");
     }
 }

@@ -1,0 +1,247 @@
+//! A chunk that a worker runs, as far as others may take from it.
+
+use std::mem;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use crate::engine::chunk::Chunk;
+use crate::engine::stop::Stop;
+use crate::observe::instrument::Instrument;
+use crate::util::sync::atomic::{AtomicBool, Ordering};
+use crate::util::sync::thread::{self, Thread};
+use crate::util::sync::{Mutex, MutexGuard, now};
+
+/// Where a worker and those who take from it meet. It is used again for chunk after chunk.
+#[derive(Debug)]
+pub(crate) struct OpenChunk<I, T, E> {
+    /// Held for a moment only, and never while user code runs.
+    state: Mutex<State<I, T, E>>,
+    /// Whether others want what is here: its worker then begins one item at a time.
+    is_wanted: AtomicBool,
+}
+
+#[derive(Debug)]
+pub(crate) struct State<I, T, E> {
+    /// What waits, and what has finished before what the worker is at. While no worker is here, the chunk in which the
+    /// next one will begin its items: the two change places.
+    chunk: Box<Chunk<I, T, E>>,
+    /// The index of the first item that waits.
+    next: u64,
+    /// When the chunk was begun, and up to when the time of its worker has been accounted for.
+    since: Instant,
+    accounted: Instant,
+    /// Who runs it; `None` if nobody does.
+    worker: Option<Thread>,
+    /// What was begun last.
+    begun: Range<u64>,
+}
+
+impl<I, T, E> OpenChunk<I, T, E> {
+    pub(crate) fn new() -> Self {
+        let now = now();
+        Self {
+            state: Mutex::new(State {
+                chunk: Box::new(Chunk::new()),
+                next: 0,
+                since: now,
+                accounted: now,
+                worker: None,
+                begun: 0..0,
+            }),
+            is_wanted: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State<I, T, E>> {
+        // Nothing that could panic is done under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This thread runs `chunk`: others see what waits in it, and its first item is begun. `since`: when the chunk that it
+    /// is a part of was begun, if it is one.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        mut chunk: Box<Chunk<I, T, E>>,
+        place: usize,
+        since: Option<Instant>,
+    ) -> Taken<I, T, E> {
+        let start = now();
+        let state = &mut *self.state();
+        mem::swap(&mut state.chunk, &mut chunk);
+        let whole = &mut state.chunk;
+        // What has finished gets the buffer of what waited here before.
+        if whole.inputs.capacity() < chunk.pending.capacity() {
+            mem::swap(&mut whole.inputs, &mut chunk.pending);
+        }
+        chunk.first = whole.first;
+        chunk.attempts = whole.attempts;
+        chunk.is_final = whole.is_final;
+        chunk.grain = whole.grain;
+        state.next = whole.first;
+        state.since = since.unwrap_or(start);
+        state.accounted = start;
+        state.worker = Some(thread::current());
+        state.begin(&mut chunk, 1);
+        self.set_wanted(since.is_some());
+        Taken {
+            chunk,
+            open: Arc::clone(self),
+            place,
+            is_part: since.is_some(),
+            start,
+        }
+    }
+
+    /// Whether others want what is here.
+    pub(crate) fn set_wanted(&self, is_wanted: bool) {
+        self.is_wanted.store(is_wanted, Ordering::Relaxed);
+    }
+}
+
+impl<I, T, E> State<I, T, E> {
+    /// How many items wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.chunk.pending.len()
+    }
+
+    /// When the chunk was begun.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Who runs it, and the indices of what was begun last.
+    pub(crate) fn call(&self) -> Option<(Thread, Range<u64>)> {
+        Some((self.worker.clone()?, self.begun.clone()))
+    }
+
+    /// Begins the next items, in `chunk`.
+    #[inline]
+    fn begin(&mut self, chunk: &mut Chunk<I, T, E>, count: usize) {
+        let pending = &mut self.chunk.pending;
+        chunk
+            .inputs
+            .extend(pending.drain(pending.len() - count..).rev());
+        self.begun = self.next..self.next + count as u64;
+        self.next = self.begun.end;
+    }
+
+    /// Takes what has finished, if there is something.
+    pub(crate) fn take_finished(&mut self) -> Option<Box<Chunk<I, T, E>>> {
+        // Where nobody works, there is nothing either.
+        if self.chunk.len() == 0 {
+            return None;
+        }
+        let mut finished = self.chunk.take_run();
+        self.account(&mut finished);
+        Some(finished)
+    }
+
+    /// Writes down who ran a part, and for how long.
+    fn account(&mut self, part: &mut Chunk<I, T, E>) {
+        let now = now();
+        part.busy = now - self.accounted;
+        part.worker = self.worker.as_ref().map(Thread::id);
+        self.accounted = now;
+    }
+
+    /// Takes half of what waits; the last item, if it is one.
+    pub(crate) fn split(&mut self) -> Option<Box<Chunk<I, T, E>>> {
+        let pending = &mut self.chunk.pending;
+        if pending.is_empty() {
+            return None;
+        }
+        let kept = pending.len() / 2;
+        let mut part = Box::new(Chunk::new());
+        let first = pending.split_off(pending.len() - kept);
+        part.pending = mem::replace(pending, first);
+        part.first = self.next + kept as u64;
+        part.attempts = self.chunk.attempts;
+        part.is_final = self.chunk.is_final;
+        part.each_before = self.chunk.each_before;
+        Some(part)
+    }
+}
+
+/// A chunk, or a part of one, that this thread runs. Its first item is begun: as long as a worker has something to run,
+/// it has an item that is not accounted for.
+pub(crate) struct Taken<I, T, E> {
+    /// What was begun.
+    pub(crate) chunk: Box<Chunk<I, T, E>>,
+    open: Arc<OpenChunk<I, T, E>>,
+    /// Where the run queue finds `open`.
+    place: usize,
+    /// Whether it was taken from a worker.
+    pub(crate) is_part: bool,
+    pub(crate) start: Instant,
+}
+
+impl<I, T, E> Taken<I, T, E> {
+    /// Makes room for the results.
+    pub(crate) fn reserve(&mut self) {
+        let chunk = &mut self.open.state().chunk;
+        chunk.reserve(1 + chunk.pending.len());
+    }
+
+    /// Runs what was begun. Returns whether more may follow.
+    #[inline]
+    pub(crate) fn run<F>(&mut self, f: &F, stop: &Stop, instrument: &impl Instrument) -> bool
+    where
+        F: Fn(&mut I) -> Result<T, E>,
+        E: std::fmt::Debug,
+    {
+        self.chunk.run(f, stop, &self.open.is_wanted, instrument)
+    }
+
+    /// Begins the next items. Returns whether there were any, and what has finished if a flush is requested.
+    #[inline]
+    pub(crate) fn advance(
+        &mut self,
+        width: usize,
+        is_flush_requested: impl FnOnce() -> bool,
+    ) -> (bool, Option<Box<Chunk<I, T, E>>>) {
+        let chunk = &mut *self.chunk;
+        let state = &mut *self.open.state();
+        let is_wanted = self.open.is_wanted.load(Ordering::Relaxed);
+        // Under the lock. Whoever requests a flush takes the lock after that: either it finds what is laid down
+        // here, or this sees the request.
+        let is_flush_requested = is_flush_requested();
+        // Those that were begun and not run, if there are any.
+        state.next -= chunk.give_up_begun(&mut state.chunk.pending) as u64;
+        let waiting = state.waiting();
+        if waiting == 0 {
+            // What was run last is not laid down: with it, its worker lets go of the function.
+            return (false, None);
+        }
+        // Whatever follows may hang, so what has finished must be found here.
+        state.chunk.append(chunk);
+        let part = if is_flush_requested {
+            state.take_finished()
+        } else {
+            None
+        };
+        // Fewer and fewer, and the last few one by one: others may have nothing left.
+        let count = if is_wanted || is_flush_requested {
+            1
+        } else {
+            chunk.grain.min(waiting.div_ceil(2 * width))
+        };
+        state.begin(chunk, count);
+        (true, part)
+    }
+
+    /// Nobody works on it any more. Returns all that was run, with what was not, and its place.
+    pub(crate) fn close(self) -> (Box<Chunk<I, T, E>>, usize) {
+        let state = &mut *self.open.state();
+        let mut chunk = self.chunk;
+        chunk.give_up_begun(&mut state.chunk.pending);
+        state.chunk.append(&mut chunk);
+        mem::swap(&mut state.chunk, &mut chunk);
+        if chunk.pending.is_empty() {
+            state.chunk.pending = mem::take(&mut chunk.pending);
+        }
+        state.account(&mut chunk);
+        state.worker = None;
+        (chunk, self.place)
+    }
+}

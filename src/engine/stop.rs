@@ -1,0 +1,279 @@
+//! What stops a run, and how its workers and its caller learn of it.
+//!
+//! Workers read this before each item, so it is a handful of relaxed loads. They may be relaxed because nothing is
+//! published through them: results travel under locks, and a stop that is seen one item later is still a stop.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use crate::cancel::CancellationToken;
+use crate::policy::ErrorPolicy;
+use crate::util::sync::atomic::{AtomicU64, Ordering};
+use crate::util::sync::now;
+
+/// Stops a run: by a failure, a token, a deadline, or because it is left.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    /// No item at or past this index starts.
+    limit: AtomicU64,
+    /// How many failures the run outlives; `None`: any number.
+    tolerated: Option<u64>,
+    /// In an ordered run, what comes before the failure that stops it still runs.
+    ordered: bool,
+    /// Final failures so far, and the highest index among them.
+    failures: AtomicU64,
+    highest: AtomicU64,
+    /// How many of them are on their way to the consumer, and how many have reached it.
+    handed_over: AtomicU64,
+    delivered: AtomicU64,
+    /// Each of them stops the run.
+    tokens: Vec<CancellationToken>,
+    /// A child of all `tokens`: the token of the tasks. It is cancelled when nobody waits for them any more.
+    tasks_token: CancellationToken,
+    /// The run's own deadline.
+    deadline: OnceLock<Instant>,
+}
+
+impl Stop {
+    pub(crate) fn new(policy: ErrorPolicy, ordered: bool, tokens: Vec<CancellationToken>) -> Self {
+        Self {
+            limit: AtomicU64::new(u64::MAX),
+            tolerated: policy.tolerated(),
+            ordered,
+            failures: AtomicU64::new(0),
+            highest: AtomicU64::new(0),
+            handed_over: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            tasks_token: CancellationToken::child_of(&tokens),
+            tokens,
+            deadline: OnceLock::new(),
+        }
+    }
+
+    /// The run starts, and may last so long.
+    pub(crate) fn start(&self, deadline: Option<Duration>) {
+        // A deadline past the end of time is none.
+        if let Some(deadline) = deadline.and_then(|after| now().checked_add(after)) {
+            let _ = self.deadline.set(deadline);
+            self.tasks_token.set_deadline(deadline);
+        }
+    }
+
+    /// No further call starts.
+    pub(crate) fn stop(&self) {
+        self.limit.store(0, Ordering::Relaxed);
+    }
+
+    /// Tells the tasks that run that nobody waits for them any more.
+    pub(crate) fn cancel_tasks(&self) {
+        self.tasks_token.cancel();
+    }
+
+    /// Whether the item at `index` may start.
+    pub(crate) fn allows(&self, index: u64) -> bool {
+        self.guard().allows(index)
+    }
+
+    /// The same question, for a loop that asks it before every item.
+    pub(crate) fn guard(&self) -> Guard<'_> {
+        Guard {
+            limit: &self.limit,
+            tokens: &self.tokens,
+            deadline: self.deadline.get().copied(),
+        }
+    }
+
+    /// No item at or past this index starts.
+    #[inline]
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether anything may still start.
+    #[inline]
+    pub(crate) fn may_go_on(&self) -> bool {
+        self.limit() > 0
+    }
+
+    /// Whether failures can stop the run, so that somebody waits for them.
+    pub(crate) fn awaits_failures(&self) -> bool {
+        self.tolerated.is_some()
+    }
+
+    /// A failure that no retry can mend has happened at `index`: stops the run if that is one too many.
+    pub(crate) fn failed(&self, index: u64) {
+        let Some(tolerated) = self.tolerated else {
+            return;
+        };
+        // Each read-modify-write is atomic by itself, and that is enough: whoever finds the count
+        // too high reads a `highest` that covers more failures than are tolerated.
+        self.highest.fetch_max(index, Ordering::AcqRel);
+        if self.failures.fetch_add(1, Ordering::AcqRel) < tolerated {
+            return;
+        }
+        let limit = match (self.ordered, tolerated) {
+            (false, _) => 0,
+            (true, 0) => index,
+            // The failure that is one too many, in the order of the source, is not past this one.
+            (true, _) => self.highest.load(Ordering::Acquire),
+        };
+        self.limit.fetch_min(limit, Ordering::Relaxed);
+    }
+
+    /// So many final failures are on their way to the consumer. If the run does not outlive them, its tasks are told;
+    /// but in an ordered run, what comes before the failure is wanted.
+    ///
+    /// Not earlier: a task that fails because it is told to stop must not arrive before the failure that stopped it.
+    pub(crate) fn handed_over(&self, failures: u64) {
+        if failures == 0 || self.ordered {
+            return;
+        }
+        let before = self.handed_over.fetch_add(failures, Ordering::AcqRel);
+        if self.is_too_many(before + failures) {
+            self.cancel_tasks();
+        }
+    }
+
+    /// The consumer gets a failure. Returns whether it ends the run.
+    pub(crate) fn delivered(&self) -> bool {
+        let before = self.delivered.fetch_add(1, Ordering::Relaxed);
+        self.is_too_many(before + 1)
+    }
+
+    fn is_too_many(&self, failures: u64) -> bool {
+        self.tolerated.is_some_and(|tolerated| failures > tolerated)
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.tokens.iter().any(CancellationToken::is_cancelled)
+    }
+
+    /// Whether the run's own deadline has passed. Reads the clock only if there is one.
+    pub(crate) fn is_late(&self) -> bool {
+        self.deadline
+            .get()
+            .is_some_and(|deadline| now() >= *deadline)
+    }
+
+    /// Whether the run is cut short from outside.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.is_cancelled() || self.is_late()
+    }
+
+    /// When the run is cut short: at its own deadline, or at that of a token.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.tasks_token.deadline()
+    }
+
+    pub(crate) fn tokens(&self) -> &[CancellationToken] {
+        &self.tokens
+    }
+
+    /// The tasks' own.
+    pub(crate) fn tasks_token(&self) -> &CancellationToken {
+        &self.tasks_token
+    }
+}
+
+/// What a worker looks at before each item.
+#[derive(Debug)]
+pub(crate) struct Guard<'a> {
+    limit: &'a AtomicU64,
+    tokens: &'a [CancellationToken],
+    deadline: Option<Instant>,
+}
+
+impl Guard<'_> {
+    /// Whether the item at `index` may start.
+    #[inline]
+    pub(crate) fn allows(&self, index: u64) -> bool {
+        index < self.limit.load(Ordering::Relaxed)
+            && !self.tokens.iter().any(CancellationToken::is_cancelled)
+            && self.deadline.is_none_or(|deadline| now() < deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::ErrorPolicy::{Ignore, Raise, Tolerate};
+
+    fn stop(policy: ErrorPolicy, ordered: bool) -> Stop {
+        Stop::new(policy, ordered, Vec::new())
+    }
+
+    #[test]
+    fn a_failure_past_the_tolerated_ones_stops_everything() {
+        let stop = stop(Tolerate(1), false);
+        stop.failed(10);
+        assert!(stop.allows(0) && stop.allows(1_000));
+        stop.failed(5);
+        assert!(!stop.allows(0));
+    }
+
+    #[test]
+    fn tasks_are_told_once_the_failure_is_on_its_way() {
+        let (once, in_order) = (stop(Tolerate(1), false), stop(Raise, true));
+        once.handed_over(1);
+        in_order.handed_over(5);
+        for stop in [&once, &in_order] {
+            assert!(!stop.tasks_token().is_cancelled());
+        }
+        once.handed_over(1);
+        assert!(once.tasks_token().is_cancelled() && !once.is_cancelled());
+    }
+
+    #[test]
+    fn the_failure_that_ends_the_run_is_the_one_after_the_tolerated() {
+        let stop = stop(Tolerate(2), false);
+        assert_eq!(
+            [(); 4].map(|()| stop.delivered()),
+            [false, false, true, true]
+        );
+    }
+
+    #[test]
+    fn in_order_what_comes_before_the_failure_still_runs() {
+        let stop = stop(Raise, true);
+        stop.failed(10);
+        assert!(stop.allows(9) && !stop.allows(10));
+        stop.failed(5);
+        assert!(stop.allows(4) && !stop.allows(5));
+        stop.failed(8);
+        assert!(!stop.allows(5));
+    }
+
+    #[test]
+    fn in_order_tolerated_failures_leave_room_for_each_other() {
+        let stop = stop(Tolerate(1), true);
+        stop.failed(10);
+        stop.failed(3);
+        // In order, 10 is the second failure.
+        assert!(stop.allows(9) && !stop.allows(10));
+    }
+
+    #[test]
+    fn any_number_is_tolerated_without_a_budget() {
+        let stop = stop(Ignore, false);
+        (0..100).for_each(|index| stop.failed(index));
+        assert!(stop.allows(0));
+        stop.stop();
+        assert!(!stop.allows(0));
+    }
+
+    #[test]
+    fn a_cancel_and_a_deadline_each_interrupt() {
+        let token = CancellationToken::new();
+        let cancelled = Stop::new(Ignore, false, vec![token.clone()]);
+        assert!(!cancelled.is_interrupted());
+        token.cancel();
+        assert!(cancelled.is_interrupted() && !cancelled.is_late());
+        assert!(cancelled.tasks_token().is_cancelled());
+        let early = stop(Ignore, false);
+        early.start(Some(Duration::from_secs(3_600)));
+        assert!(!early.is_interrupted() && early.allows(0));
+        let late = stop(Ignore, false);
+        late.start(Some(Duration::ZERO));
+        assert!(late.is_late() && late.is_interrupted() && !late.allows(0));
+    }
+}

@@ -1,0 +1,197 @@
+//! When the caller and the workers of a run wake each other, and when a worker hands over early.
+//!
+//! `README.md` tells for each place where a thread blocks why no wake-up is lost. All loads and stores are relaxed: they
+//! only decide how early something is told. What must not be missed is ordered by the locks of the queues.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use crate::util::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::util::sync::{hint, now, thread_local};
+
+/// What the caller and the workers tell each other while the run goes on.
+#[derive(Debug)]
+pub(crate) struct Wake {
+    /// The consumer waits, so results must not be held back.
+    flush_requested: AtomicBool,
+    /// Chunks that were submitted, and those that have come back.
+    submitted: AtomicU64,
+    completed: AtomicU64,
+    /// The number of the chunk that wakes a consumer that waits, when it comes back.
+    awaited: AtomicU64,
+    /// One more than the chunks that were submitted when a worker last found nothing to do.
+    starved_at: AtomicU64,
+}
+
+/// How long a worker without work spins before it says so.
+const SPIN: Duration = Duration::from_micros(20);
+
+thread_local! {
+    /// Whether this thread hands a job to a spawner at this moment.
+    static IS_SPAWNING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, this thread hands jobs to a spawner: what it runs meanwhile, it runs inline.
+pub(crate) struct Spawning {
+    before: bool,
+}
+
+impl Spawning {
+    pub(crate) fn new() -> Self {
+        let before = IS_SPAWNING.with(|it| it.replace(true));
+        Self { before }
+    }
+}
+
+impl Drop for Spawning {
+    fn drop(&mut self) {
+        IS_SPAWNING.with(|it| it.set(self.before));
+    }
+}
+
+impl Wake {
+    pub(crate) fn new() -> Self {
+        Self {
+            flush_requested: AtomicBool::new(false),
+            submitted: AtomicU64::new(0),
+            completed: AtomicU64::new(0),
+            awaited: AtomicU64::new(u64::MAX),
+            starved_at: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether results are to be handed over as soon as they are there.
+    pub(crate) fn is_flush_requested(&self) -> bool {
+        self.flush_requested.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn request_flush(&self, requested: bool) {
+        self.flush_requested.store(requested, Ordering::Relaxed);
+    }
+
+    /// A chunk is about to be submitted.
+    pub(crate) fn submit(&self) {
+        self.submitted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many chunks have been submitted.
+    pub(crate) fn submitted(&self) -> u64 {
+        self.submitted.load(Ordering::Relaxed)
+    }
+
+    /// A chunk has come back. Returns whether to wake the consumer: if it waits for this one, or if fewer chunks are
+    /// left than `width` workers can be busy with. Whoever has completed this one may go on with another for long.
+    pub(crate) fn complete(&self, width: usize) -> bool {
+        let completed = self.completed.fetch_add(1, Ordering::Relaxed) + 1;
+        let left = self.submitted().saturating_sub(completed);
+        completed >= self.awaited.load(Ordering::Relaxed) || left < width as u64
+    }
+
+    /// How many chunks have not come back.
+    pub(crate) fn outstanding(&self) -> usize {
+        let completed = self.completed.load(Ordering::Relaxed);
+        self.submitted().saturating_sub(completed) as usize
+    }
+
+    /// The consumer is about to wait, but not longer than until half of what is outstanding has come back.
+    pub(crate) fn begin_wait(&self) {
+        let awaited = self.submitted() - self.outstanding() as u64 / 2;
+        self.awaited.store(awaited, Ordering::Relaxed);
+    }
+
+    /// Whether the consumer waits, or is about to.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed) != u64::MAX
+    }
+
+    /// The consumer is awake.
+    pub(crate) fn end_wait(&self) {
+        self.awaited.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// A worker without work spins for a moment, and says so if none comes. `may_go_on`: whether anything may still start.
+    ///
+    /// A consumer that fills a chunk does not read the clock after each pull: that would cost more than a
+    /// tiny task. But it must notice when a pull takes long, or what it has pulled would wait for more
+    /// slow ones. Then the workers run out of work, and they have the time to notice.
+    pub(crate) fn spin_before_idle(&self, may_go_on: impl Fn() -> bool) {
+        // Where jobs run inline, it would be the caller who waits here for itself.
+        if IS_SPAWNING.with(Cell::get) {
+            return;
+        }
+        let submitted = self.submitted();
+        // Not by yielding: on a busy machine, a thread that yields is away for milliseconds.
+        let start = now();
+        while self.submitted() == submitted && may_go_on() {
+            // A consumer that waits has been woken, and must know at once when it goes on.
+            if self.is_awaited() || now() - start >= SPIN {
+                break;
+            }
+            hint::spin_loop();
+        }
+        // The latest counts, whoever is late to say so.
+        self.starved_at.fetch_max(submitted + 1, Ordering::Relaxed);
+    }
+
+    /// Whether a worker has found nothing to do since so many chunks were submitted.
+    #[inline]
+    pub(crate) fn is_starved(&self, submitted: u64) -> bool {
+        self.starved_at.load(Ordering::Relaxed) > submitted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_is_woken_at_half_of_what_is_outstanding() {
+        let wake = Wake::new();
+        (0..10).for_each(|_| wake.submit());
+        wake.begin_wait();
+        let wakes: Vec<bool> = (0..6).map(|_| wake.complete(1)).collect();
+        assert_eq!(wakes, [false, false, false, false, true, true]);
+        wake.end_wait();
+        assert!(!wake.complete(1));
+        assert!(wake.complete(3));
+    }
+
+    #[test]
+    fn a_worker_that_waits_in_vain_says_so() {
+        let wake = Wake::new();
+        wake.submit();
+        assert!(!wake.is_starved(1));
+        wake.spin_before_idle(|| true);
+        assert!(wake.is_starved(1));
+        wake.submit();
+        assert!(!wake.is_starved(2));
+    }
+
+    #[test]
+    fn whoever_is_late_to_say_so_hides_nobody() {
+        let wake = Wake::new();
+        (0..3).for_each(|_| wake.submit());
+        wake.spin_before_idle(|| true);
+        // Stored late: it was seen before the last two were submitted.
+        wake.starved_at.fetch_max(2, Ordering::Relaxed);
+        assert!(wake.is_starved(3));
+    }
+
+    #[test]
+    fn a_worker_that_finds_the_run_over_says_so_too() {
+        let wake = Wake::new();
+        wake.spin_before_idle(|| false);
+        assert!(wake.is_starved(0));
+    }
+
+    #[test]
+    fn a_consumer_that_waits_is_told_as_well() {
+        let wake = Wake::new();
+        wake.begin_wait();
+        assert!(wake.is_awaited());
+        wake.spin_before_idle(|| true);
+        assert!(wake.is_starved(0));
+        wake.end_wait();
+        assert!(!wake.is_awaited());
+    }
+}
