@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Request;
 use async_nats::client::RequestErrorKind;
-use async_nats::jetstream::message::Acker;
 use async_nats::jetstream::{self, AckKind};
-use async_nats::{HeaderMap, Request};
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::frame::{self, AnswerHead, Kind, NO, TaskHead};
-use crate::names::Names;
-use crate::station::Station;
+use crate::frame::{self, Kind};
+use crate::station::{Station, Wanted};
+use crate::task_message::Letter;
 
 /// How long a caller has to confirm before it is told again.
 const CONFIRM: Duration = Duration::from_secs(1);
@@ -21,92 +20,80 @@ const CONFIRM: Duration = Duration::from_secs(1);
 /// How long an answer is offered to a caller that is not there.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a task whose caller does not answer is put aside.
+const ASIDE: Duration = Duration::from_secs(5);
+
 /// Between two offers.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// Whether the caller still waits for a task.
-pub(crate) enum Wanted {
-    Yes,
-    No,
-    /// The caller does not answer.
-    Unknown,
-}
-
-/// A task as it came.
-pub(crate) struct Letter {
-    pub(crate) run: String,
-    pub(crate) head: TaskHead,
-    pub(crate) payload: Bytes,
-    /// How many workers took it, this one included.
-    pub(crate) deliveries: u64,
-    age: Duration,
-    acker: Arc<Acker>,
-}
-
-impl Letter {
-    /// What cannot be read gives its acknowledger back.
-    pub(crate) fn open(names: &Names, message: jetstream::Message) -> Result<Self, Box<Acker>> {
-        let (deliveries, published) = match message.info() {
-            Ok(info) => (info.delivered, info.published.unix_timestamp_nanos()),
-            Err(_) => return Err(Box::new(message.split().1)),
-        };
-        let (message, acker) = message.split();
-        let run = names.run(&message.subject);
-        let head = TaskHead::read(message.headers.as_ref());
-        let (Some(run), Some(head)) = (run, head) else {
-            return Err(Box::new(acker));
-        };
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let age = now.unwrap_or_default().as_nanos() as i128 - published;
-        Ok(Self {
-            run: run.to_owned(),
-            head,
-            payload: message.payload,
-            deliveries: deliveries.try_into().unwrap_or(1),
-            age: Duration::from_nanos(age.clamp(0, u64::MAX.into()) as u64),
-            acker: Arc::new(acker),
-        })
-    }
-
-    /// By our clock and the server's, which may differ: a hint only.
-    pub(crate) fn is_overdue(&self) -> bool {
-        self.age > self.head.deadline
-    }
-
-    pub(crate) async fn terminate(&self) {
-        let _ = self.acker.ack_with(AckKind::Term).await;
-    }
-
-    pub(crate) async fn put_aside(&self, time: Duration) {
-        let _ = self.acker.ack_with(AckKind::Nak(Some(time))).await;
-    }
-
-    fn answer_head(&self, station: &Station, kind: Kind) -> HeaderMap {
-        // The one that finds a task lost has not run it.
-        let deliveries = self.deliveries - u64::from(kind == Kind::Lost);
-        let head = AnswerHead {
-            id: self.head.id,
-            kind,
-            worker: station.worker.clone(),
-            deliveries,
-        };
-        head.write()
-    }
-}
-
 impl Station {
-    /// Asks the caller whether it still waits.
-    pub(crate) async fn ask(&self, letter: &Letter) -> Wanted {
-        let request = Request::new()
-            .headers(letter.answer_head(self, Kind::Wanted))
-            .payload(Bytes::new())
-            .timeout(Some(CONFIRM));
-        let subject = self.names.answers(&letter.run);
-        match self.client.send_request(subject, request).await {
-            Ok(word) if word.payload == NO => Wanted::No,
-            Ok(_) => Wanted::Yes,
-            Err(_) => Wanted::Unknown,
+    /// The next task to run; `None` when the worker is stopped.
+    pub(crate) async fn next(self: Arc<Self>) -> Option<Delivery> {
+        loop {
+            let message = self.next_message().await?;
+            if let Some(delivery) = self.admit(message).await {
+                return Some(delivery);
+            }
         }
+    }
+
+    /// Whether a task is to be run. What cannot be read, is not wanted or has killed too many is dealt with.
+    async fn admit(self: &Arc<Self>, message: jetstream::Message) -> Option<Delivery> {
+        let letter = match Letter::open(&self.names, message) {
+            Ok(letter) => letter,
+            Err(acker) => {
+                // There is nobody to tell.
+                self.counts.unreadable.add();
+                log::warn!(target: "futureproof", "{}: dropped a message that is no task", self.names.name());
+                let _ = acker.ack_with(AckKind::Term).await;
+                return None;
+            }
+        };
+        let suspect = self.is_suspect(&letter.run);
+        if letter.deliveries > 1 {
+            self.counts.redelivered.add();
+        }
+        if letter.deliveries > 1 || letter.is_overdue() || suspect {
+            match self.ask(&letter).await {
+                Wanted::Yes => self.clear(&letter.run),
+                Wanted::No => {
+                    self.counts.unwanted.add();
+                    letter.terminate().await;
+                    return None;
+                }
+                Wanted::Unknown if suspect && letter.is_overdue() => {
+                    // Its caller is gone. By two signs, as clocks of machines differ.
+                    self.counts.unwanted.add();
+                    letter.terminate().await;
+                    return None;
+                }
+                Wanted::Unknown if suspect || letter.is_overdue() => {
+                    self.suspect(&letter.run);
+                    letter.put_aside(ASIDE).await;
+                    return None;
+                }
+                // Its caller may be connecting again, as we have.
+                Wanted::Unknown => {}
+            }
+        }
+        let max_deliver = letter.head.max_deliver;
+        let too_large = letter.payload.len() > self.limits.max_item_bytes;
+        let delivery = Delivery::start(Arc::clone(self), letter);
+        if delivery.letter.deliveries > max_deliver {
+            self.counts.lost.add();
+            delivery.settle(Kind::Lost, Vec::new().into()).await;
+            return None;
+        }
+        if too_large {
+            self.counts.unreadable.add();
+            let reason = format!(
+                "the item has more than the {} bytes that this worker reads",
+                self.limits.max_item_bytes
+            );
+            delivery.settle(Kind::Decode, reason.into()).await;
+            return None;
+        }
+        Some(delivery)
     }
 }
 
@@ -152,7 +139,7 @@ impl Delivery {
             (kind, payload) = (Kind::Encode, reason.into());
         }
         let subject = station.names.answers(&self.letter.run);
-        let headers = self.letter.answer_head(station, kind);
+        let headers = self.letter.answer_head(&station.worker, kind);
         let finished = Instant::now();
         loop {
             let request = Request::new()

@@ -8,22 +8,19 @@ use std::time::Duration;
 use crate::error::SetupError;
 use crate::frame::MAX_DEADLINE;
 use crate::names::Names;
-use crate::remote::Remote;
+use crate::remote::{Remote, Signature};
 use crate::server::Link;
-
-/// The types of a function, of which no value is held.
-pub(crate) type Signature<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
 
 /// The options of a function that runs elsewhere, each with a default that is right for most.
 ///
 /// Made by [`Connection::function`](crate::Connection::function), finished by [`start`](Self::start).
 #[must_use = "nothing is called unless `start` makes a `Remote` of it"]
 pub struct Function<I, T, E> {
-    pub(crate) link: Arc<Link>,
-    pub(crate) name: String,
-    pub(crate) deadline: Duration,
-    pub(crate) max_deliver: u64,
-    pub(crate) max_queued: u32,
+    link: Arc<Link>,
+    name: String,
+    deadline: Duration,
+    max_deliver: u64,
+    max_queued: u32,
     types: Signature<I, T, E>,
 }
 
@@ -75,7 +72,13 @@ impl<I, T, E> Function<I, T, E> {
     /// If the name is not plain, or the server gives no queue.
     pub fn start(self) -> Result<Remote<I, T, E>, SetupError> {
         let names = Names::new(&self.name)?;
-        Remote::start(self, names)
+        Remote::start(
+            self.link,
+            names,
+            self.deadline,
+            self.max_deliver,
+            self.max_queued.into(),
+        )
     }
 }
 

@@ -3,6 +3,7 @@
 #![warn(missing_docs, missing_debug_implementations, unnameable_types)]
 
 mod background;
+mod connection;
 mod counters;
 mod delivery;
 mod desk;
@@ -19,13 +20,15 @@ mod remote;
 mod server;
 mod shape;
 mod station;
+mod task_message;
 #[cfg(feature = "tracing")]
 mod trace;
 mod worker;
 
+pub use connection::{Connection, connect};
 pub use counters::Counters;
 pub use error::{RemoteError, SetupError};
 pub use function::Function;
 pub use remote::{Answer, Remote, Stop};
-pub use server::{Connection, Server, connect};
+pub use server::Server;
 pub use worker::{Worker, WorkerStop, serve};

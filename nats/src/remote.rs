@@ -16,7 +16,6 @@ use crate::counters::Counters;
 use crate::desk::{Desk, NoReply, Reply};
 use crate::error::{RemoteError, SetupError};
 use crate::frame::{self, Kind, TaskHead};
-use crate::function::{Function, Signature};
 use crate::names::Names;
 use crate::queue;
 use crate::server::Link;
@@ -44,7 +43,10 @@ impl<T> Deref for Answer<T> {
     }
 }
 
-/// A function that workers run, ready to be called. Made by [`Function::start`].
+/// The types of a function, of which no value is held.
+pub(crate) type Signature<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
+
+/// A function that workers run, ready to be called. Made by [`Function::start`](crate::Function::start).
 ///
 /// Each call blocks its thread until the answer is there, so as many tasks are under way as threads call it:
 /// that is the run's `num_threads`.
@@ -65,13 +67,18 @@ struct Inner {
 }
 
 impl<I, T, E> Remote<I, T, E> {
-    pub(crate) fn start(options: Function<I, T, E>, names: Names) -> Result<Self, SetupError> {
-        let link = options.link;
+    pub(crate) fn start(
+        link: Arc<Link>,
+        names: Names,
+        deadline: Duration,
+        max_deliver: u64,
+        max_queued: i64,
+    ) -> Result<Self, SetupError> {
         let desk = Arc::new(Desk::new(
             link.client.clone(),
             link.context.clone(),
             names.clone(),
-            options.max_queued.into(),
+            max_queued,
         ));
         let starting = Arc::clone(&desk);
         let answers = link.background.wait(async move {
@@ -95,8 +102,8 @@ impl<I, T, E> Remote<I, T, E> {
         let receiver = background.spawn(Arc::clone(&desk).receive(answers));
         let inner = Inner {
             desk,
-            deadline: options.deadline,
-            max_deliver: options.max_deliver,
+            deadline,
+            max_deliver,
             receiver,
             link,
         };

@@ -2,21 +2,22 @@
 //! find the queue again when the server was away.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::Client;
 use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::{self, AckKind, Context};
+use async_nats::jetstream::{self, Context};
+use async_nats::{Client, Request};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::counters::WorkerCounts;
-use crate::delivery::{Delivery, Letter, Wanted};
-use crate::frame::Kind;
+use crate::frame::{Kind, NO};
 use crate::names::Names;
 use crate::queue::{self, Failure};
+use crate::task_message::Letter;
 
 /// How long a request for a task waits at the server before it is made again.
 const PULL: Duration = Duration::from_secs(5);
@@ -27,11 +28,19 @@ const TOO_SOON: Duration = Duration::from_millis(100);
 /// Between two attempts to find the queue again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// How long a task whose caller does not answer is put aside.
-const ASIDE: Duration = Duration::from_secs(5);
+/// How long a caller has to say whether it still waits.
+const CONFIRM: Duration = Duration::from_secs(1);
 
 /// Of so many callers it is remembered that they did not answer.
 const SUSPECTS: usize = 1024;
+
+/// Whether the caller still waits for a task.
+pub(crate) enum Wanted {
+    Yes,
+    No,
+    /// The caller does not answer.
+    Unknown,
+}
 
 pub(crate) struct Limits {
     pub(crate) lease: Duration,
@@ -103,8 +112,8 @@ impl Station {
             .clone()
     }
 
-    /// The next task to run; `None` when the worker is stopped.
-    pub(crate) async fn next(self: Arc<Self>) -> Option<Delivery> {
+    /// The next message of the queue; `None` when the worker is stopped.
+    pub(crate) async fn next_message(&self) -> Option<jetstream::Message> {
         let mut connects = self.connects.clone();
         let mut stopped = self.stopped.clone();
         loop {
@@ -118,11 +127,7 @@ impl Station {
                 Ok(()) = connects.changed() => continue,
             };
             match taken {
-                Ok(Some(message)) => {
-                    if let Some(delivery) = self.admit(message).await {
-                        return Some(delivery);
-                    }
-                }
+                Ok(Some(message)) => return Some(message),
                 Ok(None) if asked.elapsed() > TOO_SOON => {}
                 refused => {
                     if let Err(error) = refused {
@@ -164,73 +169,28 @@ impl Station {
         *restored = Instant::now();
     }
 
-    /// Whether a task is to be run. What cannot be read, is not wanted or has killed too many is dealt with.
-    async fn admit(self: &Arc<Self>, message: jetstream::Message) -> Option<Delivery> {
-        let letter = match Letter::open(&self.names, message) {
-            Ok(letter) => letter,
-            Err(acker) => {
-                // There is nobody to tell.
-                self.counts.unreadable.add();
-                log::warn!(target: "futureproof", "{}: dropped a message that is no task", self.names.name());
-                let _ = acker.ack_with(AckKind::Term).await;
-                return None;
-            }
-        };
-        let suspect = self.is_suspect(&letter.run);
-        if letter.deliveries > 1 {
-            self.counts.redelivered.add();
+    /// Asks the caller whether it still waits.
+    pub(crate) async fn ask(&self, letter: &Letter) -> Wanted {
+        let request = Request::new()
+            .headers(letter.answer_head(&self.worker, Kind::Wanted))
+            .payload(Bytes::new())
+            .timeout(Some(CONFIRM));
+        let subject = self.names.answers(&letter.run);
+        match self.client.send_request(subject, request).await {
+            Ok(word) if word.payload == NO => Wanted::No,
+            Ok(_) => Wanted::Yes,
+            Err(_) => Wanted::Unknown,
         }
-        if letter.deliveries > 1 || letter.is_overdue() || suspect {
-            match self.ask(&letter).await {
-                Wanted::Yes => self.clear(&letter.run),
-                Wanted::No => {
-                    self.counts.unwanted.add();
-                    letter.terminate().await;
-                    return None;
-                }
-                Wanted::Unknown if suspect && letter.is_overdue() => {
-                    // Its caller is gone. By two signs, as clocks of machines differ.
-                    self.counts.unwanted.add();
-                    letter.terminate().await;
-                    return None;
-                }
-                Wanted::Unknown if suspect || letter.is_overdue() => {
-                    self.suspect(&letter.run);
-                    letter.put_aside(ASIDE).await;
-                    return None;
-                }
-                // Its caller may be connecting again, as we have.
-                Wanted::Unknown => {}
-            }
-        }
-        let max_deliver = letter.head.max_deliver;
-        let too_large = letter.payload.len() > self.limits.max_item_bytes;
-        let delivery = Delivery::start(Arc::clone(self), letter);
-        if delivery.letter.deliveries > max_deliver {
-            self.counts.lost.add();
-            delivery.settle(Kind::Lost, Vec::new().into()).await;
-            return None;
-        }
-        if too_large {
-            self.counts.unreadable.add();
-            let reason = format!(
-                "the item has more than the {} bytes that this worker reads",
-                self.limits.max_item_bytes
-            );
-            delivery.settle(Kind::Decode, reason.into()).await;
-            return None;
-        }
-        Some(delivery)
     }
 
-    fn is_suspect(&self, run: &str) -> bool {
+    pub(crate) fn is_suspect(&self, run: &str) -> bool {
         self.suspects
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .contains_key(run)
     }
 
-    fn clear(&self, run: &str) {
+    pub(crate) fn clear(&self, run: &str) {
         self.suspects
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

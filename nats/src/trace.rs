@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use tracing::{debug, debug_span};
 
-use crate::delivery::Letter;
 use crate::outcome::message;
+use crate::task_message::Letter;
 
 /// Calls the user's function in the span of its task, and tells there how it went.
 ///
