@@ -11,22 +11,19 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::frame::{self, Kind};
-use crate::station::{Station, Wanted};
-use crate::task_message::Letter;
-
-/// How long a caller has to confirm before it is told again.
-const CONFIRM: Duration = Duration::from_secs(1);
+use crate::queue_consumer::{CONFIRM_TIMEOUT, CallerStatus, QueueConsumer};
+use crate::task_message::TaskMessage;
 
 /// How long an answer is offered to a caller that is not there.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CALLER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a task whose caller does not answer is put aside.
-const ASIDE: Duration = Duration::from_secs(5);
+const REDELIVERY_DELAY: Duration = Duration::from_secs(5);
 
 /// Between two offers.
-const AGAIN: Duration = Duration::from_millis(100);
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-impl Station {
+impl QueueConsumer {
     /// The next task to run; `None` when the worker is stopped.
     pub(crate) async fn next(self: Arc<Self>) -> Option<Delivery> {
         loop {
@@ -39,8 +36,8 @@ impl Station {
 
     /// Whether a task is to be run. What cannot be read, is not wanted or has killed too many is dealt with.
     async fn admit(self: &Arc<Self>, message: jetstream::Message) -> Option<Delivery> {
-        let letter = match Letter::open(&self.names, message) {
-            Ok(letter) => letter,
+        let task = match TaskMessage::parse(&self.names, message) {
+            Ok(task) => task,
             Err(acker) => {
                 // There is nobody to tell.
                 self.counts.unreadable.add();
@@ -49,37 +46,37 @@ impl Station {
                 return None;
             }
         };
-        let suspect = self.is_suspect(&letter.run);
-        if letter.deliveries > 1 {
+        let unresponsive = self.is_unresponsive(&task.run);
+        if task.deliveries > 1 {
             self.counts.redelivered.add();
         }
-        if letter.deliveries > 1 || letter.is_overdue() || suspect {
-            match self.ask(&letter).await {
-                Wanted::Yes => self.clear(&letter.run),
-                Wanted::No => {
+        if task.deliveries > 1 || task.is_overdue() || unresponsive {
+            match self.ask_caller(&task).await {
+                CallerStatus::Waiting => self.mark_responsive(&task.run),
+                CallerStatus::Gone => {
                     self.counts.unwanted.add();
-                    letter.terminate().await;
+                    task.terminate().await;
                     return None;
                 }
-                Wanted::Unknown if suspect && letter.is_overdue() => {
+                CallerStatus::Unknown if unresponsive && task.is_overdue() => {
                     // Its caller is gone. By two signs, as clocks of machines differ.
                     self.counts.unwanted.add();
-                    letter.terminate().await;
+                    task.terminate().await;
                     return None;
                 }
-                Wanted::Unknown if suspect || letter.is_overdue() => {
-                    self.suspect(&letter.run);
-                    letter.put_aside(ASIDE).await;
+                CallerStatus::Unknown if unresponsive || task.is_overdue() => {
+                    self.mark_unresponsive(&task.run);
+                    task.redeliver_after(REDELIVERY_DELAY).await;
                     return None;
                 }
                 // Its caller may be connecting again, as we have.
-                Wanted::Unknown => {}
+                CallerStatus::Unknown => {}
             }
         }
-        let max_deliver = letter.head.max_deliver;
-        let too_large = letter.payload.len() > self.limits.max_item_bytes;
-        let delivery = Delivery::start(Arc::clone(self), letter);
-        if delivery.letter.deliveries > max_deliver {
+        let max_deliver = task.head.max_deliver;
+        let too_large = task.payload.len() > self.limits.max_item_bytes;
+        let delivery = Delivery::start(Arc::clone(self), task);
+        if delivery.task.deliveries > max_deliver {
             self.counts.lost.add();
             delivery.settle(Kind::Lost, Vec::new().into()).await;
             return None;
@@ -99,19 +96,19 @@ impl Station {
 
 /// A task that is being run. Its lease is kept for as long as this lives, within the limit.
 pub(crate) struct Delivery {
-    pub(crate) letter: Letter,
-    station: Arc<Station>,
+    pub(crate) task: TaskMessage,
+    consumer: Arc<QueueConsumer>,
     taken: Instant,
-    keeper: JoinHandle<()>,
+    lease_renewal: JoinHandle<()>,
 }
 
 impl Delivery {
-    pub(crate) fn start(station: Arc<Station>, letter: Letter) -> Self {
-        let limit = station.limits.time_limit.unwrap_or(letter.head.deadline);
-        let every = station.lease() / 4;
+    pub(crate) fn start(consumer: Arc<QueueConsumer>, task: TaskMessage) -> Self {
+        let limit = consumer.limits.time_limit.unwrap_or(task.head.deadline);
+        let every = consumer.lease() / 4;
         let taken = Instant::now();
-        let acker = Arc::clone(&letter.acker);
-        let keeper = tokio::spawn(async move {
+        let acker = Arc::clone(&task.acker);
+        let lease_renewal = tokio::spawn(async move {
             loop {
                 sleep(every).await;
                 if taken.elapsed() > limit {
@@ -122,10 +119,10 @@ impl Delivery {
             }
         });
         Self {
-            letter,
-            station,
+            task,
+            consumer,
             taken,
-            keeper,
+            lease_renewal,
         }
     }
 
@@ -134,44 +131,44 @@ impl Delivery {
     /// Not before: an answer that is lost with a connection would be lost for good. Returns the kind of what was
     /// sent: an output that is too large is none.
     pub(crate) async fn settle(self, mut kind: Kind, mut payload: Bytes) -> Kind {
-        let station = &self.station;
-        if let Err(reason) = frame::check_length("output", &payload, &station.client) {
+        let consumer = &self.consumer;
+        if let Err(reason) = frame::check_length("output", &payload, &consumer.client) {
             (kind, payload) = (Kind::Encode, reason.into());
         }
-        let subject = station.names.answers(&self.letter.run);
-        let headers = self.letter.answer_head(&station.worker, kind);
+        let subject = consumer.names.answers(&self.task.run);
+        let headers = self.task.answer_head(&consumer.worker, kind);
         let finished = Instant::now();
         loop {
             let request = Request::new()
                 .headers(headers.clone())
                 .payload(payload.clone())
-                .timeout(Some(CONFIRM));
-            match station.client.send_request(subject.clone(), request).await {
+                .timeout(Some(CONFIRM_TIMEOUT));
+            match consumer.client.send_request(subject.clone(), request).await {
                 Ok(_) => {
-                    let _ = self.letter.acker.ack().await;
+                    let _ = self.task.acker.ack().await;
                     return kind;
                 }
                 Err(error) if error.kind() == RequestErrorKind::NoResponders => {
-                    if finished.elapsed() > PATIENCE {
+                    if finished.elapsed() > CALLER_TIMEOUT {
                         // It may be a caller that is gone. If it comes back, the task is run again.
-                        station.suspect(&self.letter.run);
-                        self.letter.put_aside(PATIENCE).await;
+                        consumer.mark_unresponsive(&self.task.run);
+                        self.task.redeliver_after(REDELIVERY_DELAY).await;
                         return kind;
                     }
                 }
                 // We are cut off ourselves, or the answer was lost on its way.
-                Err(_) if self.taken.elapsed() > self.letter.head.deadline + PATIENCE => {
+                Err(_) if self.taken.elapsed() > self.task.head.deadline + CALLER_TIMEOUT => {
                     return kind;
                 }
                 Err(_) => {}
             }
-            sleep(AGAIN).await;
+            sleep(RETRY_DELAY).await;
         }
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        self.keeper.abort();
+        self.lease_renewal.abort();
     }
 }

@@ -20,18 +20,18 @@ use crate::names::{CONSUMER, Names};
 const MAX_AGE: Duration = MAX_DEADLINE.saturating_add(Duration::from_secs(24 * 3600));
 
 /// How long the server remembers the ids of tasks, so that one that is sent twice is stored once.
-const DUPLICATES: Duration = Duration::from_secs(120);
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
 /// How many workers' threads may wait for a task, and how many tasks may be under way, in all.
 const MAX_WAITING: i64 = 8192;
-const MAX_UNDER_WAY: i64 = 65_536;
+const MAX_IN_FLIGHT: i64 = 65_536;
 
 /// How often the stream is asked for again, and the time between.
-const TRIES: u32 = 5;
-const BETWEEN: Duration = Duration::from_millis(50);
+const MAX_RETRIES: u32 = 5;
+const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// How long at most one waits before one makes a stream, in case others are about to.
-const STAGGER: Duration = Duration::from_millis(200);
+const MAX_RANDOM_DELAY: Duration = Duration::from_millis(200);
 
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
@@ -54,23 +54,23 @@ pub(crate) async fn stream(
         max_message_size: -1,
         max_consumers: -1,
         max_age: MAX_AGE,
-        duplicate_window: DUPLICATES,
+        duplicate_window: DUPLICATE_WINDOW,
         num_replicas: 1,
         ..Config::default()
     };
     if let Ok(stream) = context.get_stream(&config.name).await {
         return Ok(stream);
     }
-    stagger().await;
-    let mut tries = 0;
+    random_delay().await;
+    let mut retries = 0;
     loop {
         match context.get_or_create_stream(config.clone()).await {
             Ok(stream) => return Ok(stream),
             // Somebody else makes it at this moment, and the server says "in use" or "overlaps".
-            Err(error) if tries < TRIES => {
-                tries += 1;
+            Err(error) if retries < MAX_RETRIES => {
+                retries += 1;
                 log::debug!(target: "futureproof", "{}: no stream yet: {error}", names.name());
-                sleep(BETWEEN).await;
+                sleep(RETRY_DELAY).await;
             }
             Err(error) => return Err(error.into()),
         }
@@ -79,18 +79,18 @@ pub(crate) async fn stream(
 
 /// Workers are often started all at once, callers beside them. A server of 2.9 that is asked twice for the same
 /// stream at the same moment may end up with one that has lost its files.
-async fn stagger() {
+async fn random_delay() {
     let hash = RandomState::new().build_hasher().finish();
-    sleep(STAGGER.mul_f64(hash as f64 / u64::MAX as f64)).await;
+    sleep(MAX_RANDOM_DELAY.mul_f64(hash as f64 / u64::MAX as f64)).await;
 }
 
 /// Makes a stream anew that has lost its files, if it holds nothing.
-pub(crate) async fn renew(
+pub(crate) async fn recreate(
     context: &Context,
     names: &Names,
     max_queued: i64,
 ) -> Result<Stream, Failure> {
-    stagger().await;
+    random_delay().await;
     let mut there = context.get_stream(names.stream()).await?;
     if there.info().await?.state.messages == 0 {
         log::warn!(target: "futureproof", "{}: the server has lost the files of the queue, which is empty: making it anew", names.name());
@@ -100,7 +100,7 @@ pub(crate) async fn renew(
 }
 
 /// Whether a consumer could not be made as the server has lost the files of the stream, or cannot write any.
-pub(crate) fn is_without_files(failure: &Failure) -> bool {
+pub(crate) fn has_lost_files(failure: &Failure) -> bool {
     let error = failure.downcast_ref::<ConsumerError>();
     error.is_some_and(|error| match error.kind() {
         ConsumerErrorKind::JetStream(error) => error.error_code() == ErrorCode::CONSUMER_CREATE,
@@ -118,7 +118,7 @@ pub(crate) async fn consumer(stream: &Stream, lease: Duration) -> Result<PullCon
         // hear that a task was given up.
         max_deliver: -1,
         max_waiting: MAX_WAITING,
-        max_ack_pending: MAX_UNDER_WAY,
+        max_ack_pending: MAX_IN_FLIGHT,
         ..pull::Config::default()
     };
     let error = match stream.get_consumer(CONSUMER).await {

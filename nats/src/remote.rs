@@ -13,15 +13,15 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::counters::Counters;
-use crate::desk::{Desk, NoReply, Reply};
 use crate::error::{RemoteError, SetupError};
 use crate::frame::{self, Kind, TaskHead};
 use crate::names::Names;
+use crate::pending_calls::{NoReply, PendingCalls, Reply};
 use crate::queue;
 use crate::server::Link;
 
 /// How long a drop waits for the purge of what it leaves behind.
-const PURGE: Duration = Duration::from_secs(2);
+const PURGE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An output, with where it came from. It can be used as the output itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,7 +58,7 @@ pub struct Remote<I, T, E> {
 }
 
 struct Inner {
-    desk: Arc<Desk>,
+    pending: Arc<PendingCalls>,
     deadline: Duration,
     max_deliver: u64,
     receiver: JoinHandle<()>,
@@ -74,15 +74,15 @@ impl<I, T, E> Remote<I, T, E> {
         max_deliver: u64,
         max_queued: i64,
     ) -> Result<Self, SetupError> {
-        let desk = Arc::new(Desk::new(
+        let pending = Arc::new(PendingCalls::new(
             link.client.clone(),
             link.context.clone(),
             names.clone(),
             max_queued,
         ));
-        let starting = Arc::clone(&desk);
+        let starting = Arc::clone(&pending);
         let answers = link.background.wait(async move {
-            let Desk { context, names, .. } = &*starting;
+            let PendingCalls { context, names, .. } = &*starting;
             queue::stream(context, names, starting.max_queued).await?;
             let answers = starting
                 .client
@@ -99,9 +99,9 @@ impl<I, T, E> Remote<I, T, E> {
             source,
         })?;
         let background = link.background.handle();
-        let receiver = background.spawn(Arc::clone(&desk).receive(answers));
+        let receiver = background.spawn(Arc::clone(&pending).receive(answers));
         let inner = Inner {
-            desk,
+            pending,
             deadline,
             max_deliver,
             receiver,
@@ -115,13 +115,13 @@ impl<I, T, E> Remote<I, T, E> {
 
     /// What happened so far, to all calls of this function from here.
     pub fn counters(&self) -> Counters {
-        self.inner.desk.counts.read()
+        self.inner.pending.counts.read()
     }
 
     /// A handle that stops the function, and reads its counters, when `into_fn` has taken the function itself.
     pub fn stop_handle(&self) -> Stop {
         Stop {
-            desk: Arc::clone(&self.inner.desk),
+            pending: Arc::clone(&self.inner.pending),
             link: Arc::clone(&self.inner.link),
         }
     }
@@ -145,7 +145,7 @@ where
     ///
     /// The function's own error, and what keeps an answer from coming: see [`RemoteError`].
     pub fn call(&self, item: &I) -> Result<Answer<T>, RemoteError<E>> {
-        let result = self.exchange(item);
+        let result = self.send_and_wait(item);
         self.count(&result);
         result
     }
@@ -155,25 +155,25 @@ where
         move |item| self.call(item)
     }
 
-    fn exchange(&self, item: &I) -> Result<Answer<T>, RemoteError<E>> {
-        let Inner { desk, link, .. } = &*self.inner;
+    fn send_and_wait(&self, item: &I) -> Result<Answer<T>, RemoteError<E>> {
+        let Inner { pending, link, .. } = &*self.inner;
         let head = TaskHead {
-            id: desk.counts.calls.next(),
+            id: pending.counts.calls.next(),
             deadline: self.inner.deadline,
             max_deliver: self.inner.max_deliver,
         };
         let payload = frame::encode(item).map_err(RemoteError::Encode)?;
-        frame::check_length("item", &payload, &desk.client).map_err(RemoteError::Encode)?;
+        frame::check_length("item", &payload, &pending.client).map_err(RemoteError::Encode)?;
         // The run that this is a task of may be over before the answer comes.
         let (stop, stopped) = oneshot::channel();
         let _listener = CancellationToken::current().on_cancel(move || {
             let _ = stop.send(());
         });
-        // It holds the desk only: were the link dropped on its own background thread, that would wait for
+        // The future holds `PendingCalls` only: were the link dropped on its own background thread, that would wait for
         // itself.
         match link
             .background
-            .wait(Arc::clone(desk).call(head, payload, stopped))
+            .wait(Arc::clone(pending).call(head, payload, stopped))
         {
             Some(Ok(reply)) => read(reply),
             Some(Err(NoReply::Deadline)) => Err(RemoteError::Deadline),
@@ -187,7 +187,7 @@ where
     }
 
     fn count(&self, result: &Result<Answer<T>, RemoteError<E>>) {
-        let counts = &self.inner.desk.counts;
+        let counts = &self.inner.pending.counts;
         match result {
             Ok(answer) => {
                 counts.ok.add();
@@ -239,7 +239,7 @@ where
         }),
         Kind::Encode => Err(RemoteError::Encode(text())),
         Kind::Decode => Err(RemoteError::Decode(text())),
-        // The desk answers questions itself.
+        // `PendingCalls` answers questions itself.
         Kind::Wanted => Err(RemoteError::Decode(
             "a question in place of an answer".to_owned(),
         )),
@@ -249,10 +249,10 @@ where
 impl Drop for Inner {
     fn drop(&mut self) {
         self.receiver.abort();
-        if self.desk.has_leftovers() {
-            let desk = Arc::clone(&self.desk);
+        if self.pending.may_have_queued() {
+            let pending = Arc::clone(&self.pending);
             self.link.background.wait(async move {
-                let _ = tokio::time::timeout(PURGE, desk.purge()).await;
+                let _ = tokio::time::timeout(PURGE_TIMEOUT, pending.purge()).await;
             });
         }
     }
@@ -261,7 +261,7 @@ impl Drop for Inner {
 impl<I, T, E> fmt::Debug for Remote<I, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Remote")
-            .field("name", &self.inner.desk.names.name())
+            .field("name", &self.inner.pending.names.name())
             .field("counters", &self.counters())
             .finish_non_exhaustive()
     }
@@ -270,26 +270,26 @@ impl<I, T, E> fmt::Debug for Remote<I, T, E> {
 /// Stops a [`Remote`] from any thread, and reads its counters. Made by [`Remote::stop_handle`].
 #[derive(Clone)]
 pub struct Stop {
-    desk: Arc<Desk>,
+    pending: Arc<PendingCalls>,
     link: Arc<Link>,
 }
 
 impl Stop {
     /// Has all calls that wait return [`RemoteError::Stopped`], and every later one; purges what is queued.
     pub fn stop(&self) {
-        self.desk.stop(self.link.background.handle());
+        self.pending.stop(self.link.background.handle());
     }
 
     /// What happened so far.
     pub fn counters(&self) -> Counters {
-        self.desk.counts.read()
+        self.pending.counts.read()
     }
 }
 
 impl fmt::Debug for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stop")
-            .field("name", &self.desk.names.name())
+            .field("name", &self.pending.names.name())
             .finish_non_exhaustive()
     }
 }

@@ -12,7 +12,7 @@ use crate::frame::{AnswerHead, Kind, TaskHead};
 use crate::names::Names;
 
 /// A task as it came.
-pub(crate) struct Letter {
+pub(crate) struct TaskMessage {
     pub(crate) run: String,
     pub(crate) head: TaskHead,
     pub(crate) payload: Bytes,
@@ -22,9 +22,9 @@ pub(crate) struct Letter {
     pub(crate) acker: Arc<Acker>,
 }
 
-impl Letter {
+impl TaskMessage {
     /// What cannot be read gives its acknowledger back.
-    pub(crate) fn open(names: &Names, message: jetstream::Message) -> Result<Self, Box<Acker>> {
+    pub(crate) fn parse(names: &Names, message: jetstream::Message) -> Result<Self, Box<Acker>> {
         let (deliveries, published) = match message.info() {
             Ok(info) => (info.delivered, info.published.unix_timestamp_nanos()),
             Err(_) => return Err(Box::new(message.split().1)),
@@ -56,7 +56,7 @@ impl Letter {
         let _ = self.acker.ack_with(AckKind::Term).await;
     }
 
-    pub(crate) async fn put_aside(&self, time: Duration) {
+    pub(crate) async fn redeliver_after(&self, time: Duration) {
         let _ = self.acker.ack_with(AckKind::Nak(Some(time))).await;
     }
 

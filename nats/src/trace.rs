@@ -5,17 +5,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use tracing::{debug, debug_span};
 
 use crate::outcome::message;
-use crate::task_message::Letter;
+use crate::task_message::TaskMessage;
 
 /// Calls the user's function in the span of its task, and tells there how it went.
 ///
 /// A caller, and every worker that the task is delivered to, knows it by `run` and `id`.
 pub(crate) fn call<T, E>(
     function: &str,
-    letter: &Letter,
+    task: &TaskMessage,
     f: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
-    let (run, id, deliveries) = (&*letter.run, letter.head.id, letter.deliveries);
+    let (run, id, deliveries) = (&*task.run, task.head.id, task.deliveries);
     let span = debug_span!(target: "futureproof", "task", function, run, id, deliveries);
     let _inside = span.entered();
     let result = catch_unwind(AssertUnwindSafe(f));

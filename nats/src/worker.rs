@@ -9,11 +9,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::error::SetupError;
-use crate::monitor::{count, monitor, tell};
+use crate::monitor::{count_finished, log_counts, monitor};
 use crate::names::Names;
 use crate::outcome::answer;
+use crate::queue_consumer::{Limits, QueueConsumer};
 use crate::server::{Link, Server};
-use crate::station::{Limits, Station};
 #[cfg(feature = "tracing")]
 use crate::trace;
 
@@ -178,14 +178,14 @@ impl Worker {
         let names = Names::new(&self.name)?;
         let link = Link::open(&self.server)?;
         let background = &link.background;
-        let worker = self.id.unwrap_or_else(who);
-        let station = background.wait({
+        let worker = self.id.unwrap_or_else(default_id);
+        let consumer = background.wait({
             let parts = (
                 link.client.clone(),
                 link.context.clone(),
                 link.connects.clone(),
             );
-            Station::open(
+            QueueConsumer::open(
                 parts,
                 names.clone(),
                 worker,
@@ -193,8 +193,8 @@ impl Worker {
                 self.stop.subscribe(),
             )
         });
-        let station = station.ok_or_else(SetupError::ended)?;
-        let station = Arc::new(station.map_err(|source| SetupError::Queue {
+        let consumer = consumer.ok_or_else(SetupError::ended)?;
+        let consumer = Arc::new(consumer.map_err(|source| SetupError::Queue {
             address: link.address.clone(),
             name: names.name().to_owned(),
             source,
@@ -212,17 +212,17 @@ impl Worker {
         };
         let monitor = background
             .handle()
-            .spawn(monitor(Arc::clone(&station), self.monitor));
-        log::info!(target: "futureproof", "{}: {} works on {threads} threads", names.name(), station.worker);
+            .spawn(monitor(Arc::clone(&consumer), self.monitor));
+        log::info!(target: "futureproof", "{}: {} works on {threads} threads", names.name(), consumer.worker);
         let work = || {
-            while let Some(Some(delivery)) = background.wait(Arc::clone(&station).next()) {
-                station.counts.running.add();
-                let run = |item: &I| station.counts.time(|| f(item));
+            while let Some(Some(delivery)) = background.wait(Arc::clone(&consumer).next()) {
+                consumer.counts.running.add();
+                let run = |item: &I| consumer.counts.time(|| f(item));
                 #[cfg(feature = "tracing")]
-                let run = |item: &I| trace::call(names.name(), &delivery.letter, || run(item));
-                let (kind, payload) = answer(&run, &delivery.letter.payload);
+                let run = |item: &I| trace::call(names.name(), &delivery.task, || run(item));
+                let (kind, payload) = answer(&run, &delivery.task.payload);
                 let sent = background.wait(delivery.settle(kind, payload));
-                count(&station, sent.unwrap_or(kind));
+                count_finished(&consumer, sent.unwrap_or(kind));
             }
         };
         let ended = std::thread::scope(|scope| {
@@ -240,7 +240,7 @@ impl Worker {
             Ok(())
         });
         monitor.abort();
-        tell(&station, "stopped");
+        log_counts(&consumer, "stopped");
         // The last acknowledgements leave before the connection is closed.
         let client = link.client.clone();
         background.wait(async move {
@@ -275,7 +275,7 @@ impl WorkerStop {
 }
 
 /// Host and process.
-fn who() -> String {
+fn default_id() -> String {
     let host = std::fs::read_to_string("/etc/hostname").ok();
     let host = host.or_else(|| std::env::var("COMPUTERNAME").ok());
     let host: String = host
@@ -303,7 +303,7 @@ fn stop_on_signals(stop: watch::Sender<bool>) -> std::io::Result<()> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            asked_to_stop(&stop, first);
+            on_signal(&stop, first);
         }
     });
     Ok(())
@@ -314,7 +314,7 @@ fn stop_on_signals(stop: watch::Sender<bool>) -> std::io::Result<()> {
     tokio::spawn(async move {
         for first in [true, false] {
             if tokio::signal::ctrl_c().await.is_ok() {
-                asked_to_stop(&stop, first);
+                on_signal(&stop, first);
             }
         }
     });
@@ -322,7 +322,7 @@ fn stop_on_signals(stop: watch::Sender<bool>) -> std::io::Result<()> {
 }
 
 /// Once is a request; twice is somebody who does not want to wait for a task that hangs.
-fn asked_to_stop(stop: &watch::Sender<bool>, first: bool) {
+fn on_signal(stop: &watch::Sender<bool>, first: bool) {
     if first {
         log::info!(target: "futureproof", "asked to stop: finishing what runs; once more ends it at once");
         stop.send_replace(true);

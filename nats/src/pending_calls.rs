@@ -21,7 +21,7 @@ use crate::names::Names;
 use crate::queue;
 
 /// Between two looks at whether the connection or the stream is back.
-const RETRY: Duration = Duration::from_millis(50);
+const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 pub(crate) struct Reply {
     pub(crate) head: AnswerHead,
@@ -37,7 +37,7 @@ pub(crate) enum NoReply {
 }
 
 /// The tasks of one run that wait for an answer.
-pub(crate) struct Desk {
+pub(crate) struct PendingCalls {
     pub(crate) client: Client,
     pub(crate) context: Context,
     pub(crate) names: Names,
@@ -47,11 +47,11 @@ pub(crate) struct Desk {
     pub(crate) counts: CallerCounts,
     pub(crate) stopped: watch::Sender<bool>,
     /// Whether something may lie in the queue that nobody waits for.
-    leftovers: AtomicBool,
+    may_have_queued: AtomicBool,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
 }
 
-impl Desk {
+impl PendingCalls {
     pub(crate) fn new(client: Client, context: Context, names: Names, max_queued: i64) -> Self {
         let inbox = client.new_inbox();
         let unique = inbox.rsplit('.').next().unwrap_or_default();
@@ -63,7 +63,7 @@ impl Desk {
             names,
             max_queued,
             stopped: watch::Sender::new(false),
-            leftovers: AtomicBool::new(false),
+            may_have_queued: AtomicBool::new(false),
             waiting: Mutex::default(),
         }
     }
@@ -75,15 +75,15 @@ impl Desk {
     /// Receives answers and questions for as long as the subscription lives.
     pub(crate) async fn receive(self: Arc<Self>, mut answers: Subscriber) {
         while let Some(message) = answers.next().await {
-            let word = self.take(&message);
+            let confirmation = self.handle(&message);
             if let Some(reply) = message.reply {
-                let _ = self.client.publish(reply, word).await;
+                let _ = self.client.publish(reply, confirmation).await;
             }
         }
     }
 
     /// Takes one message, and says what the worker is to hear.
-    fn take(&self, message: &Message) -> Bytes {
+    fn handle(&self, message: &Message) -> Bytes {
         let Some(head) = AnswerHead::read(message.headers.as_ref()) else {
             log::warn!(target: "futureproof", "{}: an answer that cannot be read", self.names.name());
             return NO;
@@ -119,7 +119,7 @@ impl Desk {
         let sequence = AtomicU64::new(0);
         let result = tokio::select! {
             biased;
-            // The desk holds the other end until this call ends.
+            // `waiting` holds the other end until this call ends.
             Ok(reply) = &mut answer => Ok(reply),
             _ = all_stopped.wait_for(|stopped| *stopped) => Err(NoReply::Stopped),
             Ok(()) = stopped => Err(NoReply::Stopped),
@@ -128,7 +128,7 @@ impl Desk {
         };
         self.waiting().remove(&head.id);
         if matches!(result, Err(NoReply::Deadline | NoReply::Stopped)) {
-            self.take_back(head.id, sequence.into_inner());
+            self.withdraw(head.id, sequence.into_inner());
         }
         result
     }
@@ -162,30 +162,30 @@ impl Desk {
                 }
                 Err(error) => {
                     log::debug!(target: "futureproof", "{}: not stored: {error}", self.names.name());
-                    match refusal(&error) {
-                        Refusal::Full => return NoReply::QueueFull,
-                        Refusal::Final(reason) => return NoReply::Transport(reason),
-                        Refusal::NoStream => {
-                            sleep(RETRY).await;
+                    match publish_failure(&error) {
+                        PublishFailure::Full => return NoReply::QueueFull,
+                        PublishFailure::Final(reason) => return NoReply::Transport(reason),
+                        PublishFailure::NoStream => {
+                            sleep(RETRY_DELAY).await;
                             // The server lost it, with its disk for example.
                             let _ =
                                 queue::stream(&self.context, &self.names, self.max_queued).await;
                         }
-                        Refusal::Away => sleep(RETRY).await,
+                        PublishFailure::Unavailable => sleep(RETRY_DELAY).await,
                     }
                 }
             }
             // One copy waits for the connection to come back, not one for each second.
             while self.client.connection_state() != State::Connected {
-                sleep(RETRY).await;
+                sleep(RETRY_DELAY).await;
             }
         }
     }
 
     /// Takes a task out of the queue that nobody waits for. If it runs already, its answer is dropped.
-    fn take_back(&self, id: u64, sequence: u64) {
+    fn withdraw(&self, id: u64, sequence: u64) {
         // Should it fail, or the program end before it is done.
-        self.leftovers.store(true, Ordering::Relaxed);
+        self.may_have_queued.store(true, Ordering::Relaxed);
         // A stop takes all of them back at once.
         if sequence == 0 || *self.stopped.borrow() {
             return;
@@ -212,14 +212,14 @@ impl Desk {
         if self.stopped.send_replace(true) {
             return;
         }
-        self.leftovers.store(true, Ordering::Relaxed);
-        let desk = Arc::clone(self);
-        background.spawn(async move { desk.purge().await });
+        self.may_have_queued.store(true, Ordering::Relaxed);
+        let pending = Arc::clone(self);
+        background.spawn(async move { pending.purge().await });
     }
 
     /// Whether a purge would find something.
-    pub(crate) fn has_leftovers(&self) -> bool {
-        self.leftovers.load(Ordering::Relaxed)
+    pub(crate) fn may_have_queued(&self) -> bool {
+        self.may_have_queued.load(Ordering::Relaxed)
     }
 
     pub(crate) async fn purge(&self) {
@@ -244,37 +244,39 @@ impl Desk {
 
 /// What a publish that failed means for the task.
 #[derive(Debug, PartialEq)]
-enum Refusal {
+enum PublishFailure {
     Full,
     Final(String),
     NoStream,
-    Away,
+    Unavailable,
 }
 
-fn refusal(error: &PublishError) -> Refusal {
+fn publish_failure(error: &PublishError) -> PublishFailure {
     match error.kind() {
-        PublishErrorKind::StreamNotFound => return Refusal::NoStream,
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => return Refusal::Away,
+        PublishErrorKind::StreamNotFound => return PublishFailure::NoStream,
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
+            return PublishFailure::Unavailable;
+        }
         _ => {}
     }
     let server = error
         .source()
         .and_then(|source| source.downcast_ref::<jetstream::Error>());
     let Some(server) = server else {
-        return Refusal::Final(error.to_string());
+        return PublishFailure::Final(error.to_string());
     };
     let text = server.to_string();
     let full = text.contains("maximum messages") || text.contains("maximum bytes");
     let is_store = server.error_code() == ErrorCode::STREAM_STORE_FAILED;
     if full && is_store {
-        Refusal::Full
+        PublishFailure::Full
     } else if is_store && text.contains("no such file") {
         // A worker makes it anew.
-        Refusal::Away
+        PublishFailure::Unavailable
     } else if server.code() == 503 && !is_store {
         // Not ready yet, as after a start.
-        Refusal::Away
+        PublishFailure::Unavailable
     } else {
-        Refusal::Final(text)
+        PublishFailure::Final(text)
     }
 }

@@ -17,27 +17,27 @@ use crate::counters::WorkerCounts;
 use crate::frame::{Kind, NO};
 use crate::names::Names;
 use crate::queue::{self, Failure};
-use crate::task_message::Letter;
+use crate::task_message::TaskMessage;
 
 /// How long a request for a task waits at the server before it is made again.
-const PULL: Duration = Duration::from_secs(5);
+const PULL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request that ends sooner than this without a task was refused.
-const TOO_SOON: Duration = Duration::from_millis(100);
+const MIN_PULL: Duration = Duration::from_millis(100);
 
 /// Between two attempts to find the queue again.
-const RETRY: Duration = Duration::from_millis(200);
+const RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// How long a caller has to say whether it still waits.
-const CONFIRM: Duration = Duration::from_secs(1);
+pub(crate) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Of so many callers it is remembered that they did not answer.
-const SUSPECTS: usize = 1024;
+const MAX_UNRESPONSIVE: usize = 1024;
 
 /// Whether the caller still waits for a task.
-pub(crate) enum Wanted {
-    Yes,
-    No,
+pub(crate) enum CallerStatus {
+    Waiting,
+    Gone,
     /// The caller does not answer.
     Unknown,
 }
@@ -50,7 +50,7 @@ pub(crate) struct Limits {
     pub(crate) time_limit: Option<Duration>,
 }
 
-pub(crate) struct Station {
+pub(crate) struct QueueConsumer {
     pub(crate) client: Client,
     context: Context,
     connects: watch::Receiver<u64>,
@@ -64,19 +64,19 @@ pub(crate) struct Station {
     consumer: Mutex<PullConsumer>,
     restored: AsyncMutex<Instant>,
     /// Callers that did not answer, by run, and since when.
-    suspects: Mutex<HashMap<String, Instant>>,
+    unresponsive: Mutex<HashMap<String, Instant>>,
 }
 
-impl Station {
+impl QueueConsumer {
     pub(crate) async fn open(
-        link: (Client, Context, watch::Receiver<u64>),
+        connection: (Client, Context, watch::Receiver<u64>),
         names: Names,
         worker: String,
         limits: Limits,
         stopped: watch::Receiver<bool>,
     ) -> Result<Self, Failure> {
-        let (client, context, connects) = link;
-        let consumer = find(&context, &names, &limits).await?;
+        let (client, context, connects) = connection;
+        let consumer = find_consumer(&context, &names, &limits).await?;
         let granted = consumer.cached_info().config.ack_wait;
         if granted != limits.lease {
             log::warn!(
@@ -97,7 +97,7 @@ impl Station {
             stopped,
             consumer: Mutex::new(consumer),
             restored: AsyncMutex::new(Instant::now()),
-            suspects: Mutex::default(),
+            unresponsive: Mutex::default(),
         })
     }
 
@@ -128,7 +128,7 @@ impl Station {
             };
             match taken {
                 Ok(Some(message)) => return Some(message),
-                Ok(None) if asked.elapsed() > TOO_SOON => {}
+                Ok(None) if asked.elapsed() > MIN_PULL => {}
                 refused => {
                     if let Err(error) = refused {
                         log::debug!(target: "futureproof", "{}: {error}", self.names.name());
@@ -144,7 +144,7 @@ impl Station {
         let mut batch = consumer
             .fetch()
             .max_messages(1)
-            .expires(PULL)
+            .expires(PULL_TIMEOUT)
             .messages()
             .await?;
         batch.next().await.transpose()
@@ -157,8 +157,8 @@ impl Station {
         if *restored > asked {
             return;
         }
-        sleep(RETRY).await;
-        match find(&self.context, &self.names, &self.limits).await {
+        sleep(RETRY_DELAY).await;
+        match find_consumer(&self.context, &self.names, &self.limits).await {
             Ok(consumer) => {
                 *self.consumer.lock().unwrap_or_else(PoisonError::into_inner) = consumer;
             }
@@ -170,52 +170,61 @@ impl Station {
     }
 
     /// Asks the caller whether it still waits.
-    pub(crate) async fn ask(&self, letter: &Letter) -> Wanted {
+    pub(crate) async fn ask_caller(&self, task: &TaskMessage) -> CallerStatus {
         let request = Request::new()
-            .headers(letter.answer_head(&self.worker, Kind::Wanted))
+            .headers(task.answer_head(&self.worker, Kind::Wanted))
             .payload(Bytes::new())
-            .timeout(Some(CONFIRM));
-        let subject = self.names.answers(&letter.run);
+            .timeout(Some(CONFIRM_TIMEOUT));
+        let subject = self.names.answers(&task.run);
         match self.client.send_request(subject, request).await {
-            Ok(word) if word.payload == NO => Wanted::No,
-            Ok(_) => Wanted::Yes,
-            Err(_) => Wanted::Unknown,
+            Ok(reply) if reply.payload == NO => CallerStatus::Gone,
+            Ok(_) => CallerStatus::Waiting,
+            Err(_) => CallerStatus::Unknown,
         }
     }
 
-    pub(crate) fn is_suspect(&self, run: &str) -> bool {
-        self.suspects
+    pub(crate) fn is_unresponsive(&self, run: &str) -> bool {
+        self.unresponsive
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .contains_key(run)
     }
 
-    pub(crate) fn clear(&self, run: &str) {
-        self.suspects
+    pub(crate) fn mark_responsive(&self, run: &str) {
+        self.unresponsive
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(run);
     }
 
     /// Remembers that the caller of this run did not answer.
-    pub(crate) fn suspect(&self, run: &str) {
-        let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
-        if suspects.len() >= SUSPECTS {
-            let oldest = suspects
+    pub(crate) fn mark_unresponsive(&self, run: &str) {
+        let mut unresponsive = self
+            .unresponsive
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if unresponsive.len() >= MAX_UNRESPONSIVE {
+            let oldest = unresponsive
                 .iter()
                 .min_by_key(|(_, since)| **since)
                 .map(|(run, _)| run.clone());
-            suspects.remove(&oldest.unwrap_or_default());
+            unresponsive.remove(&oldest.unwrap_or_default());
         }
-        suspects.entry(run.to_owned()).or_insert_with(Instant::now);
+        unresponsive
+            .entry(run.to_owned())
+            .or_insert_with(Instant::now);
     }
 }
 
-async fn find(context: &Context, names: &Names, limits: &Limits) -> Result<PullConsumer, Failure> {
+async fn find_consumer(
+    context: &Context,
+    names: &Names,
+    limits: &Limits,
+) -> Result<PullConsumer, Failure> {
     let stream = queue::stream(context, names, limits.max_queued).await?;
     match queue::consumer(&stream, limits.lease).await {
-        Err(failure) if queue::is_without_files(&failure) => {
-            let stream = queue::renew(context, names, limits.max_queued).await?;
+        Err(failure) if queue::has_lost_files(&failure) => {
+            let stream = queue::recreate(context, names, limits.max_queued).await?;
             queue::consumer(&stream, limits.lease).await
         }
         outcome => outcome,
