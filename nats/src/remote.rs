@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,23 +22,37 @@ use crate::server::Link;
 /// How long a drop waits for the purge of what it leaves behind.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// An output, with where it came from. It can be used as the output itself.
+/// The output of a call, and which worker made it.
+///
+/// ```no_run
+/// let count = futureproof_nats::connect("nats://queue:4222")?
+///     .function::<String, usize, String>("count_words")
+///     .start()?;
+/// let answer = count.call(&"to be or not to be".to_owned())?;
+/// println!("{} words, by {}", answer.output, answer.worker);
+/// assert_eq!(answer.into_output(), 6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Answer<T> {
     /// What the function returned.
     pub output: T,
-    /// Who ran it: host and process, or the name that the [`Worker`](crate::Worker) was given.
+    /// The worker that ran the task: its [`id`](crate::Worker::id), by default host and process id.
     pub worker: String,
-    /// How many workers took the task, this one included: 1 unless others died over it.
+    /// How many workers took the task, this one included. More than 1 if others died before they answered.
     pub deliveries: u64,
 }
 
-impl<T> Deref for Answer<T> {
-    type Target = T;
+impl<T> Answer<T> {
+    /// Returns the output alone.
+    pub fn into_output(self) -> T {
+        self.output
+    }
 
-    fn deref(&self) -> &T {
-        &self.output
+    /// Whether other workers took the task before this one, and did not answer.
+    pub fn was_redelivered(&self) -> bool {
+        self.deliveries > 1
     }
 }
 
@@ -191,7 +204,7 @@ where
         match result {
             Ok(answer) => {
                 counts.ok.add();
-                if answer.deliveries > 1 {
+                if answer.was_redelivered() {
                     counts.redelivered.add();
                 }
             }
