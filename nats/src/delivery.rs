@@ -41,7 +41,11 @@ impl QueueConsumer {
             Err(acker) => {
                 // There is nobody to tell.
                 self.counts.unreadable.add();
-                log::warn!(target: "futureproof", "{}: dropped a message that is no task", self.names.name());
+                log::warn!(
+                    target: "futureproof",
+                    "{}: dropped a message that is not a task: check who else publishes to {}",
+                    self.names.name(), self.names.tasks("*")
+                );
                 let _ = acker.ack_with(AckKind::Term).await;
                 return None;
             }
@@ -84,7 +88,7 @@ impl QueueConsumer {
         if too_large {
             self.counts.unreadable.add();
             let reason = format!(
-                "the item has more than the {} bytes that this worker reads",
+                "the item is larger than the {} bytes that this worker accepts: raise `max_item_bytes`",
                 self.limits.max_item_bytes
             );
             delivery.settle(Kind::Decode, reason.into()).await;

@@ -10,24 +10,24 @@ use std::io;
 pub enum SetupError {
     /// A function's name becomes part of subjects, so it has a plain form.
     #[error(
-        "`{name}` is no name of a function: use 1 to 64 of the letters a to z, A to Z, 0 to 9, `_` and `-`"
+        "invalid function name `{name}`: use 1 to 64 characters, only a-z, A-Z, 0-9, `_` and `-`"
     )]
     Name {
         /// The name that was given, shortened.
         name: String,
     },
     /// The address cannot be read.
-    #[error("not an address of a NATS server, such as nats://host:4222: {reason}")]
+    #[error("invalid server address: {reason}")]
     Address {
         /// What is wrong with it.
         reason: String,
     },
     /// A file with credentials cannot be used.
-    #[error("cannot use the credentials file")]
+    #[error("cannot load the credentials file")]
     Credentials(#[source] io::Error),
     /// The server cannot be reached.
     #[error(
-        "cannot connect to {address}: is nats-server running there? (`nats-server --jetstream`)"
+        "cannot connect to {address}: check that nats-server runs there (`nats-server --jetstream`)"
     )]
     Connect {
         /// Host and port, without user and password.
@@ -36,7 +36,7 @@ pub enum SetupError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// The server is there, and does not let us in.
-    #[error("{address} does not let us in: is it the right password, or credentials file?")]
+    #[error("{address} refused the login: check the user and password, or the credentials file")]
     Refused {
         /// Host and port, without user and password.
         address: String,
@@ -45,7 +45,7 @@ pub enum SetupError {
     },
     /// The server is there, and does not give us a queue.
     #[error(
-        "{address} gives no queue for `{name}`: was nats-server started with `--jetstream`, and may this user create streams?"
+        "cannot open the queue of `{name}` at {address}: check that nats-server runs with `--jetstream` and that this user may create streams"
     )]
     Queue {
         /// Host and port, without user and password.
@@ -62,7 +62,7 @@ pub enum SetupError {
 
 impl SetupError {
     pub(crate) fn ended() -> Self {
-        Self::Background(io::Error::other("the background thread ended"))
+        Self::Background(io::Error::other("the background thread ended unexpectedly"))
     }
 }
 
@@ -73,7 +73,7 @@ impl SetupError {
 ///
 /// let error: RemoteError<std::num::ParseIntError> = RemoteError::Lost { deliveries: 3 };
 /// assert!(error.is_transient());
-/// assert_eq!(error.to_string(), "lost: 3 workers took it and none answered");
+/// assert_eq!(error.to_string(), "lost: 3 workers took the task, none answered");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -122,15 +122,15 @@ impl<E: fmt::Display> fmt::Display for RemoteError<E> {
         match self {
             Self::Task(error) => error.fmt(f),
             Self::Lost { deliveries } => {
-                write!(f, "lost: {deliveries} workers took it and none answered")
+                write!(f, "lost: {deliveries} workers took the task, none answered")
             }
-            Self::Deadline => f.write_str("no answer within the deadline"),
-            Self::QueueFull => f.write_str("the queue is full"),
-            Self::Transport(reason) => write!(f, "not taken by the server: {reason}"),
-            Self::Panicked { message } => write!(f, "panicked at the worker: {message}"),
-            Self::Encode(reason) => write!(f, "cannot be sent: {reason}"),
-            Self::Decode(reason) => write!(f, "cannot be read: {reason}"),
-            Self::Stopped => f.write_str("stopped while it waited for an answer"),
+            Self::Deadline => f.write_str("deadline exceeded: no answer arrived in time"),
+            Self::QueueFull => f.write_str("queue full: retry later, or raise `max_queued`"),
+            Self::Transport(reason) => write!(f, "the server did not accept the task: {reason}"),
+            Self::Panicked { message } => write!(f, "panicked on the worker: {message}"),
+            Self::Encode(reason) => write!(f, "cannot send: {reason}"),
+            Self::Decode(reason) => write!(f, "cannot read: {reason}"),
+            Self::Stopped => f.write_str("stopped before an answer arrived"),
         }
     }
 }

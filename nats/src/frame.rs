@@ -51,7 +51,7 @@ pub(crate) fn check_length(what: &str, payload: &[u8], client: &Client) -> Resul
         return Ok(());
     }
     Err(format!(
-        "the {what} has {length} bytes, and the server takes {most}"
+        "the {what} is {length} bytes, more than the {most} that the server accepts: send less, or raise `max_payload`"
     ))
 }
 
@@ -121,7 +121,7 @@ impl Kind {
         KINDS
             .iter()
             .find(|(kind, _)| *kind == self)
-            .map_or("", |(_, name)| name)
+            .map_or_else(|| unreachable!("KINDS has every kind"), |(_, name)| name)
     }
 
     fn from_name(name: &str) -> Option<Self> {
@@ -281,7 +281,7 @@ mod tests {
     fn what_is_left_over_is_an_error() {
         assert_eq!(
             decode::<u8>(&[1, 2]),
-            Err("1 bytes are left over".to_owned())
+            Err("1 bytes after the end of the value".to_owned())
         );
     }
 

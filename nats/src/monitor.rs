@@ -15,7 +15,7 @@ pub(crate) fn count_finished(consumer: &QueueConsumer, kind: Kind) {
         Kind::Err => counts.failed.add(),
         Kind::Panicked => counts.panicked.add(),
         Kind::Decode | Kind::Encode => counts.unreadable.add(),
-        Kind::Lost | Kind::Wanted => {}
+        Kind::Lost | Kind::Wanted => unreachable!("a task that has run ends with neither"),
     }
 }
 
@@ -29,16 +29,16 @@ pub(crate) async fn monitor(consumer: Arc<QueueConsumer>, every: Duration) {
         let done = consumer.counts.done.get();
         if done != last_done {
             last_done = done;
-            log_counts(&consumer, "works");
+            log_counts(&consumer, "active");
         }
     }
 }
 
-pub(crate) fn log_counts(consumer: &QueueConsumer, what: &str) {
+pub(crate) fn log_counts(consumer: &QueueConsumer, state: &str) {
     let counts = &consumer.counts;
     log::info!(
         target: "futureproof",
-        "{}: {} {what}: {} done, {} running, {} failed, {} panicked, {} redelivered, {} unreadable, {} no longer wanted",
+        "{}: worker {} {state}: {} done, {} running, {} failed, {} panicked, {} redelivered, {} unreadable, {} unwanted",
         consumer.names.name(), consumer.worker, counts.done.get(), counts.running.get(), counts.failed.get(),
         counts.panicked.get(), counts.redelivered.get(), counts.unreadable.get(), counts.unwanted.get(),
     );

@@ -19,15 +19,23 @@ where
     let call = || {
         let item: I = match frame::decode(payload) {
             Ok(item) => item,
-            Err(reason) => return (Kind::Decode, format!("the item: {reason}").into()),
+            Err(reason) => {
+                let reason = format!(
+                    "the item does not deserialize: {reason}; check that caller and worker have the same types"
+                );
+                return (Kind::Decode, reason.into());
+            }
         };
-        let (kind, encoded) = match f(&item) {
-            Ok(output) => (Kind::Ok, frame::encode(&output)),
-            Err(error) => (Kind::Err, frame::encode(&error)),
+        let (kind, what, encoded) = match f(&item) {
+            Ok(output) => (Kind::Ok, "output", frame::encode(&output)),
+            Err(error) => (Kind::Err, "function's error", frame::encode(&error)),
         };
         match encoded {
             Ok(bytes) => (kind, bytes),
-            Err(reason) => (Kind::Encode, reason.into()),
+            Err(reason) => (
+                Kind::Encode,
+                format!("the {what} does not serialize: {reason}").into(),
+            ),
         }
     };
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|payload| {
@@ -42,7 +50,7 @@ where
 pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     let known = payload.downcast_ref::<&str>().copied();
     let known = known.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    frame::text(known.unwrap_or("a value that is no text"))
+    frame::text(known.unwrap_or("the panic payload is not a string"))
 }
 
 #[cfg(test)]
@@ -61,7 +69,10 @@ mod tests {
         assert_eq!(run(7), (Kind::Ok, frame::encode(&8u64).unwrap()));
         assert_eq!(run(0), (Kind::Err, frame::encode(&"zero").unwrap()));
         assert_eq!(run(1), (Kind::Panicked, "one is bad".into()));
-        assert_eq!(run(2), (Kind::Panicked, "a value that is no text".into()));
+        assert_eq!(
+            run(2),
+            (Kind::Panicked, "the panic payload is not a string".into())
+        );
         assert_eq!(answer(&f, b"\xc1").0, Kind::Decode);
     }
 }

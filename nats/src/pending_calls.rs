@@ -54,7 +54,8 @@ pub(crate) struct PendingCalls {
 impl PendingCalls {
     pub(crate) fn new(client: Client, context: Context, names: Names, max_queued: i64) -> Self {
         let inbox = client.new_inbox();
-        let unique = inbox.rsplit('.').next().unwrap_or_default();
+        let unique = inbox.rsplit('.').next();
+        let unique = unique.unwrap_or_else(|| unreachable!("a split has at least one part"));
         Self {
             run: unique.to_owned(),
             counts: CallerCounts::new(names.name()),
@@ -85,7 +86,11 @@ impl PendingCalls {
     /// Takes one message, and says what the worker is to hear.
     fn handle(&self, message: &Message) -> Bytes {
         let Some(head) = AnswerHead::read(message.headers.as_ref()) else {
-            log::warn!(target: "futureproof", "{}: an answer that cannot be read", self.names.name());
+            log::warn!(
+                target: "futureproof",
+                "{}: dropped a message that is not an answer: check who else publishes to {}",
+                self.names.name(), self.names.answers("*")
+            );
             return NO;
         };
         if head.kind == Kind::Wanted {
@@ -119,8 +124,9 @@ impl PendingCalls {
         let sequence = AtomicU64::new(0);
         let result = tokio::select! {
             biased;
-            // `waiting` holds the other end until this call ends.
-            Ok(reply) = &mut answer => Ok(reply),
+            reply = &mut answer => Ok(reply.unwrap_or_else(|_| {
+                unreachable!("`waiting` holds the sender until it has sent or this call has ended")
+            })),
             _ = all_stopped.wait_for(|stopped| *stopped) => Err(NoReply::Stopped),
             Ok(()) = stopped => Err(NoReply::Stopped),
             () = sleep_until(deadline) => Err(NoReply::Deadline),
@@ -161,7 +167,7 @@ impl PendingCalls {
                     return std::future::pending().await;
                 }
                 Err(error) => {
-                    log::debug!(target: "futureproof", "{}: not stored: {error}", self.names.name());
+                    log::debug!(target: "futureproof", "{}: the server did not store task {}: {error}", self.names.name(), head.id);
                     match publish_failure(&error) {
                         PublishFailure::Full => return NoReply::QueueFull,
                         PublishFailure::Final(reason) => return NoReply::Transport(reason),
@@ -235,7 +241,7 @@ impl PendingCalls {
         if let Err(error) = purged {
             log::warn!(
                 target: "futureproof",
-                "{}: what is queued for this run could not be purged: {error}",
+                "{}: cannot purge the queued tasks of this run, workers may still run them: {error}",
                 self.names.name()
             );
         }

@@ -69,7 +69,7 @@ pub(crate) async fn stream(
             // Somebody else makes it at this moment, and the server says "in use" or "overlaps".
             Err(error) if retries < MAX_RETRIES => {
                 retries += 1;
-                log::debug!(target: "futureproof", "{}: no stream yet: {error}", names.name());
+                log::debug!(target: "futureproof", "{}: cannot create the stream yet, retrying: {error}", names.name());
                 sleep(RETRY_DELAY).await;
             }
             Err(error) => return Err(error.into()),
@@ -93,7 +93,11 @@ pub(crate) async fn recreate(
     random_delay().await;
     let mut there = context.get_stream(names.stream()).await?;
     if there.info().await?.state.messages == 0 {
-        log::warn!(target: "futureproof", "{}: the server has lost the files of the queue, which is empty: making it anew", names.name());
+        log::warn!(
+            target: "futureproof",
+            "{}: the server lost the files of stream {}, which is empty: creating it again",
+            names.name(), names.stream()
+        );
         context.delete_stream(names.stream()).await?;
     }
     stream(context, names, max_queued).await

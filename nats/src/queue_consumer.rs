@@ -81,8 +81,8 @@ impl QueueConsumer {
         if granted != limits.lease {
             log::warn!(
                 target: "futureproof",
-                "{}: the queue has a lease of {granted:?}, not {:?}; to change it, stop all workers and remove \
-                 the consumer: nats consumer rm {} {}",
+                "{}: the queue keeps its lease of {granted:?}, {:?} has no effect: to change it, stop all workers and \
+                 run `nats consumer rm {} {}`",
                 names.name(), limits.lease, names.stream(), crate::names::CONSUMER
             );
         }
@@ -131,7 +131,7 @@ impl QueueConsumer {
                 Ok(None) if asked.elapsed() > MIN_PULL => {}
                 refused => {
                     if let Err(error) = refused {
-                        log::debug!(target: "futureproof", "{}: {error}", self.names.name());
+                        log::debug!(target: "futureproof", "{}: cannot pull a task, retrying: {error}", self.names.name());
                     }
                     self.restore().await;
                 }
@@ -163,7 +163,7 @@ impl QueueConsumer {
                 *self.consumer.lock().unwrap_or_else(PoisonError::into_inner) = consumer;
             }
             Err(error) => {
-                log::warn!(target: "futureproof", "{}: no queue at the server, trying again: {error}", self.names.name());
+                log::warn!(target: "futureproof", "{}: cannot open the queue, retrying: {error}", self.names.name());
             }
         }
         *restored = Instant::now();
@@ -208,7 +208,8 @@ impl QueueConsumer {
                 .iter()
                 .min_by_key(|(_, since)| **since)
                 .map(|(run, _)| run.clone());
-            unresponsive.remove(&oldest.unwrap_or_default());
+            let oldest = oldest.unwrap_or_else(|| unreachable!("it has entries: it is full"));
+            unresponsive.remove(&oldest);
         }
         unresponsive
             .entry(run.to_owned())

@@ -175,7 +175,9 @@ where
             deadline: self.inner.deadline,
             max_deliver: self.inner.max_deliver,
         };
-        let payload = frame::encode(item).map_err(RemoteError::Encode)?;
+        let payload = frame::encode(item).map_err(|reason| {
+            RemoteError::Encode(format!("the item does not serialize: {reason}"))
+        })?;
         frame::check_length("item", &payload, &pending.client).map_err(RemoteError::Encode)?;
         // The run that this is a task of may be over before the answer comes.
         let (stop, stopped) = oneshot::channel();
@@ -194,7 +196,7 @@ where
             Some(Err(NoReply::Transport(reason))) => Err(RemoteError::Transport(reason)),
             Some(Err(NoReply::Stopped)) => Err(RemoteError::Stopped),
             None => Err(RemoteError::Transport(
-                "the background thread ended".to_owned(),
+                "the background thread ended unexpectedly".to_owned(),
             )),
         }
     }
@@ -238,13 +240,11 @@ where
                 worker: head.worker,
                 deliveries: head.deliveries,
             }),
-            Err(reason) => Err(RemoteError::Decode(format!("the output: {reason}"))),
+            Err(reason) => Err(undecodable("output", &reason)),
         },
         Kind::Err => match frame::decode(&payload) {
             Ok(error) => Err(RemoteError::Task(error)),
-            Err(reason) => Err(RemoteError::Decode(format!(
-                "the function's error: {reason}"
-            ))),
+            Err(reason) => Err(undecodable("function's error", &reason)),
         },
         Kind::Panicked => Err(RemoteError::Panicked { message: text() }),
         Kind::Lost => Err(RemoteError::Lost {
@@ -252,11 +252,14 @@ where
         }),
         Kind::Encode => Err(RemoteError::Encode(text())),
         Kind::Decode => Err(RemoteError::Decode(text())),
-        // `PendingCalls` answers questions itself.
-        Kind::Wanted => Err(RemoteError::Decode(
-            "a question in place of an answer".to_owned(),
-        )),
+        Kind::Wanted => unreachable!("PendingCalls answers a question and passes on no reply"),
     }
+}
+
+fn undecodable<E>(what: &str, reason: &str) -> RemoteError<E> {
+    RemoteError::Decode(format!(
+        "the {what} does not deserialize: {reason}; check that caller and worker have the same types"
+    ))
 }
 
 impl Drop for Inner {

@@ -81,11 +81,11 @@ impl Server {
         for part in self.url.split(',') {
             // The parser's message may quote what it was given, so it is not passed on.
             let parsed: ServerAddr = part.trim().parse().map_err(|_| SetupError::Address {
-                reason: "it has the form [nats|tls]://[user:password@]host[:port]".to_owned(),
+                reason: "write it as [nats|tls]://[user:password@]host[:port]".to_owned(),
             })?;
             if !matches!(parsed.scheme(), "nats" | "tls") {
                 return Err(SetupError::Address {
-                    reason: format!("`{}` is not supported, only nats and tls", parsed.scheme()),
+                    reason: format!("`{}` is not supported, use nats or tls", parsed.scheme()),
                 });
             }
             if let Some(user) = parsed.username() {
@@ -156,6 +156,7 @@ impl Link {
         let address = addresses.list.join(",");
         let background = Background::start().map_err(SetupError::Background)?;
         let (sender, connects) = watch::channel(0);
+        let server_address = address.clone();
         let mut options = ConnectOptions::new()
             .name("futureproof")
             .request_timeout(Some(REQUEST_TIMEOUT))
@@ -168,12 +169,12 @@ impl Link {
                     Event::Connected => sender.send_modify(|count| *count += 1),
                     // A permission that is missing, for example: all that the server says about it.
                     Event::ServerError(_) | Event::ClientError(_) | Event::SlowConsumer(_) => {
-                        log::warn!(target: "futureproof", "nats: {event}");
+                        log::warn!(target: "futureproof", "{server_address}: {event}");
                     }
                     Event::Disconnected => {
-                        log::info!(target: "futureproof", "nats: the connection is lost, connecting again");
+                        log::info!(target: "futureproof", "{server_address}: connection lost, reconnecting");
                     }
-                    event => log::debug!(target: "futureproof", "nats: {event}"),
+                    event => log::debug!(target: "futureproof", "{server_address}: {event}"),
                 }
                 async {}
             });

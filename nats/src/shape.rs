@@ -19,18 +19,17 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
             continue;
         }
         *left -= 1;
-        let inside =
-            value(&mut rest).ok_or("the bytes end in the middle of a value, or are none")?;
+        let inside = value(&mut rest).ok_or("unexpected end of data")?;
         if inside > 0 {
             if open.len() >= MAX_DEPTH {
-                return Err(format!("it nests deeper than {MAX_DEPTH} levels"));
+                return Err(format!("nested deeper than {MAX_DEPTH} levels"));
             }
             open.push(inside);
         }
     }
     match rest.len() {
         0 => Ok(()),
-        left => Err(format!("{left} bytes are left over")),
+        left => Err(format!("{left} bytes after the end of the value")),
     }
 }
 

@@ -213,7 +213,7 @@ impl Worker {
         let monitor = background
             .handle()
             .spawn(monitor(Arc::clone(&consumer), self.monitor));
-        log::info!(target: "futureproof", "{}: {} works on {threads} threads", names.name(), consumer.worker);
+        log::info!(target: "futureproof", "{}: worker {} started with {threads} threads", names.name(), consumer.worker);
         let work = || {
             while let Some(Some(delivery)) = background.wait(Arc::clone(&consumer).next()) {
                 consumer.counts.running.add();
@@ -324,10 +324,10 @@ fn stop_on_signals(stop: watch::Sender<bool>) -> std::io::Result<()> {
 /// Once is a request; twice is somebody who does not want to wait for a task that hangs.
 fn on_signal(stop: &watch::Sender<bool>, first: bool) {
     if first {
-        log::info!(target: "futureproof", "asked to stop: finishing what runs; once more ends it at once");
+        log::info!(target: "futureproof", "stopping: waiting for the running tasks; signal again to exit at once");
         stop.send_replace(true);
     } else {
-        log::warn!(target: "futureproof", "asked to stop again: others will get what ran here");
+        log::warn!(target: "futureproof", "exiting at once: other workers will run the unfinished tasks");
         std::process::exit(1);
     }
 }

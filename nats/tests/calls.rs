@@ -360,7 +360,7 @@ fn what_is_too_large_is_an_error_that_says_so() {
     let Err(RemoteError::Encode(reason)) = large.call(&path(2 << 20)) else {
         panic!("the server takes 1 MiB");
     };
-    assert!(reason.contains("the item has 20971"), "{reason}");
+    assert!(reason.contains("the item is 20971"), "{reason}");
     let Err(RemoteError::Decode(reason)) = large.call(&path(2000)) else {
         panic!("the worker takes 1,000 bytes");
     };
@@ -368,7 +368,7 @@ fn what_is_too_large_is_an_error_that_says_so() {
     let Err(RemoteError::Encode(reason)) = large.call(&Job::Big(2 << 20)) else {
         panic!("the server takes 1 MiB");
     };
-    assert!(reason.contains("the output has 20971"), "{reason}");
+    assert!(reason.contains("the output is 20971"), "{reason}");
     assert_eq!(
         large.call(&Job::Big(900_000)).unwrap().output.bytes.len(),
         900_000
