@@ -1,4 +1,4 @@
-//! The connection of a caller.
+//! The caller's connection to a server.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use crate::error::SetupError;
 use crate::function::Function;
 use crate::server::{Link, Server};
 
-/// Connects to a server, for callers.
+/// Connects to a server, to call functions.
 ///
-/// The connection has one background thread. It is made again by itself whenever it is lost.
+/// The connection has one background thread, and reconnects by itself when it is lost.
 ///
 /// # Errors
 ///
-/// If the address cannot be read, or the server cannot be reached now or refuses us.
+/// Returns an error if the address is invalid, or the server is unreachable or refuses the login.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -29,15 +29,19 @@ pub fn connect(server: impl Into<Server>) -> Result<Connection, SetupError> {
     Ok(Connection { link })
 }
 
-/// A connection of a caller, made by [`connect`]. Clones share it; it is closed with the last function.
+/// A caller's connection, made by [`connect`].
+///
+/// Clones share one connection. It closes when the last clone and the last function made from it are dropped.
 #[derive(Clone)]
 pub struct Connection {
     link: Arc<Link>,
 }
 
 impl Connection {
-    /// Describes a function that workers [serve](crate::serve) under this name: it takes an `I`, and
-    /// returns a `T` or an `E`. The name is checked by [`start`](Function::start).
+    /// Describes the function that workers [serve](crate::serve) under `name`. It takes an `I` and returns
+    /// a `T` or an `E`.
+    ///
+    /// [`start`](Function::start) checks the name.
     pub fn function<I, T, E>(&self, name: &str) -> Function<I, T, E> {
         Function::new(Arc::clone(&self.link), name)
     }

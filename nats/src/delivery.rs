@@ -1,4 +1,4 @@
-//! One task at a worker: from the queue to the answer that its caller has confirmed.
+//! One task on a worker, from the queue to the confirmed answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +14,17 @@ use crate::frame::{self, Kind};
 use crate::queue_consumer::{CONFIRM_TIMEOUT, CallerStatus, QueueConsumer};
 use crate::task_message::TaskMessage;
 
-/// How long an answer is offered to a caller that is not there.
+/// How long a worker keeps sending an answer to a caller that is not connected.
 const CALLER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a task whose caller does not answer is put aside.
+/// How long the server waits before it redelivers a task whose caller does not respond.
 const REDELIVERY_DELAY: Duration = Duration::from_secs(5);
 
-/// Between two offers.
+/// How long to wait before the answer is sent again.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 impl QueueConsumer {
-    /// The next task to run; `None` when the worker is stopped.
+    /// Returns the next task to run, or `None` when the worker is stopped.
     pub(crate) async fn next(self: Arc<Self>) -> Option<Delivery> {
         loop {
             let message = self.next_message().await?;
@@ -34,12 +34,13 @@ impl QueueConsumer {
         }
     }
 
-    /// Whether a task is to be run. What cannot be read, is not wanted or has killed too many is dealt with.
+    /// Decides whether to run a task. Returns `None` for a task that is unreadable, unwanted or given up,
+    /// after it has been answered or taken off the queue.
     async fn admit(self: &Arc<Self>, message: jetstream::Message) -> Option<Delivery> {
         let task = match TaskMessage::parse(&self.names, message) {
             Ok(task) => task,
             Err(acker) => {
-                // There is nobody to tell.
+                // It names no caller to answer.
                 self.counts.unreadable.add();
                 log::warn!(
                     target: "futureproof",
@@ -63,7 +64,7 @@ impl QueueConsumer {
                     return None;
                 }
                 CallerStatus::Unknown if unresponsive && task.is_overdue() => {
-                    // Its caller is gone. By two signs, as clocks of machines differ.
+                    // Two signs that the caller is gone. One is not enough, as clocks differ between machines.
                     self.counts.unwanted.add();
                     task.terminate().await;
                     return None;
@@ -73,7 +74,7 @@ impl QueueConsumer {
                     task.redeliver_after(REDELIVERY_DELAY).await;
                     return None;
                 }
-                // Its caller may be connecting again, as we have.
+                // The caller may be reconnecting, as this worker has.
                 CallerStatus::Unknown => {}
             }
         }
@@ -98,7 +99,7 @@ impl QueueConsumer {
     }
 }
 
-/// A task that is being run. Its lease is kept for as long as this lives, within the limit.
+/// A task in progress. Its lease is renewed until this is dropped, or the time limit is over.
 pub(crate) struct Delivery {
     pub(crate) task: TaskMessage,
     consumer: Arc<QueueConsumer>,
@@ -116,7 +117,7 @@ impl Delivery {
             loop {
                 sleep(every).await;
                 if taken.elapsed() > limit {
-                    // It hangs, or the caller has given up: somebody else may try.
+                    // The task hangs, or its caller has given up: let another worker try.
                     break;
                 }
                 let _ = acker.ack_with(AckKind::Progress).await;
@@ -130,10 +131,10 @@ impl Delivery {
         }
     }
 
-    /// Gives the caller its answer until it confirms it, and then takes the task off the queue.
+    /// Sends the answer until the caller confirms it, then acknowledges the task.
     ///
-    /// Not before: an answer that is lost with a connection would be lost for good. Returns the kind of what was
-    /// sent: an output that is too large is none.
+    /// The acknowledgement comes last, as an answer may be lost with the connection. Returns the kind of
+    /// answer that was sent: it is `Encode` if the output was too large.
     pub(crate) async fn settle(self, mut kind: Kind, mut payload: Bytes) -> Kind {
         let consumer = &self.consumer;
         if let Err(reason) = frame::check_length("output", &payload, &consumer.client) {
@@ -154,13 +155,13 @@ impl Delivery {
                 }
                 Err(error) if error.kind() == RequestErrorKind::NoResponders => {
                     if finished.elapsed() > CALLER_TIMEOUT {
-                        // It may be a caller that is gone. If it comes back, the task is run again.
+                        // The caller may be gone. If it comes back, the task runs again.
                         consumer.mark_unresponsive(&self.task.run);
                         self.task.redeliver_after(REDELIVERY_DELAY).await;
                         return kind;
                     }
                 }
-                // We are cut off ourselves, or the answer was lost on its way.
+                // This worker is disconnected, or the answer was lost.
                 Err(_) if self.taken.elapsed() > self.task.head.deadline + CALLER_TIMEOUT => {
                     return kind;
                 }

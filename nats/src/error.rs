@@ -1,61 +1,61 @@
-//! What can go wrong: before the first task, and with a task.
+//! The errors of setup and of calls.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
 
-/// Why there is no connection, no function or no worker. Never holds a password.
+/// Why a connection, a function or a worker could not be set up. Never contains a password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
-    /// A function's name becomes part of subjects, so it has a plain form.
+    /// The function's name has characters that a subject may not have, or is too long or empty.
     #[error(
         "invalid function name `{name}`: use 1 to 64 characters, only a-z, A-Z, 0-9, `_` and `-`"
     )]
     Name {
-        /// The name that was given, shortened.
+        /// The name, shortened.
         name: String,
     },
-    /// The address cannot be read.
+    /// The address is invalid.
     #[error("invalid server address: {reason}")]
     Address {
         /// What is wrong with it.
         reason: String,
     },
-    /// A file with credentials cannot be used.
+    /// The credentials file cannot be loaded.
     #[error("cannot load the credentials file")]
     Credentials(#[source] io::Error),
-    /// The server cannot be reached.
+    /// The server is unreachable.
     #[error(
         "cannot connect to {address}: check that nats-server runs there (`nats-server --jetstream`)"
     )]
     Connect {
         /// Host and port, without user and password.
         address: String,
-        /// What the client said.
+        /// The client's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The server is there, and does not let us in.
+    /// The server refused the login.
     #[error("{address} refused the login: check the user and password, or the credentials file")]
     Refused {
         /// Host and port, without user and password.
         address: String,
-        /// What the client said.
+        /// The client's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The server is there, and does not give us a queue.
+    /// The server did not open the queue.
     #[error(
         "cannot open the queue of `{name}` at {address}: check that nats-server runs with `--jetstream` and that this user may create streams"
     )]
     Queue {
         /// Host and port, without user and password.
         address: String,
-        /// The function.
+        /// The function's name.
         name: String,
-        /// What the server said.
+        /// The server's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The machine gives no thread or no signal handler.
+    /// The system could not start a thread or install a signal handler.
     #[error("cannot start a background thread or a signal handler")]
     Background(#[source] io::Error),
 }
@@ -66,7 +66,7 @@ impl SetupError {
     }
 }
 
-/// Why a task that was sent away has no output: an ordinary failure for policies and `retry`.
+/// Why a call has no output. It is a failure like any other, for policies and for `retry`.
 ///
 /// ```
 /// use futureproof_nats::RemoteError;
@@ -78,37 +78,39 @@ impl SetupError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RemoteError<E> {
-    /// The function returned this error. It was not tried again elsewhere. It reads as that does, and its source is that one's.
+    /// The function returned this error, and was not run again. Displays as the inner error does.
     Task(E),
-    /// It was delivered as often as [`max_deliver`](crate::Function::max_deliver) allows, and no worker
-    /// answered: they died, or lost their network.
+    /// [`max_deliver`](crate::Function::max_deliver) workers took the task and none answered. They died or
+    /// lost their network.
     Lost {
         /// How many workers took it.
         deliveries: u64,
     },
-    /// No answer came in time. It may still run somewhere.
+    /// No answer came before the deadline. The task may still be running.
     Deadline,
-    /// The queue of this function holds as many tasks as it may.
+    /// The function's queue is full.
     QueueFull,
-    /// The server did not take it, for this reason.
+    /// The server did not accept the task, for this reason.
     Transport(String),
-    /// The function panicked at the worker.
+    /// The function panicked on the worker.
     Panicked {
-        /// The panic's message.
+        /// The panic message.
         message: String,
     },
-    /// The item cannot be sent, or the output cannot be sent back: it is too large, or it does not
-    /// serialize.
+    /// The item, or the worker's answer, cannot be sent: it is too large or does not serialize.
     Encode(String),
-    /// The worker cannot read the item, or we cannot read its answer: do both ends have the same types?
+    /// The worker cannot read the item, or the caller cannot read the answer. Check that both have the same
+    /// types.
     Decode(String),
-    /// The run that the call was part of is over, or the function was stopped.
+    /// The function was stopped, or the run that made the call is over.
     Stopped,
 }
 
 impl<E> RemoteError<E> {
-    /// Whether the same call may well succeed later: for `retry_if`. The function's own errors, panics and
-    /// what cannot be encoded are not.
+    /// Whether the same call may succeed later. Use it with `retry_if`.
+    ///
+    /// Returns `false` for the function's own errors, panics, and values that cannot be encoded or decoded,
+    /// and after a stop.
     pub fn is_transient(&self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! A worker's counts, and the lines that log_counts them.
+//! A worker's counters, and the log lines that report them.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a worker makes of an item: the only place where the user's code runs.
+//! Runs the user's function on one item. No other code calls it.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::frame::{self, Kind};
 
-/// Reads the item, calls the function, writes the answer. All that is the user's happens in here, and may panic.
+/// Decodes the item, calls the function and encodes the answer. Catches the panics of all three.
 pub(crate) fn answer<I, T, E>(f: &impl Fn(&I) -> Result<T, E>, payload: &[u8]) -> (Kind, Bytes)
 where
     I: DeserializeOwned,
@@ -40,13 +40,13 @@ where
     };
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|payload| {
         let message = message(&*payload);
-        // A payload's destructor may panic as well.
+        // The payload's destructor may panic too.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
         (Kind::Panicked, message.into())
     })
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     let known = payload.downcast_ref::<&str>().copied();
     let known = known.or_else(|| payload.downcast_ref::<String>().map(String::as_str));

@@ -1,4 +1,4 @@
-//! The caller's half: sends tasks, hands answers to the calls that wait, and drops what comes twice.
+//! The caller's side: sends tasks, routes each answer to its call, and drops duplicates.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -20,7 +20,7 @@ use crate::frame::{AnswerHead, Kind, NO, TaskHead, YES};
 use crate::names::Names;
 use crate::queue;
 
-/// Between two looks at whether the connection or the stream is back.
+/// How long to wait before looking again for the connection or the stream.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 pub(crate) struct Reply {
@@ -28,7 +28,7 @@ pub(crate) struct Reply {
     pub(crate) payload: Bytes,
 }
 
-/// Why there is no reply.
+/// Why a call has no reply.
 pub(crate) enum NoReply {
     Deadline,
     QueueFull,
@@ -36,17 +36,17 @@ pub(crate) enum NoReply {
     Stopped,
 }
 
-/// The tasks of one run that wait for an answer.
+/// The calls of one run that wait for an answer.
 pub(crate) struct PendingCalls {
     pub(crate) client: Client,
     pub(crate) context: Context,
     pub(crate) names: Names,
-    /// Unique, so that the runs of all callers of this function are told apart.
+    /// A unique id, which tells the runs of all callers of this function apart.
     pub(crate) run: String,
     pub(crate) max_queued: i64,
     pub(crate) counts: CallerCounts,
     pub(crate) stopped: watch::Sender<bool>,
-    /// Whether something may lie in the queue that nobody waits for.
+    /// Whether the queue may still hold tasks that no call waits for.
     may_have_queued: AtomicBool,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
 }
@@ -73,7 +73,7 @@ impl PendingCalls {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Receives answers and questions for as long as the subscription lives.
+    /// Handles answers and questions until the subscription ends.
     pub(crate) async fn receive(self: Arc<Self>, mut answers: Subscriber) {
         while let Some(message) = answers.next().await {
             let confirmation = self.handle(&message);
@@ -83,7 +83,7 @@ impl PendingCalls {
         }
     }
 
-    /// Takes one message, and says what the worker is to hear.
+    /// Handles one message and returns the reply to the worker.
     fn handle(&self, message: &Message) -> Bytes {
         let Some(head) = AnswerHead::read(message.headers.as_ref()) else {
             log::warn!(
@@ -102,7 +102,7 @@ impl PendingCalls {
         }
         let Some(call) = self.waiting().remove(&head.id) else {
             self.counts.late.add();
-            // Known already, so the worker need not send it again.
+            // The worker need not send it again.
             return YES;
         };
         let payload = message.payload.clone();
@@ -110,7 +110,7 @@ impl PendingCalls {
         YES
     }
 
-    /// Sends a task and waits for its answer, or until there is something in `stopped`.
+    /// Sends a task and waits for its answer, a stop or the deadline.
     pub(crate) async fn call(
         self: Arc<Self>,
         head: TaskHead,
@@ -139,14 +139,14 @@ impl PendingCalls {
         result
     }
 
-    /// What the server knows a task by.
+    /// The id by which the server detects duplicates of a task.
     fn message_id(&self, id: u64) -> String {
         format!("{}-{id}", self.run)
     }
 
-    /// Has the stream store the task, and then never ends; ends with the reason why it cannot.
+    /// Publishes the task. Returns only if that fails for good; after a success it stays pending.
     ///
-    /// A task whose storing was not confirmed is sent again under the same id, and stored once.
+    /// If the server does not confirm, the task is published again with the same id, and stored once.
     async fn send(&self, head: TaskHead, payload: Bytes, sequence: &AtomicU64) -> NoReply {
         let subject = self.names.tasks(&self.run);
         let mut headers = head.write();
@@ -173,7 +173,7 @@ impl PendingCalls {
                         PublishFailure::Final(reason) => return NoReply::Transport(reason),
                         PublishFailure::NoStream => {
                             sleep(RETRY_DELAY).await;
-                            // The server lost it, with its disk for example.
+                            // The server lost the stream, for example with its disk.
                             let _ =
                                 queue::stream(&self.context, &self.names, self.max_queued).await;
                         }
@@ -181,27 +181,27 @@ impl PendingCalls {
                     }
                 }
             }
-            // One copy waits for the connection to come back, not one for each second.
+            // Wait for the connection, so that the client does not buffer a copy on every retry.
             while self.client.connection_state() != State::Connected {
                 sleep(RETRY_DELAY).await;
             }
         }
     }
 
-    /// Takes a task out of the queue that nobody waits for. If it runs already, its answer is dropped.
+    /// Deletes a task from the queue that no call waits for. If it is running, its answer is dropped later.
     fn withdraw(&self, id: u64, sequence: u64) {
-        // Should it fail, or the program end before it is done.
+        // The deletion may fail, or the program end first.
         self.may_have_queued.store(true, Ordering::Relaxed);
-        // A stop takes all of them back at once.
+        // A stop purges all tasks at once.
         if sequence == 0 || *self.stopped.borrow() {
             return;
         }
         let (context, stream) = (self.context.clone(), self.names.stream());
         let message_id = self.message_id(id);
-        // On its own, as the call has met its deadline.
+        // Spawned, as the call must return now.
         tokio::spawn(async move {
             if let Ok(stream) = context.get_stream_no_info(&stream).await {
-                // A server that has lost its disk counts anew: the place may be another task's by now.
+                // A server that lost its disk reuses sequence numbers, so check that it is the same task.
                 let Ok(message) = stream.get_raw_message(sequence).await else {
                     return;
                 };
@@ -213,7 +213,7 @@ impl PendingCalls {
         });
     }
 
-    /// Stops all calls, and purges what is queued for this run.
+    /// Stops all calls and purges the queued tasks of this run.
     pub(crate) fn stop(self: &Arc<Self>, background: &tokio::runtime::Handle) {
         if self.stopped.send_replace(true) {
             return;
@@ -223,7 +223,7 @@ impl PendingCalls {
         background.spawn(async move { pending.purge().await });
     }
 
-    /// Whether a purge would find something.
+    /// Whether a purge may find something.
     pub(crate) fn may_have_queued(&self) -> bool {
         self.may_have_queued.load(Ordering::Relaxed)
     }
@@ -248,7 +248,7 @@ impl PendingCalls {
     }
 }
 
-/// What a publish that failed means for the task.
+/// What a failed publish means for the task.
 #[derive(Debug, PartialEq)]
 enum PublishFailure {
     Full,
@@ -277,10 +277,10 @@ fn publish_failure(error: &PublishError) -> PublishFailure {
     if full && is_store {
         PublishFailure::Full
     } else if is_store && text.contains("no such file") {
-        // A worker makes it anew.
+        // The stream has lost its files. A worker creates it again.
         PublishFailure::Unavailable
     } else if server.code() == 503 && !is_store {
-        // Not ready yet, as after a start.
+        // The server is not ready, for example after a start.
         PublishFailure::Unavailable
     } else {
         PublishFailure::Final(text)

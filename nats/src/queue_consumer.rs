@@ -1,5 +1,5 @@
-//! A worker's place at the queue: takes tasks, one for each thread that is free, and keeps what is needed to
-//! find the queue again when the server was away.
+//! The worker's side of the queue: pulls one task for each idle thread, and opens the queue again after the
+//! server was away.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -19,26 +19,26 @@ use crate::names::Names;
 use crate::queue::{self, Failure};
 use crate::task_message::TaskMessage;
 
-/// How long a request for a task waits at the server before it is made again.
+/// How long a pull request waits at the server before it is sent again.
 const PULL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request that ends sooner than this without a task was refused.
+/// A pull request that ends sooner than this without a task was rejected.
 const MIN_PULL: Duration = Duration::from_millis(100);
 
-/// Between two attempts to find the queue again.
+/// How long to wait before opening the queue again.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// How long a caller has to say whether it still waits.
+/// How long a caller has to reply.
 pub(crate) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Of so many callers it is remembered that they did not answer.
+/// How many unresponsive callers to remember.
 const MAX_UNRESPONSIVE: usize = 1024;
 
 /// Whether the caller still waits for a task.
 pub(crate) enum CallerStatus {
     Waiting,
     Gone,
-    /// The caller does not answer.
+    /// The caller did not reply.
     Unknown,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Limits {
     pub(crate) lease: Duration,
     pub(crate) max_queued: i64,
     pub(crate) max_item_bytes: usize,
-    /// How long a task may run and keep its lease; `None`: as long as its caller waits.
+    /// How long a task's lease is renewed. `None` is the caller's deadline.
     pub(crate) time_limit: Option<Duration>,
 }
 
@@ -55,15 +55,15 @@ pub(crate) struct QueueConsumer {
     context: Context,
     connects: watch::Receiver<u64>,
     pub(crate) names: Names,
-    /// Who we are, in answers.
+    /// This worker's id, for answers.
     pub(crate) worker: String,
     pub(crate) limits: Limits,
     pub(crate) counts: WorkerCounts,
     stopped: watch::Receiver<bool>,
-    /// The lease that the server grants: the queue may be older than this worker's settings.
+    /// Has the lease that the server grants, which may differ from this worker's option.
     consumer: Mutex<PullConsumer>,
     restored: AsyncMutex<Instant>,
-    /// Callers that did not answer, by run, and since when.
+    /// The runs whose callers did not respond, and since when.
     unresponsive: Mutex<HashMap<String, Instant>>,
 }
 
@@ -112,7 +112,7 @@ impl QueueConsumer {
             .clone()
     }
 
-    /// The next message of the queue; `None` when the worker is stopped.
+    /// Returns the next message of the queue, or `None` when the worker is stopped.
     pub(crate) async fn next_message(&self) -> Option<jetstream::Message> {
         let mut connects = self.connects.clone();
         let mut stopped = self.stopped.clone();
@@ -123,7 +123,7 @@ impl QueueConsumer {
                 biased;
                 _ = stopped.wait_for(|stopped| *stopped) => return None,
                 taken = self.pull() => taken,
-                // The server may have forgotten the request.
+                // Pull again, as the server may have lost the request.
                 Ok(()) = connects.changed() => continue,
             };
             match taken {
@@ -150,7 +150,7 @@ impl QueueConsumer {
         batch.next().await.transpose()
     }
 
-    /// Finds the queue again, after the server was away or has lost it. One thread does, and the others wait.
+    /// Opens the queue again, after the server was away or lost it. One thread does it, the others wait.
     async fn restore(&self) {
         let asked = Instant::now();
         let mut restored = self.restored.lock().await;
@@ -169,7 +169,7 @@ impl QueueConsumer {
         *restored = Instant::now();
     }
 
-    /// Asks the caller whether it still waits.
+    /// Asks the caller whether it still waits for this task.
     pub(crate) async fn ask_caller(&self, task: &TaskMessage) -> CallerStatus {
         let request = Request::new()
             .headers(task.answer_head(&self.worker, Kind::Wanted))
@@ -197,7 +197,7 @@ impl QueueConsumer {
             .remove(run);
     }
 
-    /// Remembers that the caller of this run did not answer.
+    /// Remembers that the caller of this run did not respond.
     pub(crate) fn mark_unresponsive(&self, run: &str) {
         let mut unresponsive = self
             .unresponsive

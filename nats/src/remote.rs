@@ -1,4 +1,4 @@
-//! A function that runs elsewhere, called as if it ran here.
+//! A function that workers run, called like a local one.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -19,7 +19,7 @@ use crate::pending_calls::{NoReply, PendingCalls, Reply};
 use crate::queue;
 use crate::server::Link;
 
-/// How long a drop waits for the purge of what it leaves behind.
+/// How long `drop` waits for the purge.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The output of a call, and which worker made it.
@@ -28,10 +28,11 @@ const PURGE_TIMEOUT: Duration = Duration::from_secs(2);
 /// let count = futureproof_nats::connect("nats://queue:4222")?
 ///     .function::<String, usize, String>("count_words")
 ///     .start()?;
-/// let answer = count.call(&"to be or not to be".to_owned())?;
-/// println!("{} words, by {}", answer.output, answer.worker);
-/// assert_eq!(answer.into_output(), 6);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// match count.call(&"to be or not to be".to_owned()) {
+///     Ok(answer) => println!("{} words, by {}", answer.output, answer.worker),
+///     Err(error) => println!("no answer: {error}"),
+/// }
+/// # Ok::<(), futureproof_nats::SetupError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -56,15 +57,15 @@ impl<T> Answer<T> {
     }
 }
 
-/// The types of a function, of which no value is held.
+/// The types of a function. No value is stored.
 pub(crate) type Signature<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
 
-/// A function that workers run, ready to be called. Made by [`Function::start`](crate::Function::start).
+/// A function that workers run. Made by [`Function::start`](crate::Function::start).
 ///
-/// Each call blocks its thread until the answer is there, so as many tasks are under way as threads call it:
-/// that is the run's `num_threads`.
+/// Call it with [`call`](Self::call), or give [`into_fn`](Self::into_fn) to `map_tasks`. Each call blocks its
+/// thread until the answer is there, so the run's `num_threads` is the number of tasks in flight.
 ///
-/// Dropping it purges what it has queued and nobody waits for.
+/// Dropping it purges the queued tasks that no call waits for.
 pub struct Remote<I, T, E> {
     inner: Arc<Inner>,
     types: Signature<I, T, E>,
@@ -75,7 +76,7 @@ struct Inner {
     deadline: Duration,
     max_deliver: u64,
     receiver: JoinHandle<()>,
-    // Last, so that the background thread is there until the end.
+    // Dropped last, as the other fields need the background thread.
     link: Arc<Link>,
 }
 
@@ -101,7 +102,7 @@ impl<I, T, E> Remote<I, T, E> {
                 .client
                 .subscribe(names.answers(&starting.run))
                 .await?;
-            // The server has seen the subscription before the first task is sent.
+            // The server must have the subscription before the first task is sent.
             starting.client.flush().await?;
             Ok(answers)
         });
@@ -126,12 +127,13 @@ impl<I, T, E> Remote<I, T, E> {
         })
     }
 
-    /// What happened so far, to all calls of this function from here.
+    /// Returns the counters of all calls so far.
     pub fn counters(&self) -> Counters {
         self.inner.pending.counts.read()
     }
 
-    /// A handle that stops the function, and reads its counters, when `into_fn` has taken the function itself.
+    /// Returns a handle that can stop the function and read its counters, even after
+    /// [`into_fn`](Self::into_fn).
     pub fn stop_handle(&self) -> Stop {
         Stop {
             pending: Arc::clone(&self.inner.pending),
@@ -146,24 +148,25 @@ where
     T: DeserializeOwned,
     E: DeserializeOwned,
 {
-    /// Has a worker run the function on `item`, and waits for its answer.
+    /// Runs the function on `item` on a worker, and waits for the answer.
     ///
-    /// **At least once.** If a worker dies, or loses its network, another one runs the function on the same
-    /// item, so it must be harmless to run it twice. The caller gets one answer.
+    /// **At least once.** If a worker dies or loses its network, another worker runs the function on the same
+    /// item. Make sure that running it twice is harmless. The caller gets one answer.
     ///
-    /// As a task of a run, the call does not outlive that: when the run is cancelled, has met its deadline or is dropped,
-    /// it returns [`RemoteError::Stopped`], and the item is taken out of the queue.
+    /// A call that is part of a run ends with it: when the run is cancelled, exceeds its deadline or is dropped, the
+    /// call returns [`RemoteError::Stopped`] and its task is deleted from the queue.
     ///
     /// # Errors
     ///
-    /// The function's own error, and what keeps an answer from coming: see [`RemoteError`].
+    /// Returns the function's own error as [`RemoteError::Task`], and other variants of [`RemoteError`] if no
+    /// answer came.
     pub fn call(&self, item: &I) -> Result<Answer<T>, RemoteError<E>> {
         let result = self.send_and_wait(item);
         self.count(&result);
         result
     }
 
-    /// The function to give to `map_tasks`.
+    /// Converts into a closure for `map_tasks`.
     pub fn into_fn(self) -> impl Fn(&I) -> Result<Answer<T>, RemoteError<E>> + Send + Sync {
         move |item| self.call(item)
     }
@@ -179,13 +182,12 @@ where
             RemoteError::Encode(format!("the item does not serialize: {reason}"))
         })?;
         frame::check_length("item", &payload, &pending.client).map_err(RemoteError::Encode)?;
-        // The run that this is a task of may be over before the answer comes.
+        // The run may be over before the answer comes.
         let (stop, stopped) = oneshot::channel();
         let _listener = CancellationToken::current().on_cancel(move || {
             let _ = stop.send(());
         });
-        // The future holds `PendingCalls` only: were the link dropped on its own background thread, that would wait for
-        // itself.
+        // Do not move `link` into the future: dropped on its own background thread, it would wait for itself.
         match link
             .background
             .wait(Arc::clone(pending).call(head, payload, stopped))
@@ -225,7 +227,7 @@ where
     }
 }
 
-/// Makes of a reply what the function returned, or why it did not.
+/// Converts a reply to the result of a call.
 fn read<T, E>(reply: Reply) -> Result<Answer<T>, RemoteError<E>>
 where
     T: DeserializeOwned,
@@ -283,7 +285,7 @@ impl<I, T, E> fmt::Debug for Remote<I, T, E> {
     }
 }
 
-/// Stops a [`Remote`] from any thread, and reads its counters. Made by [`Remote::stop_handle`].
+/// Stops a [`Remote`] from any thread and reads its counters. Made by [`Remote::stop_handle`].
 #[derive(Clone)]
 pub struct Stop {
     pending: Arc<PendingCalls>,
@@ -291,12 +293,13 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Has all calls that wait return [`RemoteError::Stopped`], and every later one; purges what is queued.
+    /// Stops the function and purges its queued tasks. All waiting and later calls return
+    /// [`RemoteError::Stopped`].
     pub fn stop(&self) {
         self.pending.stop(self.link.background.handle());
     }
 
-    /// What happened so far.
+    /// Returns the counters of all calls so far.
     pub fn counters(&self) -> Counters {
         self.pending.counts.read()
     }

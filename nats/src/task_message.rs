@@ -1,4 +1,4 @@
-//! A task as it comes out of the queue.
+//! A task as the queue delivers it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::frame::{AnswerHead, Kind, TaskHead};
 use crate::names::Names;
 
-/// A task as it came.
+/// A task as the queue delivers it.
 pub(crate) struct TaskMessage {
     pub(crate) run: String,
     pub(crate) head: TaskHead,
@@ -23,7 +23,7 @@ pub(crate) struct TaskMessage {
 }
 
 impl TaskMessage {
-    /// What cannot be read gives its acknowledger back.
+    /// Parses a message. Returns its acker if it is not a task.
     pub(crate) fn parse(names: &Names, message: jetstream::Message) -> Result<Self, Box<Acker>> {
         let (deliveries, published) = match message.info() {
             Ok(info) => (info.delivered, info.published.unix_timestamp_nanos()),
@@ -47,7 +47,7 @@ impl TaskMessage {
         })
     }
 
-    /// By our clock and the server's, which may differ: a hint only.
+    /// Whether the deadline is over. A hint only, as the server's clock may differ from ours.
     pub(crate) fn is_overdue(&self) -> bool {
         self.age > self.head.deadline
     }
@@ -62,7 +62,7 @@ impl TaskMessage {
 
     /// The headers of an answer to this task, or of a question about it, from `worker`.
     pub(crate) fn answer_head(&self, worker: &str, kind: Kind) -> HeaderMap {
-        // The one that finds a task lost has not run it.
+        // The worker that reports a task as lost has not run it.
         let deliveries = self.deliveries - u64::from(kind == Kind::Lost);
         let head = AnswerHead {
             id: self.head.id,
