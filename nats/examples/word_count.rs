@@ -88,7 +88,7 @@ fn caller(url: &str, dir: &Path) -> Result<(), Failure> {
     {
         let answer: &Answer<Counts> = &task.output;
         *by_worker.entry(answer.worker.clone()).or_default() += 1;
-        if answer.deliveries > 1 {
+        if answer.was_redelivered() {
             println!(
                 "{} took {} deliveries",
                 task.input.path.display(),

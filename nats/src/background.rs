@@ -1,4 +1,4 @@
-//! The one thread with the async runtime: everything that speaks to the server happens there.
+//! The background thread: it runs the async runtime and talks to the server.
 
 use std::io;
 use std::sync::mpsc::sync_channel;
@@ -6,7 +6,7 @@ use std::sync::mpsc::sync_channel;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 pub(crate) struct Background {
-    // Only `drop` takes it.
+    // `None` only during `drop`.
     runtime: Option<Runtime>,
     handle: Handle,
 }
@@ -29,9 +29,9 @@ impl Background {
         &self.handle
     }
 
-    /// Blocks until the background thread has finished `future`; `None` if it panicked.
+    /// Runs `future` on the background thread and blocks until it is done. Returns `None` if it panicked.
     ///
-    /// A channel rather than `block_on`, which refuses to work on a thread of somebody's async runtime.
+    /// Uses a channel, as `block_on` panics on a thread of an async runtime.
     pub(crate) fn wait<T, F>(&self, future: F) -> Option<T>
     where
         T: Send + 'static,
@@ -48,7 +48,7 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Dropping it would panic on a thread of somebody's async runtime.
+            // Dropping the runtime would panic on a thread of an async runtime.
             runtime.shutdown_background();
         }
     }

@@ -1,11 +1,11 @@
-//! What happened so far, counted.
+//! Counters of callers and workers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(feature = "metrics")]
 use crate::meters::{self, Durations, Meter};
 
-/// Adds and reads. Relaxed: nothing is published through a count.
+/// A counter or a gauge. `Relaxed`, as no other data is published through it.
 #[derive(Debug, Default)]
 pub(crate) struct Count {
     number: AtomicU64,
@@ -26,7 +26,7 @@ impl Count {
         self.next();
     }
 
-    /// As `add`, and tells how much it was before.
+    /// Adds one and returns the previous number.
     pub(crate) fn next(&self) -> u64 {
         #[cfg(feature = "metrics")]
         self.meter.as_ref().inspect(|meter| meter.add());
@@ -44,35 +44,35 @@ impl Count {
     }
 }
 
-/// The caller's counters of one function, as they were at one moment.
+/// A snapshot of a caller's counters for one function.
 ///
 /// `answered + deadlines + refused + undelivered + stopped` is the number of calls that have returned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Items that were given to `call`.
+    /// Calls that were made.
     pub calls: u64,
     /// Calls that a worker answered, whatever the answer.
     pub answered: u64,
-    /// Answers that are the function's own error.
+    /// Answers with the function's own error.
     pub failed: u64,
-    /// Answers that are a panic.
+    /// Answers that report a panic.
     pub panicked: u64,
-    /// Outputs of a worker after others had taken the task and not answered.
+    /// Outputs of tasks that were delivered before and not answered.
     pub redelivered: u64,
-    /// Tasks that were given up, after so many deliveries.
+    /// Tasks that were given up after too many deliveries.
     pub lost: u64,
-    /// Items that the worker could not read, and answers that could not be read here.
+    /// Items that the worker could not decode, and answers that the caller could not decode.
     pub unreadable: u64,
-    /// Calls that met their deadline.
+    /// Calls that exceeded their deadline.
     pub deadlines: u64,
-    /// Calls that met a full queue.
+    /// Calls that found the queue full.
     pub refused: u64,
     /// Calls that could not be sent.
     pub undelivered: u64,
     /// Calls that were stopped.
     pub stopped: u64,
-    /// Answers that came a second time, or too late, and were dropped.
+    /// Duplicate and late answers, which were dropped.
     pub late: u64,
 }
 
@@ -80,7 +80,7 @@ pub struct Counters {
 pub(crate) struct CallerCounts {
     pub(crate) calls: Count,
     pub(crate) answered: Count,
-    /// Answers that are an output.
+    /// Answers with an output.
     pub(crate) ok: Count,
     pub(crate) failed: Count,
     pub(crate) panicked: Count,
@@ -95,13 +95,13 @@ pub(crate) struct CallerCounts {
 }
 
 impl CallerCounts {
-    /// Those of a function that is called.
+    /// Counters for a caller of `function`.
     #[cfg(not(feature = "metrics"))]
     pub(crate) fn new(_function: &str) -> Self {
         Self::default()
     }
 
-    /// Those of a function that is called, and of each outcome a recorder hears.
+    /// Counters for a caller of `function`, which also go to the metrics recorder.
     #[cfg(feature = "metrics")]
     pub(crate) fn new(function: &str) -> Self {
         let calls = |outcome| Count::on(meters::calls(function, outcome));
@@ -141,7 +141,7 @@ impl CallerCounts {
     }
 }
 
-/// A worker's counters, for its monitor.
+/// The counters of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerCounts {
     pub(crate) running: Count,
@@ -158,13 +158,13 @@ pub(crate) struct WorkerCounts {
 }
 
 impl WorkerCounts {
-    /// Those of a function that is run here.
+    /// Counters for a worker that runs `function`.
     #[cfg(not(feature = "metrics"))]
     pub(crate) fn new(_function: &str) -> Self {
         Self::default()
     }
 
-    /// Those of a function that is run here, and of each outcome a recorder hears.
+    /// Counters for a worker that runs `function`, which also go to the metrics recorder.
     #[cfg(feature = "metrics")]
     pub(crate) fn new(function: &str) -> Self {
         let tasks = |outcome| Count::on(meters::tasks(function, outcome));
@@ -182,7 +182,7 @@ impl WorkerCounts {
         }
     }
 
-    /// Calls the user's function, and takes the time.
+    /// Calls `f` and records how long it took.
     pub(crate) fn time<T>(&self, f: impl FnOnce() -> T) -> T {
         #[cfg(feature = "metrics")]
         let _sample = self.durations.as_ref().map(Durations::start);

@@ -1,190 +1,179 @@
-//! One task at a worker: from the queue to the answer that its caller has confirmed.
+//! One task on a worker, from the queue to the confirmed answer.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Request;
 use async_nats::client::RequestErrorKind;
-use async_nats::jetstream::message::Acker;
 use async_nats::jetstream::{self, AckKind};
-use async_nats::{HeaderMap, Request};
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::frame::{self, AnswerHead, Kind, NO, TaskHead};
-use crate::names::Names;
-use crate::station::Station;
+use crate::frame::{self, Kind};
+use crate::queue_consumer::{CONFIRM_TIMEOUT, CallerStatus, QueueConsumer};
+use crate::task_message::TaskMessage;
 
-/// How long a caller has to confirm before it is told again.
-const CONFIRM: Duration = Duration::from_secs(1);
+/// How long a worker keeps sending an answer to a caller that is not connected.
+const CALLER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long an answer is offered to a caller that is not there.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the server waits before it redelivers a task whose caller does not respond.
+const REDELIVERY_DELAY: Duration = Duration::from_secs(5);
 
-/// Between two offers.
-const AGAIN: Duration = Duration::from_millis(100);
+/// How long to wait before the answer is sent again.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Whether the caller still waits for a task.
-pub(crate) enum Wanted {
-    Yes,
-    No,
-    /// The caller does not answer.
-    Unknown,
-}
-
-/// A task as it came.
-pub(crate) struct Letter {
-    pub(crate) run: String,
-    pub(crate) head: TaskHead,
-    pub(crate) payload: Bytes,
-    /// How many workers took it, this one included.
-    pub(crate) deliveries: u64,
-    age: Duration,
-    acker: Arc<Acker>,
-}
-
-impl Letter {
-    /// What cannot be read gives its acknowledger back.
-    pub(crate) fn open(names: &Names, message: jetstream::Message) -> Result<Self, Box<Acker>> {
-        let (deliveries, published) = match message.info() {
-            Ok(info) => (info.delivered, info.published.unix_timestamp_nanos()),
-            Err(_) => return Err(Box::new(message.split().1)),
-        };
-        let (message, acker) = message.split();
-        let run = names.run(&message.subject);
-        let head = TaskHead::read(message.headers.as_ref());
-        let (Some(run), Some(head)) = (run, head) else {
-            return Err(Box::new(acker));
-        };
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let age = now.unwrap_or_default().as_nanos() as i128 - published;
-        Ok(Self {
-            run: run.to_owned(),
-            head,
-            payload: message.payload,
-            deliveries: deliveries.try_into().unwrap_or(1),
-            age: Duration::from_nanos(age.clamp(0, u64::MAX.into()) as u64),
-            acker: Arc::new(acker),
-        })
-    }
-
-    /// By our clock and the server's, which may differ: a hint only.
-    pub(crate) fn is_overdue(&self) -> bool {
-        self.age > self.head.deadline
-    }
-
-    pub(crate) async fn terminate(&self) {
-        let _ = self.acker.ack_with(AckKind::Term).await;
-    }
-
-    pub(crate) async fn put_aside(&self, time: Duration) {
-        let _ = self.acker.ack_with(AckKind::Nak(Some(time))).await;
-    }
-
-    fn answer_head(&self, station: &Station, kind: Kind) -> HeaderMap {
-        // The one that finds a task lost has not run it.
-        let deliveries = self.deliveries - u64::from(kind == Kind::Lost);
-        let head = AnswerHead {
-            id: self.head.id,
-            kind,
-            worker: station.worker.clone(),
-            deliveries,
-        };
-        head.write()
-    }
-}
-
-impl Station {
-    /// Asks the caller whether it still waits.
-    pub(crate) async fn ask(&self, letter: &Letter) -> Wanted {
-        let request = Request::new()
-            .headers(letter.answer_head(self, Kind::Wanted))
-            .payload(Bytes::new())
-            .timeout(Some(CONFIRM));
-        let subject = self.names.answers(&letter.run);
-        match self.client.send_request(subject, request).await {
-            Ok(word) if word.payload == NO => Wanted::No,
-            Ok(_) => Wanted::Yes,
-            Err(_) => Wanted::Unknown,
+impl QueueConsumer {
+    /// Returns the next task to run, or `None` when the worker is stopped.
+    pub(crate) async fn next(self: Arc<Self>) -> Option<Delivery> {
+        loop {
+            let message = self.next_message().await?;
+            if let Some(delivery) = self.admit(message).await {
+                return Some(delivery);
+            }
         }
     }
+
+    /// Decides whether to run a task. Returns `None` for a task that is unreadable, unwanted or given up,
+    /// after it has been answered or taken off the queue.
+    async fn admit(self: &Arc<Self>, message: jetstream::Message) -> Option<Delivery> {
+        let task = match TaskMessage::parse(&self.names, message) {
+            Ok(task) => task,
+            Err(acker) => {
+                // It names no caller to answer.
+                self.counts.unreadable.add();
+                log::warn!(
+                    target: "futureproof",
+                    "{}: dropped a message that is not a task: check who else publishes to {}",
+                    self.names.name(), self.names.tasks("*")
+                );
+                let _ = acker.ack_with(AckKind::Term).await;
+                return None;
+            }
+        };
+        let unresponsive = self.is_unresponsive(&task.run);
+        if task.deliveries > 1 {
+            self.counts.redelivered.add();
+        }
+        if task.deliveries > 1 || task.is_overdue() || unresponsive {
+            match self.ask_caller(&task).await {
+                CallerStatus::Waiting => self.mark_responsive(&task.run),
+                CallerStatus::Gone => {
+                    self.counts.unwanted.add();
+                    task.terminate().await;
+                    return None;
+                }
+                CallerStatus::Unknown if unresponsive && task.is_overdue() => {
+                    // Two signs that the caller is gone. One is not enough, as clocks differ between machines.
+                    self.counts.unwanted.add();
+                    task.terminate().await;
+                    return None;
+                }
+                CallerStatus::Unknown if unresponsive || task.is_overdue() => {
+                    self.mark_unresponsive(&task.run);
+                    task.redeliver_after(REDELIVERY_DELAY).await;
+                    return None;
+                }
+                // The caller may be reconnecting, as this worker has.
+                CallerStatus::Unknown => {}
+            }
+        }
+        let max_deliver = task.head.max_deliver;
+        let too_large = task.payload.len() > self.limits.max_item_bytes;
+        let delivery = Delivery::start(Arc::clone(self), task);
+        if delivery.task.deliveries > max_deliver {
+            self.counts.lost.add();
+            delivery.settle(Kind::Lost, Vec::new().into()).await;
+            return None;
+        }
+        if too_large {
+            self.counts.unreadable.add();
+            let reason = format!(
+                "the item is larger than the {} bytes that this worker accepts: raise `max_item_bytes`",
+                self.limits.max_item_bytes
+            );
+            delivery.settle(Kind::Decode, reason.into()).await;
+            return None;
+        }
+        Some(delivery)
+    }
 }
 
-/// A task that is being run. Its lease is kept for as long as this lives, within the limit.
+/// A task in progress. Its lease is renewed until this is dropped, or the time limit is over.
 pub(crate) struct Delivery {
-    pub(crate) letter: Letter,
-    station: Arc<Station>,
+    pub(crate) task: TaskMessage,
+    consumer: Arc<QueueConsumer>,
     taken: Instant,
-    keeper: JoinHandle<()>,
+    lease_renewal: JoinHandle<()>,
 }
 
 impl Delivery {
-    pub(crate) fn start(station: Arc<Station>, letter: Letter) -> Self {
-        let limit = station.limits.time_limit.unwrap_or(letter.head.deadline);
-        let every = station.lease() / 4;
+    pub(crate) fn start(consumer: Arc<QueueConsumer>, task: TaskMessage) -> Self {
+        let limit = consumer.limits.time_limit.unwrap_or(task.head.deadline);
+        let every = consumer.lease() / 4;
         let taken = Instant::now();
-        let acker = Arc::clone(&letter.acker);
-        let keeper = tokio::spawn(async move {
+        let acker = Arc::clone(&task.acker);
+        let lease_renewal = tokio::spawn(async move {
             loop {
                 sleep(every).await;
                 if taken.elapsed() > limit {
-                    // It hangs, or the caller has given up: somebody else may try.
+                    // The task hangs, or its caller has given up: let another worker try.
                     break;
                 }
                 let _ = acker.ack_with(AckKind::Progress).await;
             }
         });
         Self {
-            letter,
-            station,
+            task,
+            consumer,
             taken,
-            keeper,
+            lease_renewal,
         }
     }
 
-    /// Gives the caller its answer until it confirms it, and then takes the task off the queue.
+    /// Sends the answer until the caller confirms it, then acknowledges the task.
     ///
-    /// Not before: an answer that is lost with a connection would be lost for good. Returns the kind of what was
-    /// sent: an output that is too large is none.
+    /// The acknowledgement comes last, as an answer may be lost with the connection. Returns the kind of
+    /// answer that was sent: it is `Encode` if the output was too large.
     pub(crate) async fn settle(self, mut kind: Kind, mut payload: Bytes) -> Kind {
-        let station = &self.station;
-        if let Err(reason) = frame::check_length("output", &payload, &station.client) {
+        let consumer = &self.consumer;
+        if let Err(reason) = frame::check_length("output", &payload, &consumer.client) {
             (kind, payload) = (Kind::Encode, reason.into());
         }
-        let subject = station.names.answers(&self.letter.run);
-        let headers = self.letter.answer_head(station, kind);
+        let subject = consumer.names.answers(&self.task.run);
+        let headers = self.task.answer_head(&consumer.worker, kind);
         let finished = Instant::now();
         loop {
             let request = Request::new()
                 .headers(headers.clone())
                 .payload(payload.clone())
-                .timeout(Some(CONFIRM));
-            match station.client.send_request(subject.clone(), request).await {
+                .timeout(Some(CONFIRM_TIMEOUT));
+            match consumer.client.send_request(subject.clone(), request).await {
                 Ok(_) => {
-                    let _ = self.letter.acker.ack().await;
+                    let _ = self.task.acker.ack().await;
                     return kind;
                 }
                 Err(error) if error.kind() == RequestErrorKind::NoResponders => {
-                    if finished.elapsed() > PATIENCE {
-                        // It may be a caller that is gone. If it comes back, the task is run again.
-                        station.suspect(&self.letter.run);
-                        self.letter.put_aside(PATIENCE).await;
+                    if finished.elapsed() > CALLER_TIMEOUT {
+                        // The caller may be gone. If it comes back, the task runs again.
+                        consumer.mark_unresponsive(&self.task.run);
+                        self.task.redeliver_after(REDELIVERY_DELAY).await;
                         return kind;
                     }
                 }
-                // We are cut off ourselves, or the answer was lost on its way.
-                Err(_) if self.taken.elapsed() > self.letter.head.deadline + PATIENCE => {
+                // This worker is disconnected, or the answer was lost.
+                Err(_) if self.taken.elapsed() > self.task.head.deadline + CALLER_TIMEOUT => {
                     return kind;
                 }
                 Err(_) => {}
             }
-            sleep(AGAIN).await;
+            sleep(RETRY_DELAY).await;
         }
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        self.keeper.abort();
+        self.lease_renewal.abort();
     }
 }

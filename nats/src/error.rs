@@ -1,114 +1,116 @@
-//! What can go wrong: before the first task, and with a task.
+//! The errors of setup and of calls.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
 
-/// Why there is no connection, no function or no worker. Never holds a password.
+/// Why a connection, a function or a worker could not be set up. Never contains a password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
-    /// A function's name becomes part of subjects, so it has a plain form.
+    /// The function's name has characters that a subject may not have, or is too long or empty.
     #[error(
-        "`{name}` is no name of a function: use 1 to 64 of the letters a to z, A to Z, 0 to 9, `_` and `-`"
+        "invalid function name `{name}`: use 1 to 64 characters, only a-z, A-Z, 0-9, `_` and `-`"
     )]
     Name {
-        /// The name that was given, shortened.
+        /// The name, shortened.
         name: String,
     },
-    /// The address cannot be read.
-    #[error("not an address of a NATS server, such as nats://host:4222: {reason}")]
+    /// The address is invalid.
+    #[error("invalid server address: {reason}")]
     Address {
         /// What is wrong with it.
         reason: String,
     },
-    /// A file with credentials cannot be used.
-    #[error("cannot use the credentials file")]
+    /// The credentials file cannot be loaded.
+    #[error("cannot load the credentials file")]
     Credentials(#[source] io::Error),
-    /// The server cannot be reached.
+    /// The server is unreachable.
     #[error(
-        "cannot connect to {address}: is nats-server running there? (`nats-server --jetstream`)"
+        "cannot connect to {address}: check that nats-server runs there (`nats-server --jetstream`)"
     )]
     Connect {
         /// Host and port, without user and password.
         address: String,
-        /// What the client said.
+        /// The client's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The server is there, and does not let us in.
-    #[error("{address} does not let us in: is it the right password, or credentials file?")]
+    /// The server refused the login.
+    #[error("{address} refused the login: check the user and password, or the credentials file")]
     Refused {
         /// Host and port, without user and password.
         address: String,
-        /// What the client said.
+        /// The client's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The server is there, and does not give us a queue.
+    /// The server did not open the queue.
     #[error(
-        "{address} gives no queue for `{name}`: was nats-server started with `--jetstream`, and may this user create streams?"
+        "cannot open the queue of `{name}` at {address}: check that nats-server runs with `--jetstream` and that this user may create streams"
     )]
     Queue {
         /// Host and port, without user and password.
         address: String,
-        /// The function.
+        /// The function's name.
         name: String,
-        /// What the server said.
+        /// The server's error.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The machine gives no thread or no signal handler.
+    /// The system could not start a thread or install a signal handler.
     #[error("cannot start a background thread or a signal handler")]
     Background(#[source] io::Error),
 }
 
 impl SetupError {
     pub(crate) fn ended() -> Self {
-        Self::Background(io::Error::other("the background thread ended"))
+        Self::Background(io::Error::other("the background thread ended unexpectedly"))
     }
 }
 
-/// Why a task that was sent away has no output: an ordinary failure for policies and `retry`.
+/// Why a call has no output. It is a failure like any other, for policies and for `retry`.
 ///
 /// ```
 /// use futureproof_nats::RemoteError;
 ///
 /// let error: RemoteError<std::num::ParseIntError> = RemoteError::Lost { deliveries: 3 };
 /// assert!(error.is_transient());
-/// assert_eq!(error.to_string(), "lost: 3 workers took it and none answered");
+/// assert_eq!(error.to_string(), "lost: 3 workers took the task, none answered");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RemoteError<E> {
-    /// The function returned this error. It was not tried again elsewhere. It reads as that does, and its source is that one's.
+    /// The function returned this error, and was not run again. Displays as the inner error does.
     Task(E),
-    /// It was delivered as often as [`max_deliver`](crate::Function::max_deliver) allows, and no worker
-    /// answered: they died, or lost their network.
+    /// [`max_deliver`](crate::Function::max_deliver) workers took the task and none answered. They died or
+    /// lost their network.
     Lost {
         /// How many workers took it.
         deliveries: u64,
     },
-    /// No answer came in time. It may still run somewhere.
+    /// No answer came before the deadline. The task may still be running.
     Deadline,
-    /// The queue of this function holds as many tasks as it may.
+    /// The function's queue is full.
     QueueFull,
-    /// The server did not take it, for this reason.
+    /// The server did not accept the task, for this reason.
     Transport(String),
-    /// The function panicked at the worker.
+    /// The function panicked on the worker.
     Panicked {
-        /// The panic's message.
+        /// The panic message.
         message: String,
     },
-    /// The item cannot be sent, or the output cannot be sent back: it is too large, or it does not
-    /// serialize.
+    /// The item, or the worker's answer, cannot be sent: it is too large or does not serialize.
     Encode(String),
-    /// The worker cannot read the item, or we cannot read its answer: do both ends have the same types?
+    /// The worker cannot read the item, or the caller cannot read the answer. Check that both have the same
+    /// types.
     Decode(String),
-    /// The run that the call was part of is over, or the function was stopped.
+    /// The function was stopped, or the run that made the call is over.
     Stopped,
 }
 
 impl<E> RemoteError<E> {
-    /// Whether the same call may well succeed later: for `retry_if`. The function's own errors, panics and
-    /// what cannot be encoded are not.
+    /// Whether the same call may succeed later. Use it with `retry_if`.
+    ///
+    /// Returns `false` for the function's own errors, panics, and values that cannot be encoded or decoded,
+    /// and after a stop.
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -122,15 +124,15 @@ impl<E: fmt::Display> fmt::Display for RemoteError<E> {
         match self {
             Self::Task(error) => error.fmt(f),
             Self::Lost { deliveries } => {
-                write!(f, "lost: {deliveries} workers took it and none answered")
+                write!(f, "lost: {deliveries} workers took the task, none answered")
             }
-            Self::Deadline => f.write_str("no answer within the deadline"),
-            Self::QueueFull => f.write_str("the queue is full"),
-            Self::Transport(reason) => write!(f, "not taken by the server: {reason}"),
-            Self::Panicked { message } => write!(f, "panicked at the worker: {message}"),
-            Self::Encode(reason) => write!(f, "cannot be sent: {reason}"),
-            Self::Decode(reason) => write!(f, "cannot be read: {reason}"),
-            Self::Stopped => f.write_str("stopped while it waited for an answer"),
+            Self::Deadline => f.write_str("deadline exceeded: no answer arrived in time"),
+            Self::QueueFull => f.write_str("queue full: retry later, or raise `max_queued`"),
+            Self::Transport(reason) => write!(f, "the server did not accept the task: {reason}"),
+            Self::Panicked { message } => write!(f, "panicked on the worker: {message}"),
+            Self::Encode(reason) => write!(f, "cannot send: {reason}"),
+            Self::Decode(reason) => write!(f, "cannot read: {reason}"),
+            Self::Stopped => f.write_str("stopped before an answer arrived"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What travels: headers of ours, and a payload in MessagePack.
+//! The message format: headers, and a payload in MessagePack.
 
 use std::time::Duration;
 
@@ -16,20 +16,20 @@ const KIND: &str = "Futureproof-Kind";
 const WORKER: &str = "Futureproof-Worker";
 const DELIVERIES: &str = "Futureproof-Deliveries";
 
-/// What our headers add to a payload, at most; the server counts both.
+/// Room for the headers: the server's `max_payload` counts them too.
 const HEADER_ROOM: usize = 1024;
 
-/// A week: no worker keeps a task, and no caller waits, for longer.
+/// The longest deadline, a week. No worker keeps a task and no caller waits for longer.
 pub(crate) const MAX_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Longer texts, such as the message of a panic, are cut.
+/// The longest text, such as a panic message. Longer ones are cut.
 const MAX_TEXT: usize = 4096;
 
-/// The caller's word on a question or an answer.
+/// The caller's reply to a question or an answer.
 pub(crate) const YES: Bytes = Bytes::from_static(b"+");
 pub(crate) const NO: Bytes = Bytes::from_static(b"-");
 
-/// With named fields, so that one end may be newer than the other.
+/// Encodes with field names, so that caller and worker may have different versions of a type.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, String> {
     match rmp_serde::to_vec_named(value) {
         Ok(bytes) => Ok(Bytes::from(bytes)),
@@ -42,7 +42,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     rmp_serde::from_slice(bytes).map_err(|error| text(&error.to_string()))
 }
 
-/// Refuses a payload, of `what`, that the server would not take.
+/// Returns an error if the payload is larger than the server accepts. `what` names it in the error.
 pub(crate) fn check_length(what: &str, payload: &[u8], client: &Client) -> Result<(), String> {
     let most = client.server_info().max_payload;
     let most = most.saturating_sub(HEADER_ROOM);
@@ -51,11 +51,11 @@ pub(crate) fn check_length(what: &str, payload: &[u8], client: &Client) -> Resul
         return Ok(());
     }
     Err(format!(
-        "the {what} has {length} bytes, and the server takes {most}"
+        "the {what} is {length} bytes, more than the {most} that the server accepts: send less, or raise `max_payload`"
     ))
 }
 
-/// Cut to a length that always fits.
+/// Cuts a text to `MAX_TEXT` bytes.
 pub(crate) fn text(text: &str) -> String {
     let mut end = text.len().min(MAX_TEXT);
     while !text.is_char_boundary(end) {
@@ -64,7 +64,7 @@ pub(crate) fn text(text: &str) -> String {
     text[..end].to_owned()
 }
 
-/// What a caller says about a task.
+/// The headers of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TaskHead {
     pub(crate) id: u64,
@@ -91,16 +91,16 @@ impl TaskHead {
     }
 }
 
-/// What a worker says to a caller.
+/// The kind of a message from a worker to a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A question: is this task still wanted?
+    /// A question: does the caller still wait for this task?
     Wanted,
     Ok,
     Err,
     Panicked,
     Lost,
-    /// The worker cannot read the item.
+    /// The worker cannot decode the item.
     Decode,
     /// The worker cannot send the output.
     Encode,
@@ -121,7 +121,7 @@ impl Kind {
         KINDS
             .iter()
             .find(|(kind, _)| *kind == self)
-            .map_or("", |(_, name)| name)
+            .map_or_else(|| unreachable!("KINDS has every kind"), |(_, name)| name)
     }
 
     fn from_name(name: &str) -> Option<Self> {
@@ -281,7 +281,7 @@ mod tests {
     fn what_is_left_over_is_an_error() {
         assert_eq!(
             decode::<u8>(&[1, 2]),
-            Err("1 bytes are left over".to_owned())
+            Err("1 bytes after the end of the value".to_owned())
         );
     }
 

@@ -1,4 +1,4 @@
-//! A function that runs elsewhere, described option by option.
+//! The options of a remote function.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,22 +8,20 @@ use std::time::Duration;
 use crate::error::SetupError;
 use crate::frame::MAX_DEADLINE;
 use crate::names::Names;
-use crate::remote::Remote;
+use crate::remote::{Remote, Signature};
 use crate::server::Link;
 
-/// The types of a function, of which no value is held.
-pub(crate) type Signature<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
-
-/// The options of a function that runs elsewhere, each with a default that is right for most.
+/// The options of a function that workers run. The defaults suit most programs.
 ///
-/// Made by [`Connection::function`](crate::Connection::function), finished by [`start`](Self::start).
-#[must_use = "nothing is called unless `start` makes a `Remote` of it"]
+/// Made by [`Connection::function`](crate::Connection::function). Call [`start`](Self::start) to get a
+/// [`Remote`].
+#[must_use = "call `start` to get a `Remote`"]
 pub struct Function<I, T, E> {
-    pub(crate) link: Arc<Link>,
-    pub(crate) name: String,
-    pub(crate) deadline: Duration,
-    pub(crate) max_deliver: u64,
-    pub(crate) max_queued: u32,
+    link: Arc<Link>,
+    name: String,
+    deadline: Duration,
+    max_deliver: u64,
+    max_queued: u32,
     types: Signature<I, T, E>,
 }
 
@@ -39,43 +37,49 @@ impl<I, T, E> Function<I, T, E> {
         }
     }
 
-    /// How long one call may take in all: to be sent, to wait in the queue, to run, to be redelivered and to
-    /// come back. Then it fails with [`RemoteError::Deadline`](crate::RemoteError::Deadline). The default
-    /// is 60 s, and a week is the most.
+    /// Sets how long one call may take: sending, waiting in the queue, running, redeliveries and the way
+    /// back. After that the call fails with [`RemoteError::Deadline`](crate::RemoteError::Deadline).
     ///
-    /// A worker that runs the task keeps its lease no longer than this.
+    /// The default is 60 s, the maximum is a week. A worker renews the task's lease no longer than this.
     pub fn deadline(mut self, after: Duration) -> Self {
         self.deadline = after.min(MAX_DEADLINE);
         self
     }
 
-    /// How many workers may take one task, as long as none answers. The one after that answers
-    /// [`RemoteError::Lost`](crate::RemoteError::Lost) instead of running it: an item that kills its worker
-    /// kills no more than this many. The default is 3; 0 means 1.
+    /// Sets how many workers may take one task, if none of them answers. The next worker does not run it and
+    /// reports [`RemoteError::Lost`](crate::RemoteError::Lost), so an item that kills its workers kills no
+    /// more than this many.
+    ///
+    /// The default is 3. 0 means 1.
     pub fn max_deliver(mut self, n: u64) -> Self {
         self.max_deliver = n.max(1);
         self
     }
 
-    /// How many tasks the queue of this function holds at most, of all callers together, the running
-    /// ones among them. Beyond that a call fails with
-    /// [`RemoteError::QueueFull`](crate::RemoteError::QueueFull). The default is 10,000; 0 means 1.
+    /// Sets how many tasks of all callers the queue holds, including the running ones. When it is full, calls
+    /// fail with [`RemoteError::QueueFull`](crate::RemoteError::QueueFull). The default is 10,000. 0 means 1.
     ///
-    /// Whoever starts first, caller or worker, makes the queue. One that exists keeps its settings; to change
-    /// them: `nats stream edit futureproof-NAME --max-msgs=N`.
+    /// The first caller or worker creates the queue. An existing queue keeps its settings. To change them, run
+    /// `nats stream edit futureproof-NAME --max-msgs=N`.
     pub fn max_queued(mut self, n: u32) -> Self {
         self.max_queued = n.max(1);
         self
     }
 
-    /// Makes the queue if it is not there, and gets ready for answers.
+    /// Creates the queue if it does not exist, and subscribes to answers.
     ///
     /// # Errors
     ///
-    /// If the name is not plain, or the server gives no queue.
+    /// Returns an error if the name is invalid or the server does not open the queue.
     pub fn start(self) -> Result<Remote<I, T, E>, SetupError> {
         let names = Names::new(&self.name)?;
-        Remote::start(self, names)
+        Remote::start(
+            self.link,
+            names,
+            self.deadline,
+            self.max_deliver,
+            self.max_queued.into(),
+        )
     }
 }
 

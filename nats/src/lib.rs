@@ -3,9 +3,9 @@
 #![warn(missing_docs, missing_debug_implementations, unnameable_types)]
 
 mod background;
+mod connection;
 mod counters;
 mod delivery;
-mod desk;
 mod error;
 mod frame;
 mod function;
@@ -14,18 +14,21 @@ mod meters;
 mod monitor;
 mod names;
 mod outcome;
+mod pending_calls;
 mod queue;
+mod queue_consumer;
 mod remote;
 mod server;
 mod shape;
-mod station;
+mod task_message;
 #[cfg(feature = "tracing")]
 mod trace;
 mod worker;
 
+pub use connection::{Connection, connect};
 pub use counters::Counters;
 pub use error::{RemoteError, SetupError};
 pub use function::Function;
 pub use remote::{Answer, Remote, Stop};
-pub use server::{Connection, Server, connect};
+pub use server::Server;
 pub use worker::{Worker, WorkerStop, serve};

@@ -1,4 +1,4 @@
-//! A function's figures for the `metrics` facade, at either end.
+//! The metrics of callers and workers, for the `metrics` facade.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ const TASKS_REDELIVERED: &str = "futureproof_worker_redelivered_total";
 const RUNNING: &str = "futureproof_worker_tasks_running";
 const DURATION: &str = "futureproof_worker_task_duration_seconds";
 
-/// Where a count goes besides. Handles, so that nothing is looked up when it counts.
+/// A handle to one metric, so that counting needs no lookup.
 #[derive(Debug)]
 pub(crate) enum Meter {
     Counter(Counter),
@@ -33,14 +33,14 @@ impl Meter {
 
     pub(crate) fn sub(&self) {
         match self {
-            // It only grows.
+            // A counter only grows.
             Self::Counter(_) => {}
             Self::Gauge(gauge) => gauge.decrement(1),
         }
     }
 }
 
-/// Calls that ended so.
+/// Calls that ended with this outcome.
 pub(crate) fn calls(function: &str, outcome: &'static str) -> Meter {
     describe_counter!(CALLS, Unit::Count, "Calls that returned, by outcome.");
     ended(CALLS, function, outcome)
@@ -50,7 +50,7 @@ pub(crate) fn calls_redelivered(function: &str) -> Meter {
     describe_counter!(
         CALLS_REDELIVERED,
         Unit::Count,
-        "Outputs of a worker after others had taken the task and not answered."
+        "Outputs of tasks that were delivered before and not answered."
     );
     total(CALLS_REDELIVERED, function)
 }
@@ -59,14 +59,18 @@ pub(crate) fn late_answers(function: &str) -> Meter {
     describe_counter!(
         LATE,
         Unit::Count,
-        "Answers that came a second time, or too late."
+        "Duplicate and late answers, which were dropped."
     );
     total(LATE, function)
 }
 
-/// Tasks that ended so at this worker.
+/// Tasks that ended with this outcome on this worker.
 pub(crate) fn tasks(function: &str, outcome: &'static str) -> Meter {
-    describe_counter!(TASKS, Unit::Count, "Tasks that were taken, by outcome.");
+    describe_counter!(
+        TASKS,
+        Unit::Count,
+        "Tasks that the worker handled, by outcome."
+    );
     ended(TASKS, function, outcome)
 }
 
@@ -74,7 +78,7 @@ pub(crate) fn tasks_redelivered(function: &str) -> Meter {
     describe_counter!(
         TASKS_REDELIVERED,
         Unit::Count,
-        "Tasks that had been taken before and not answered."
+        "Tasks that were delivered before and not answered."
     );
     total(TASKS_REDELIVERED, function)
 }
@@ -83,7 +87,7 @@ pub(crate) fn tasks_running(function: &str) -> Meter {
     describe_gauge!(
         RUNNING,
         Unit::Count,
-        "Tasks that run, or whose answer is under way."
+        "Tasks that are running, or whose answer is not yet confirmed."
     );
     Meter::Gauge(gauge!(RUNNING, "function" => function.to_owned()))
 }
@@ -96,17 +100,17 @@ fn total(name: &'static str, function: &str) -> Meter {
     Meter::Counter(counter!(name, "function" => function.to_owned()))
 }
 
-/// How long the function took.
+/// How long the function takes.
 #[derive(Debug)]
 pub(crate) struct Durations(Histogram);
 
 impl Durations {
     pub(crate) fn new(function: &str) -> Self {
-        describe_histogram!(DURATION, Unit::Seconds, "How long the function took.");
+        describe_histogram!(DURATION, Unit::Seconds, "How long the function takes.");
         Self(histogram!(DURATION, "function" => function.to_owned()))
     }
 
-    /// One sample, when the value that is returned is dropped: in a panic too.
+    /// Starts a measurement. It is recorded on drop, also during a panic.
     pub(crate) fn start(&self) -> impl Drop {
         Sample(&self.0, Instant::now())
     }

@@ -1,13 +1,13 @@
-//! A worker's counts, and the lines that tell them.
+//! A worker's counters, and the log lines that report them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::frame::Kind;
-use crate::station::Station;
+use crate::queue_consumer::QueueConsumer;
 
-pub(crate) fn count(station: &Station, kind: Kind) {
-    let counts = &station.counts;
+pub(crate) fn count_finished(consumer: &QueueConsumer, kind: Kind) {
+    let counts = &consumer.counts;
     counts.running.sub();
     counts.done.add();
     match kind {
@@ -15,31 +15,31 @@ pub(crate) fn count(station: &Station, kind: Kind) {
         Kind::Err => counts.failed.add(),
         Kind::Panicked => counts.panicked.add(),
         Kind::Decode | Kind::Encode => counts.unreadable.add(),
-        Kind::Lost | Kind::Wanted => {}
+        Kind::Lost | Kind::Wanted => unreachable!("a task that has run ends with neither"),
     }
 }
 
-pub(crate) async fn monitor(station: Arc<Station>, every: Duration) {
+pub(crate) async fn monitor(consumer: Arc<QueueConsumer>, every: Duration) {
     if every.is_zero() {
         return;
     }
-    let mut told = 0;
+    let mut last_done = 0;
     loop {
         tokio::time::sleep(every).await;
-        let done = station.counts.done.get();
-        if done != told {
-            told = done;
-            tell(&station, "works");
+        let done = consumer.counts.done.get();
+        if done != last_done {
+            last_done = done;
+            log_counts(&consumer, "active");
         }
     }
 }
 
-pub(crate) fn tell(station: &Station, what: &str) {
-    let counts = &station.counts;
+pub(crate) fn log_counts(consumer: &QueueConsumer, state: &str) {
+    let counts = &consumer.counts;
     log::info!(
         target: "futureproof",
-        "{}: {} {what}: {} done, {} running, {} failed, {} panicked, {} redelivered, {} unreadable, {} no longer wanted",
-        station.names.name(), station.worker, counts.done.get(), counts.running.get(), counts.failed.get(),
+        "{}: worker {} {state}: {} done, {} running, {} failed, {} panicked, {} redelivered, {} unreadable, {} unwanted",
+        consumer.names.name(), consumer.worker, counts.done.get(), counts.running.get(), counts.failed.get(),
         counts.panicked.get(), counts.redelivered.get(), counts.unreadable.get(), counts.unwanted.get(),
     );
 }

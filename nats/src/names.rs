@@ -1,4 +1,4 @@
-//! Subjects and names on the server, made from the function's name and never from data.
+//! Names and subjects on the server. They come from the function's name, never from data.
 
 use crate::error::SetupError;
 
@@ -7,7 +7,7 @@ pub(crate) const CONSUMER: &str = "workers";
 
 const MAX_NAME: usize = 64;
 
-/// The names that belong to one function.
+/// The names and subjects of one function.
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
     name: String,
@@ -34,7 +34,7 @@ impl Names {
         format!("futureproof-{}", self.name)
     }
 
-    /// The subject of the tasks of one run, so that they can be purged together; `*` for all runs.
+    /// The subject of one run's tasks, so that they can be purged together. `*` is all runs.
     pub(crate) fn tasks(&self, run: &str) -> String {
         format!("futureproof.{}.task.{run}", self.name)
     }
@@ -43,7 +43,7 @@ impl Names {
         format!("futureproof.{}.answer.{run}", self.name)
     }
 
-    /// The run that a task's subject names, if it is one that a caller makes.
+    /// Returns the run in a task's subject, if it is a valid one.
     pub(crate) fn run<'a>(&self, subject: &'a str) -> Option<&'a str> {
         let run = subject.strip_prefix(&self.tasks(""))?;
         let plain = !run.is_empty()

@@ -1,4 +1,4 @@
-//! What a worker makes of an item: the only place where the user's code runs.
+//! Runs the user's function on one item. No other code calls it.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::frame::{self, Kind};
 
-/// Reads the item, calls the function, writes the answer. All that is the user's happens in here, and may panic.
+/// Decodes the item, calls the function and encodes the answer. Catches the panics of all three.
 pub(crate) fn answer<I, T, E>(f: &impl Fn(&I) -> Result<T, E>, payload: &[u8]) -> (Kind, Bytes)
 where
     I: DeserializeOwned,
@@ -19,30 +19,38 @@ where
     let call = || {
         let item: I = match frame::decode(payload) {
             Ok(item) => item,
-            Err(reason) => return (Kind::Decode, format!("the item: {reason}").into()),
+            Err(reason) => {
+                let reason = format!(
+                    "the item does not deserialize: {reason}; check that caller and worker have the same types"
+                );
+                return (Kind::Decode, reason.into());
+            }
         };
-        let (kind, encoded) = match f(&item) {
-            Ok(output) => (Kind::Ok, frame::encode(&output)),
-            Err(error) => (Kind::Err, frame::encode(&error)),
+        let (kind, what, encoded) = match f(&item) {
+            Ok(output) => (Kind::Ok, "output", frame::encode(&output)),
+            Err(error) => (Kind::Err, "function's error", frame::encode(&error)),
         };
         match encoded {
             Ok(bytes) => (kind, bytes),
-            Err(reason) => (Kind::Encode, reason.into()),
+            Err(reason) => (
+                Kind::Encode,
+                format!("the {what} does not serialize: {reason}").into(),
+            ),
         }
     };
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|payload| {
         let message = message(&*payload);
-        // A payload's destructor may panic as well.
+        // The payload's destructor may panic too.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
         (Kind::Panicked, message.into())
     })
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     let known = payload.downcast_ref::<&str>().copied();
     let known = known.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    frame::text(known.unwrap_or("a value that is no text"))
+    frame::text(known.unwrap_or("the panic payload is not a string"))
 }
 
 #[cfg(test)]
@@ -61,7 +69,10 @@ mod tests {
         assert_eq!(run(7), (Kind::Ok, frame::encode(&8u64).unwrap()));
         assert_eq!(run(0), (Kind::Err, frame::encode(&"zero").unwrap()));
         assert_eq!(run(1), (Kind::Panicked, "one is bad".into()));
-        assert_eq!(run(2), (Kind::Panicked, "a value that is no text".into()));
+        assert_eq!(
+            run(2),
+            (Kind::Panicked, "the panic payload is not a string".into())
+        );
         assert_eq!(answer(&f, b"\xc1").0, Kind::Decode);
     }
 }

@@ -1,4 +1,4 @@
-//! The queue of a function on the server: a bounded stream on disk, and one consumer for all workers.
+//! A function's queue on the server: a bounded stream on disk, and one consumer for all workers.
 
 use std::error::Error;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -16,26 +16,26 @@ use tokio::time::sleep;
 use crate::frame::MAX_DEADLINE;
 use crate::names::{CONSUMER, Names};
 
-/// What nobody has taken after this time belonged to a caller that is gone.
+/// How long a task stays in the queue. After that its caller must be gone.
 const MAX_AGE: Duration = MAX_DEADLINE.saturating_add(Duration::from_secs(24 * 3600));
 
-/// How long the server remembers the ids of tasks, so that one that is sent twice is stored once.
-const DUPLICATES: Duration = Duration::from_secs(120);
+/// How long the server remembers task ids to detect duplicates.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
-/// How many workers' threads may wait for a task, and how many tasks may be under way, in all.
+/// How many pull requests may wait, and how many tasks may be in flight, in all.
 const MAX_WAITING: i64 = 8192;
-const MAX_UNDER_WAY: i64 = 65_536;
+const MAX_IN_FLIGHT: i64 = 65_536;
 
-/// How often the stream is asked for again, and the time between.
-const TRIES: u32 = 5;
-const BETWEEN: Duration = Duration::from_millis(50);
+/// How often creating the stream is retried, and the delay between.
+const MAX_RETRIES: u32 = 5;
+const RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// How long at most one waits before one makes a stream, in case others are about to.
-const STAGGER: Duration = Duration::from_millis(200);
+/// The longest random delay before a stream is created.
+const MAX_RANDOM_DELAY: Duration = Duration::from_millis(200);
 
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
-/// The stream, made if it is not there. One that is there keeps its settings: they are the operator's.
+/// Opens the stream, or creates it. An existing stream keeps its settings, as the operator may have changed them.
 pub(crate) async fn stream(
     context: &Context,
     names: &Names,
@@ -46,7 +46,7 @@ pub(crate) async fn stream(
         subjects: vec![names.tasks("*")],
         retention: RetentionPolicy::WorkQueue,
         storage: StorageType::File,
-        // Full means full: a caller is told, and nothing that was taken is thrown away.
+        // A full queue rejects new tasks and never drops old ones.
         discard: DiscardPolicy::New,
         max_messages: max_queued,
         max_bytes: -1,
@@ -54,53 +54,57 @@ pub(crate) async fn stream(
         max_message_size: -1,
         max_consumers: -1,
         max_age: MAX_AGE,
-        duplicate_window: DUPLICATES,
+        duplicate_window: DUPLICATE_WINDOW,
         num_replicas: 1,
         ..Config::default()
     };
     if let Ok(stream) = context.get_stream(&config.name).await {
         return Ok(stream);
     }
-    stagger().await;
-    let mut tries = 0;
+    random_delay().await;
+    let mut retries = 0;
     loop {
         match context.get_or_create_stream(config.clone()).await {
             Ok(stream) => return Ok(stream),
-            // Somebody else makes it at this moment, and the server says "in use" or "overlaps".
-            Err(error) if tries < TRIES => {
-                tries += 1;
-                log::debug!(target: "futureproof", "{}: no stream yet: {error}", names.name());
-                sleep(BETWEEN).await;
+            // Another client creates it at the same time, and the server reports "in use" or "overlaps".
+            Err(error) if retries < MAX_RETRIES => {
+                retries += 1;
+                log::debug!(target: "futureproof", "{}: cannot create the stream yet, retrying: {error}", names.name());
+                sleep(RETRY_DELAY).await;
             }
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// Workers are often started all at once, callers beside them. A server of 2.9 that is asked twice for the same
-/// stream at the same moment may end up with one that has lost its files.
-async fn stagger() {
+/// Waits a random time, as callers and workers often start together. If two clients create a stream at the
+/// same moment, nats-server 2.9 may create one without files.
+async fn random_delay() {
     let hash = RandomState::new().build_hasher().finish();
-    sleep(STAGGER.mul_f64(hash as f64 / u64::MAX as f64)).await;
+    sleep(MAX_RANDOM_DELAY.mul_f64(hash as f64 / u64::MAX as f64)).await;
 }
 
-/// Makes a stream anew that has lost its files, if it holds nothing.
-pub(crate) async fn renew(
+/// Creates a stream again that has lost its files, if it is empty.
+pub(crate) async fn recreate(
     context: &Context,
     names: &Names,
     max_queued: i64,
 ) -> Result<Stream, Failure> {
-    stagger().await;
+    random_delay().await;
     let mut there = context.get_stream(names.stream()).await?;
     if there.info().await?.state.messages == 0 {
-        log::warn!(target: "futureproof", "{}: the server has lost the files of the queue, which is empty: making it anew", names.name());
+        log::warn!(
+            target: "futureproof",
+            "{}: the server lost the files of stream {}, which is empty: creating it again",
+            names.name(), names.stream()
+        );
         context.delete_stream(names.stream()).await?;
     }
     stream(context, names, max_queued).await
 }
 
-/// Whether a consumer could not be made as the server has lost the files of the stream, or cannot write any.
-pub(crate) fn is_without_files(failure: &Failure) -> bool {
+/// Whether creating the consumer failed because the stream's files are lost or cannot be written.
+pub(crate) fn has_lost_files(failure: &Failure) -> bool {
     let error = failure.downcast_ref::<ConsumerError>();
     error.is_some_and(|error| match error.kind() {
         ConsumerErrorKind::JetStream(error) => error.error_code() == ErrorCode::CONSUMER_CREATE,
@@ -108,24 +112,24 @@ pub(crate) fn is_without_files(failure: &Failure) -> bool {
     })
 }
 
-/// The consumer, made if it is not there.
+/// Opens the consumer, or creates it.
 pub(crate) async fn consumer(stream: &Stream, lease: Duration) -> Result<PullConsumer, Failure> {
     let config = pull::Config {
         durable_name: Some(CONSUMER.to_owned()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: lease,
-        // Counted by the workers instead: the server would fall silent, and the caller would never
-        // hear that a task was given up.
+        // Workers count deliveries instead. The server would stop delivering without a word, and the caller
+        // would never learn that the task was given up.
         max_deliver: -1,
         max_waiting: MAX_WAITING,
-        max_ack_pending: MAX_UNDER_WAY,
+        max_ack_pending: MAX_IN_FLIGHT,
         ..pull::Config::default()
     };
     let error = match stream.get_consumer(CONSUMER).await {
         Ok(consumer) => return Ok(consumer),
         Err(error) => error,
     };
-    // One that is there must not be made again: that would give it our lease.
+    // Creating a consumer that exists would overwrite its lease.
     let is_missing = error
         .downcast_ref::<ConsumerInfoError>()
         .is_some_and(|error| error.kind() == ConsumerInfoErrorKind::NotFound);
@@ -134,7 +138,7 @@ pub(crate) async fn consumer(stream: &Stream, lease: Duration) -> Result<PullCon
     }
     match stream.create_consumer(config).await {
         Ok(consumer) => Ok(consumer),
-        // Another worker was quicker, with another lease.
+        // Another worker created it first, with another lease.
         Err(error) => match stream.get_consumer(CONSUMER).await {
             Ok(consumer) => Ok(consumer),
             Err(_) => Err(Box::new(error)),

@@ -1,8 +1,7 @@
-//! A function that runs elsewhere, called as if it ran here.
+//! A function that workers run, called like a local one.
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,75 +12,97 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::counters::Counters;
-use crate::desk::{Desk, NoReply, Reply};
 use crate::error::{RemoteError, SetupError};
 use crate::frame::{self, Kind, TaskHead};
-use crate::function::{Function, Signature};
 use crate::names::Names;
+use crate::pending_calls::{NoReply, PendingCalls, Reply};
 use crate::queue;
 use crate::server::Link;
 
-/// How long a drop waits for the purge of what it leaves behind.
-const PURGE: Duration = Duration::from_secs(2);
+/// How long `drop` waits for the purge.
+const PURGE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// An output, with where it came from. It can be used as the output itself.
+/// The output of a call, and which worker made it.
+///
+/// ```no_run
+/// let count = futureproof_nats::connect("nats://queue:4222")?
+///     .function::<String, usize, String>("count_words")
+///     .start()?;
+/// match count.call(&"to be or not to be".to_owned()) {
+///     Ok(answer) => println!("{} words, by {}", answer.output, answer.worker),
+///     Err(error) => println!("no answer: {error}"),
+/// }
+/// # Ok::<(), futureproof_nats::SetupError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Answer<T> {
     /// What the function returned.
     pub output: T,
-    /// Who ran it: host and process, or the name that the [`Worker`](crate::Worker) was given.
+    /// The worker that ran the task: its [`id`](crate::Worker::id), by default host and process id.
     pub worker: String,
-    /// How many workers took the task, this one included: 1 unless others died over it.
+    /// How many workers took the task, this one included. More than 1 if others died before they answered.
     pub deliveries: u64,
 }
 
-impl<T> Deref for Answer<T> {
-    type Target = T;
+impl<T> Answer<T> {
+    /// Returns the output alone.
+    pub fn into_output(self) -> T {
+        self.output
+    }
 
-    fn deref(&self) -> &T {
-        &self.output
+    /// Whether other workers took the task before this one, and did not answer.
+    pub fn was_redelivered(&self) -> bool {
+        self.deliveries > 1
     }
 }
 
-/// A function that workers run, ready to be called. Made by [`Function::start`].
+/// The types of a function. No value is stored.
+pub(crate) type Signature<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
+
+/// A function that workers run. Made by [`Function::start`](crate::Function::start).
 ///
-/// Each call blocks its thread until the answer is there, so as many tasks are under way as threads call it:
-/// that is the run's `num_threads`.
+/// Call it with [`call`](Self::call), or give [`into_fn`](Self::into_fn) to `map_tasks`. Each call blocks its
+/// thread until the answer is there, so the run's `num_threads` is the number of tasks in flight.
 ///
-/// Dropping it purges what it has queued and nobody waits for.
+/// Dropping it purges the queued tasks that no call waits for.
 pub struct Remote<I, T, E> {
     inner: Arc<Inner>,
     types: Signature<I, T, E>,
 }
 
 struct Inner {
-    desk: Arc<Desk>,
+    pending: Arc<PendingCalls>,
     deadline: Duration,
     max_deliver: u64,
     receiver: JoinHandle<()>,
-    // Last, so that the background thread is there until the end.
+    // Dropped last, as the other fields need the background thread.
     link: Arc<Link>,
 }
 
 impl<I, T, E> Remote<I, T, E> {
-    pub(crate) fn start(options: Function<I, T, E>, names: Names) -> Result<Self, SetupError> {
-        let link = options.link;
-        let desk = Arc::new(Desk::new(
+    pub(crate) fn start(
+        link: Arc<Link>,
+        names: Names,
+        deadline: Duration,
+        max_deliver: u64,
+        max_queued: i64,
+    ) -> Result<Self, SetupError> {
+        let pending = Arc::new(PendingCalls::new(
             link.client.clone(),
             link.context.clone(),
             names.clone(),
-            options.max_queued.into(),
+            max_queued,
         ));
-        let starting = Arc::clone(&desk);
+        let starting = Arc::clone(&pending);
         let answers = link.background.wait(async move {
-            let Desk { context, names, .. } = &*starting;
+            let PendingCalls { context, names, .. } = &*starting;
             queue::stream(context, names, starting.max_queued).await?;
             let answers = starting
                 .client
                 .subscribe(names.answers(&starting.run))
                 .await?;
-            // The server has seen the subscription before the first task is sent.
+            // The server must have the subscription before the first task is sent.
             starting.client.flush().await?;
             Ok(answers)
         });
@@ -92,11 +113,11 @@ impl<I, T, E> Remote<I, T, E> {
             source,
         })?;
         let background = link.background.handle();
-        let receiver = background.spawn(Arc::clone(&desk).receive(answers));
+        let receiver = background.spawn(Arc::clone(&pending).receive(answers));
         let inner = Inner {
-            desk,
-            deadline: options.deadline,
-            max_deliver: options.max_deliver,
+            pending,
+            deadline,
+            max_deliver,
             receiver,
             link,
         };
@@ -106,15 +127,16 @@ impl<I, T, E> Remote<I, T, E> {
         })
     }
 
-    /// What happened so far, to all calls of this function from here.
+    /// Returns the counters of all calls so far.
     pub fn counters(&self) -> Counters {
-        self.inner.desk.counts.read()
+        self.inner.pending.counts.read()
     }
 
-    /// A handle that stops the function, and reads its counters, when `into_fn` has taken the function itself.
+    /// Returns a handle that can stop the function and read its counters, even after
+    /// [`into_fn`](Self::into_fn).
     pub fn stop_handle(&self) -> Stop {
         Stop {
-            desk: Arc::clone(&self.inner.desk),
+            pending: Arc::clone(&self.inner.pending),
             link: Arc::clone(&self.inner.link),
         }
     }
@@ -126,47 +148,49 @@ where
     T: DeserializeOwned,
     E: DeserializeOwned,
 {
-    /// Has a worker run the function on `item`, and waits for its answer.
+    /// Runs the function on `item` on a worker, and waits for the answer.
     ///
-    /// **At least once.** If a worker dies, or loses its network, another one runs the function on the same
-    /// item, so it must be harmless to run it twice. The caller gets one answer.
+    /// **At least once.** If a worker dies or loses its network, another worker runs the function on the same
+    /// item. Make sure that running it twice is harmless. The caller gets one answer.
     ///
-    /// As a task of a run, the call does not outlive that: when the run is cancelled, has met its deadline or is dropped,
-    /// it returns [`RemoteError::Stopped`], and the item is taken out of the queue.
+    /// A call that is part of a run ends with it: when the run is cancelled, exceeds its deadline or is dropped, the
+    /// call returns [`RemoteError::Stopped`] and its task is deleted from the queue.
     ///
     /// # Errors
     ///
-    /// The function's own error, and what keeps an answer from coming: see [`RemoteError`].
+    /// Returns the function's own error as [`RemoteError::Task`], and other variants of [`RemoteError`] if no
+    /// answer came.
     pub fn call(&self, item: &I) -> Result<Answer<T>, RemoteError<E>> {
-        let result = self.exchange(item);
+        let result = self.send_and_wait(item);
         self.count(&result);
         result
     }
 
-    /// The function to give to `map_tasks`.
+    /// Converts into a closure for `map_tasks`.
     pub fn into_fn(self) -> impl Fn(&I) -> Result<Answer<T>, RemoteError<E>> + Send + Sync {
         move |item| self.call(item)
     }
 
-    fn exchange(&self, item: &I) -> Result<Answer<T>, RemoteError<E>> {
-        let Inner { desk, link, .. } = &*self.inner;
+    fn send_and_wait(&self, item: &I) -> Result<Answer<T>, RemoteError<E>> {
+        let Inner { pending, link, .. } = &*self.inner;
         let head = TaskHead {
-            id: desk.counts.calls.next(),
+            id: pending.counts.calls.next(),
             deadline: self.inner.deadline,
             max_deliver: self.inner.max_deliver,
         };
-        let payload = frame::encode(item).map_err(RemoteError::Encode)?;
-        frame::check_length("item", &payload, &desk.client).map_err(RemoteError::Encode)?;
-        // The run that this is a task of may be over before the answer comes.
+        let payload = frame::encode(item).map_err(|reason| {
+            RemoteError::Encode(format!("the item does not serialize: {reason}"))
+        })?;
+        frame::check_length("item", &payload, &pending.client).map_err(RemoteError::Encode)?;
+        // The run may be over before the answer comes.
         let (stop, stopped) = oneshot::channel();
         let _listener = CancellationToken::current().on_cancel(move || {
             let _ = stop.send(());
         });
-        // It holds the desk only: were the link dropped on its own background thread, that would wait for
-        // itself.
+        // Do not move `link` into the future: dropped on its own background thread, it would wait for itself.
         match link
             .background
-            .wait(Arc::clone(desk).call(head, payload, stopped))
+            .wait(Arc::clone(pending).call(head, payload, stopped))
         {
             Some(Ok(reply)) => read(reply),
             Some(Err(NoReply::Deadline)) => Err(RemoteError::Deadline),
@@ -174,17 +198,17 @@ where
             Some(Err(NoReply::Transport(reason))) => Err(RemoteError::Transport(reason)),
             Some(Err(NoReply::Stopped)) => Err(RemoteError::Stopped),
             None => Err(RemoteError::Transport(
-                "the background thread ended".to_owned(),
+                "the background thread ended unexpectedly".to_owned(),
             )),
         }
     }
 
     fn count(&self, result: &Result<Answer<T>, RemoteError<E>>) {
-        let counts = &self.inner.desk.counts;
+        let counts = &self.inner.pending.counts;
         match result {
             Ok(answer) => {
                 counts.ok.add();
-                if answer.deliveries > 1 {
+                if answer.was_redelivered() {
                     counts.redelivered.add();
                 }
             }
@@ -203,7 +227,7 @@ where
     }
 }
 
-/// Makes of a reply what the function returned, or why it did not.
+/// Converts a reply to the result of a call.
 fn read<T, E>(reply: Reply) -> Result<Answer<T>, RemoteError<E>>
 where
     T: DeserializeOwned,
@@ -218,13 +242,11 @@ where
                 worker: head.worker,
                 deliveries: head.deliveries,
             }),
-            Err(reason) => Err(RemoteError::Decode(format!("the output: {reason}"))),
+            Err(reason) => Err(undecodable("output", &reason)),
         },
         Kind::Err => match frame::decode(&payload) {
             Ok(error) => Err(RemoteError::Task(error)),
-            Err(reason) => Err(RemoteError::Decode(format!(
-                "the function's error: {reason}"
-            ))),
+            Err(reason) => Err(undecodable("function's error", &reason)),
         },
         Kind::Panicked => Err(RemoteError::Panicked { message: text() }),
         Kind::Lost => Err(RemoteError::Lost {
@@ -232,20 +254,23 @@ where
         }),
         Kind::Encode => Err(RemoteError::Encode(text())),
         Kind::Decode => Err(RemoteError::Decode(text())),
-        // The desk answers questions itself.
-        Kind::Wanted => Err(RemoteError::Decode(
-            "a question in place of an answer".to_owned(),
-        )),
+        Kind::Wanted => unreachable!("PendingCalls answers a question and passes on no reply"),
     }
+}
+
+fn undecodable<E>(what: &str, reason: &str) -> RemoteError<E> {
+    RemoteError::Decode(format!(
+        "the {what} does not deserialize: {reason}; check that caller and worker have the same types"
+    ))
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.receiver.abort();
-        if self.desk.has_leftovers() {
-            let desk = Arc::clone(&self.desk);
+        if self.pending.may_have_queued() {
+            let pending = Arc::clone(&self.pending);
             self.link.background.wait(async move {
-                let _ = tokio::time::timeout(PURGE, desk.purge()).await;
+                let _ = tokio::time::timeout(PURGE_TIMEOUT, pending.purge()).await;
             });
         }
     }
@@ -254,35 +279,36 @@ impl Drop for Inner {
 impl<I, T, E> fmt::Debug for Remote<I, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Remote")
-            .field("name", &self.inner.desk.names.name())
+            .field("name", &self.inner.pending.names.name())
             .field("counters", &self.counters())
             .finish_non_exhaustive()
     }
 }
 
-/// Stops a [`Remote`] from any thread, and reads its counters. Made by [`Remote::stop_handle`].
+/// Stops a [`Remote`] from any thread and reads its counters. Made by [`Remote::stop_handle`].
 #[derive(Clone)]
 pub struct Stop {
-    desk: Arc<Desk>,
+    pending: Arc<PendingCalls>,
     link: Arc<Link>,
 }
 
 impl Stop {
-    /// Has all calls that wait return [`RemoteError::Stopped`], and every later one; purges what is queued.
+    /// Stops the function and purges its queued tasks. All waiting and later calls return
+    /// [`RemoteError::Stopped`].
     pub fn stop(&self) {
-        self.desk.stop(self.link.background.handle());
+        self.pending.stop(self.link.background.handle());
     }
 
-    /// What happened so far.
+    /// Returns the counters of all calls so far.
     pub fn counters(&self) -> Counters {
-        self.desk.counts.read()
+        self.pending.counts.read()
     }
 }
 
 impl fmt::Debug for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stop")
-            .field("name", &self.desk.names.name())
+            .field("name", &self.pending.names.name())
             .finish_non_exhaustive()
     }
 }

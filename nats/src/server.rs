@@ -1,8 +1,7 @@
-//! Where the server is, and how to get in.
+//! The server's address and login.
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, Context};
@@ -12,23 +11,22 @@ use tokio::sync::watch;
 
 use crate::background::Background;
 use crate::error::SetupError;
-use crate::function::Function;
 
-/// Within this time the server must have said that it stored a task; then it is asked again.
+/// How long the server may take to confirm a task before it is sent again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Within this time the server must have answered anything else. A cluster that has lost a server is silent until it
-/// has chosen another leader, some seconds, and does not answer later what was asked before.
+/// How long the server may take to answer any other request. A cluster that loses a server is silent for some
+/// seconds, until it has elected a leader, and does not answer older requests.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A NATS server, or several of one cluster, and the credentials for it.
+/// The address of a NATS server or cluster, and the credentials for it.
 ///
-/// A text is one, so most programs never name this type:
+/// Functions take a string as well, so most programs never name this type:
 ///
-/// - `nats://host:4222`, or `nats://a:4222,nats://b:4222` for the servers of one cluster;
-/// - `nats://user:password@host:4222`, with `%40` for an `@` in the password, and so on;
-/// - `tls://host:4222`, which insists on TLS with a certificate that the system trusts, for all addresses that are
-///   named; those that a server tells of are not used then.
+/// - `nats://host:4222`, or `nats://a:4222,nats://b:4222` for the servers of a cluster.
+/// - `nats://user:password@host:4222`. Write `%40` for an `@` in the password, and so on.
+/// - `tls://host:4222`, which requires TLS and a certificate that the system trusts, for all addresses in the
+///   list. Servers that the cluster announces are then not used.
 ///
 /// ```
 /// use futureproof_nats::Server;
@@ -46,7 +44,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// The server with this address.
+    /// Creates a server with this address.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -56,19 +54,19 @@ impl Server {
         }
     }
 
-    /// A file with a JWT and a seed, as `nsc` makes it.
+    /// Uses a credentials file, with a JWT and a seed, as `nsc` makes it.
     pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.credentials = Some(path.into());
         self
     }
 
-    /// A PEM file with certificates of authorities to trust, besides the system's.
+    /// Trusts the certificate authorities in this PEM file, besides the system's.
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
         self.roots = Some(path.into());
         self
     }
 
-    /// PEM files with a certificate and its key, for servers that ask for one.
+    /// Presents this client certificate, from PEM files with the certificate and its key.
     pub fn client_certificate(
         mut self,
         certificate: impl Into<PathBuf>,
@@ -81,13 +79,13 @@ impl Server {
     fn addresses(&self) -> Result<Addresses, SetupError> {
         let mut addresses = Addresses::default();
         for part in self.url.split(',') {
-            // The parser's message may quote what it was given, so it is not passed on.
+            // The parser's error may contain the password, so it is dropped.
             let parsed: ServerAddr = part.trim().parse().map_err(|_| SetupError::Address {
-                reason: "it has the form [nats|tls]://[user:password@]host[:port]".to_owned(),
+                reason: "write it as [nats|tls]://[user:password@]host[:port]".to_owned(),
             })?;
             if !matches!(parsed.scheme(), "nats" | "tls") {
                 return Err(SetupError::Address {
-                    reason: format!("`{}` is not supported, only nats and tls", parsed.scheme()),
+                    reason: format!("`{}` is not supported, use nats or tls", parsed.scheme()),
                 });
             }
             if let Some(user) = parsed.username() {
@@ -105,7 +103,7 @@ impl Server {
     }
 }
 
-/// Addresses without user and password, which travel apart.
+/// The addresses without user and password, and the login.
 #[derive(Default)]
 struct Addresses {
     list: Vec<String>,
@@ -142,12 +140,12 @@ impl fmt::Debug for Server {
     }
 }
 
-/// An open connection, and the thread that works for it.
+/// An open connection and its background thread.
 pub(crate) struct Link {
     pub(crate) background: Background,
     pub(crate) client: Client,
     pub(crate) context: Context,
-    /// Counts how often the connection was made.
+    /// How many times the connection was made.
     pub(crate) connects: watch::Receiver<u64>,
     pub(crate) address: String,
 }
@@ -158,24 +156,25 @@ impl Link {
         let address = addresses.list.join(",");
         let background = Background::start().map_err(SetupError::Background)?;
         let (sender, connects) = watch::channel(0);
+        let server_address = address.clone();
         let mut options = ConnectOptions::new()
             .name("futureproof")
             .request_timeout(Some(REQUEST_TIMEOUT))
-            // A server that restarts is found again soon, and one that stays away is not stormed.
+            // Reconnects to a restarted server soon, and does not flood one that stays down.
             .reconnect_delay_callback(|tries| {
                 Duration::from_millis(100 * tries.clamp(1, 10) as u64)
             })
             .event_callback(move |event| {
                 match &event {
                     Event::Connected => sender.send_modify(|count| *count += 1),
-                    // A permission that is missing, for example: all that the server says about it.
+                    // Such as a missing permission. The server reports it nowhere else.
                     Event::ServerError(_) | Event::ClientError(_) | Event::SlowConsumer(_) => {
-                        log::warn!(target: "futureproof", "nats: {event}");
+                        log::warn!(target: "futureproof", "{server_address}: {event}");
                     }
                     Event::Disconnected => {
-                        log::info!(target: "futureproof", "nats: the connection is lost, connecting again");
+                        log::info!(target: "futureproof", "{server_address}: connection lost, reconnecting");
                     }
-                    event => log::debug!(target: "futureproof", "nats: {event}"),
+                    event => log::debug!(target: "futureproof", "{server_address}: {event}"),
                 }
                 async {}
             });
@@ -184,7 +183,7 @@ impl Link {
             .iter()
             .any(|address| address.starts_with("tls://"))
         {
-            // Servers that are told of on the way need not have TLS, and whoever tells of them may be anybody.
+            // Announced servers may lack TLS, and the announcement may be forged.
             options = options.require_tls(true).ignore_discovered_servers();
         }
         if let Some((user, password)) = addresses.login {
@@ -214,7 +213,7 @@ impl Link {
                     _ => SetupError::Connect { address, source },
                 }
             })?;
-            // It starts a task, so it is made here.
+            // This spawns a task, so it needs the runtime.
             let context = jetstream::ContextBuilder::new().ack_timeout(ACK_TIMEOUT);
             Ok((client.clone(), context.build(client)))
         });
@@ -226,50 +225,6 @@ impl Link {
             connects,
             address,
         })
-    }
-}
-
-/// Connects to a server, for callers.
-///
-/// The connection has one background thread. It is made again by itself whenever it is lost.
-///
-/// # Errors
-///
-/// If the address cannot be read, or the server cannot be reached now or refuses us.
-///
-/// ```no_run
-/// use std::time::Duration;
-///
-/// let thumbs = futureproof_nats::connect("nats://queue:4222")?
-///     .function::<String, Vec<u8>, String>("thumbs")
-///     .deadline(Duration::from_secs(60))
-///     .start()?;
-/// # Ok::<(), futureproof_nats::SetupError>(())
-/// ```
-pub fn connect(server: impl Into<Server>) -> Result<Connection, SetupError> {
-    let link = Arc::new(Link::open(&server.into())?);
-    Ok(Connection { link })
-}
-
-/// A connection of a caller, made by [`connect`]. Clones share it; it is closed with the last function.
-#[derive(Clone)]
-pub struct Connection {
-    link: Arc<Link>,
-}
-
-impl Connection {
-    /// Describes a function that workers [serve](crate::serve) under this name: it takes an `I`, and
-    /// returns a `T` or an `E`. The name is checked by [`start`](Function::start).
-    pub fn function<I, T, E>(&self, name: &str) -> Function<I, T, E> {
-        Function::new(Arc::clone(&self.link), name)
-    }
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("address", &self.link.address)
-            .finish_non_exhaustive()
     }
 }
 
@@ -300,18 +255,5 @@ mod tests {
                 assert!(!format!("{error:?} {error}").contains("hush"), "{url}");
             }
         }
-    }
-
-    #[test]
-    fn nobody_at_the_address_is_a_clear_error() {
-        let Err(error) = connect("nats://me:hush@127.0.0.1:1") else {
-            panic!("nothing listens on port 1");
-        };
-        let text = error.to_string();
-        assert!(
-            text.contains("nats://127.0.0.1:1") && text.contains("nats-server"),
-            "{text}"
-        );
-        assert!(!format!("{error:?}").contains("hush"));
     }
 }

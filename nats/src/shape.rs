@@ -1,17 +1,17 @@
-//! Whether bytes are one whole value of MessagePack that does not nest too deep.
+//! Checks that bytes are one complete MessagePack value and not nested too deep.
 //!
-//! The decoder recurses wherever the type does, and counts the levels of some kinds of values only: without this
-//! look, a frame of a few kilobytes for a recursive enum would exhaust a worker's stack.
+//! The decoder recurses with the type and limits the depth of some kinds of values only. Without this check, a
+//! few kilobytes for a recursive enum would overflow a worker's stack.
 
 use rmp::Marker;
 
 /// How deep values may nest.
 const MAX_DEPTH: usize = 128;
 
-/// Looks at each marker once; keeps nothing but how many values are open at each level.
+/// Reads each marker once. Stores only how many values are open at each level.
 pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
     let mut rest = bytes;
-    // Values still to come, at each level.
+    // The number of values still to come, at each level.
     let mut open: Vec<u64> = vec![1];
     while let Some(left) = open.last_mut() {
         if *left == 0 {
@@ -19,22 +19,21 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
             continue;
         }
         *left -= 1;
-        let inside =
-            value(&mut rest).ok_or("the bytes end in the middle of a value, or are none")?;
+        let inside = value(&mut rest).ok_or("unexpected end of data")?;
         if inside > 0 {
             if open.len() >= MAX_DEPTH {
-                return Err(format!("it nests deeper than {MAX_DEPTH} levels"));
+                return Err(format!("nested deeper than {MAX_DEPTH} levels"));
             }
             open.push(inside);
         }
     }
     match rest.len() {
         0 => Ok(()),
-        left => Err(format!("{left} bytes are left over")),
+        left => Err(format!("{left} bytes after the end of the value")),
     }
 }
 
-/// Steps over one marker and its bytes; how many values are inside.
+/// Skips one marker and its bytes. Returns the number of values inside it.
 fn value(rest: &mut &[u8]) -> Option<u64> {
     let (skipped, inside) = match Marker::from_u8(number(rest, 1)? as u8) {
         Marker::FixPos(_) | Marker::FixNeg(_) | Marker::Null | Marker::True | Marker::False => {
@@ -48,7 +47,7 @@ fn value(rest: &mut &[u8]) -> Option<u64> {
         Marker::Str8 | Marker::Bin8 => (number(rest, 1)?, 0),
         Marker::Str16 | Marker::Bin16 => (number(rest, 2)?, 0),
         Marker::Str32 | Marker::Bin32 => (number(rest, 4)?, 0),
-        // An extension's type is one more byte.
+        // One more byte for the extension's type.
         Marker::FixExt1 => (2, 0),
         Marker::FixExt2 => (3, 0),
         Marker::FixExt4 => (5, 0),
@@ -75,7 +74,7 @@ fn take<'a>(rest: &mut &'a [u8], len: u64) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-/// A number of so many bytes, the highest first.
+/// Reads a big-endian number of `len` bytes.
 fn number(rest: &mut &[u8], len: u64) -> Option<u64> {
     Some(
         take(rest, len)?

@@ -1,27 +1,27 @@
-//! Spans and events of a worker's tasks, for `tracing`.
+//! The spans and events of a worker's tasks, for `tracing`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use tracing::{debug, debug_span};
 
-use crate::delivery::Letter;
 use crate::outcome::message;
+use crate::task_message::TaskMessage;
 
-/// Calls the user's function in the span of its task, and tells there how it went.
+/// Calls `f` in the span of its task, with an event if it fails or panics.
 ///
-/// A caller, and every worker that the task is delivered to, knows it by `run` and `id`.
+/// `run` and `id` are the same on every worker that gets the task.
 pub(crate) fn call<T, E>(
     function: &str,
-    letter: &Letter,
+    task: &TaskMessage,
     f: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
-    let (run, id, deliveries) = (&*letter.run, letter.head.id, letter.deliveries);
+    let (run, id, deliveries) = (&*task.run, task.head.id, task.deliveries);
     let span = debug_span!(target: "futureproof", "task", function, run, id, deliveries);
     let _inside = span.entered();
     let result = catch_unwind(AssertUnwindSafe(f));
     match &result {
         Ok(Ok(_)) => {}
-        // What the error says is the caller's to tell: here it need not be `Debug`.
+        // The error may lack `Debug`. The caller reports it.
         Ok(Err(_)) => debug!(target: "futureproof", "failed"),
         Err(payload) => {
             let panic = message(&**payload);

@@ -1,4 +1,4 @@
-//! A worker: threads that take tasks from the queue and run the function on them.
+//! A worker: threads that pull tasks from the queue and run the function on them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,26 +9,27 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::error::SetupError;
-use crate::monitor::{count, monitor, tell};
+use crate::monitor::{count_finished, log_counts, monitor};
 use crate::names::Names;
 use crate::outcome::answer;
+use crate::queue_consumer::{Limits, QueueConsumer};
 use crate::server::{Link, Server};
-use crate::station::{Limits, Station};
 #[cfg(feature = "tracing")]
 use crate::trace;
 
-/// Runs `f` on the items that callers send to the function `name`, on so many threads, until SIGTERM or Ctrl-C.
+/// Runs `f` on the items that callers send to the function `name`, until SIGTERM or Ctrl-C.
 ///
-/// 0 threads means one per core. Start it on as many machines as there are, at any time: they share the queue. The
-/// options are at [`Worker`].
+/// Uses `num_threads` threads, or one per core if it is 0. Start it on any number of machines, at any time: they
+/// share the queue. Use [`Worker`] to set more options.
 ///
-/// `f` **may run twice on the same item**: if this process dies or loses its network, another worker gets the
-/// task. A panic of `f` is caught, and is the caller's [`RemoteError::Panicked`](crate::RemoteError::Panicked).
+/// **`f` may run twice on the same item.** If this process dies or loses its network, another worker gets the
+/// task. A panic of `f` is caught, and the caller gets
+/// [`RemoteError::Panicked`](crate::RemoteError::Panicked).
 ///
 /// # Errors
 ///
-/// If the name is not plain, or the server cannot be reached at the start or gives no queue. A server that goes
-/// away later is waited for.
+/// Returns an error if the name is invalid, or at the start the server is unreachable or does not open the
+/// queue. If the server goes away later, the worker waits for it.
 ///
 /// ```no_run
 /// fn make_thumb(path: &String) -> Result<Vec<u8>, String> {
@@ -53,7 +54,7 @@ where
     Worker::new(server, name).num_threads(num_threads).run(f)
 }
 
-/// The options of a worker, each with a default that is right for most.
+/// The options of a worker. The defaults suit most programs.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -78,7 +79,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker for the function `name`.
+    /// Creates a worker for the function `name`.
     pub fn new(server: impl Into<Server>, name: &str) -> Self {
         Self {
             server: server.into(),
@@ -97,77 +98,80 @@ impl Worker {
         }
     }
 
-    /// How many tasks run at once, each on a thread. 0, the default, is one per core.
+    /// Sets how many tasks run at once, each on its own thread. The default is 0, one per core.
     pub fn num_threads(mut self, n: usize) -> Self {
         self.num_threads = n;
         self
     }
 
-    /// How callers see this worker, in [`Answer::worker`](crate::Answer). The default is host and process id.
+    /// Sets the id that callers see in [`Answer::worker`](crate::Answer::worker). The default is host and
+    /// process id.
     pub fn id(mut self, id: &str) -> Self {
         let plain = id.chars().filter(|c| !c.is_control());
         self.id = Some(plain.take(128).collect());
         self
     }
 
-    /// How soon a task is given to another worker when this one is dead, or cut off. The default is 2 s, and
-    /// 200 ms is the least. A living worker renews it four times as often, so tasks may take longer.
+    /// Sets how soon another worker gets a task if this one dies or is cut off. The default is 2 s, the minimum
+    /// 200 ms. A live worker renews the lease four times as often, so tasks may take longer.
     ///
-    /// The first worker of a function sets it for all; later ones log a warning if theirs differs.
+    /// The first worker of a function sets the lease for all. Later workers log a warning if theirs differs.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.limits.lease = lease.max(Duration::from_millis(200));
         self
     }
 
-    /// How long a task may run before its lease is given up and another worker may take it: for functions that
-    /// may hang. The default is the caller's deadline. The thread that hangs is not freed: no thread can be killed.
+    /// Sets how long a task may run before another worker may take it, for functions that may hang. The default
+    /// is the caller's deadline.
+    ///
+    /// The hanging thread is not freed, as a thread cannot be killed.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.limits.time_limit = Some(limit);
         self
     }
 
-    /// The largest item that is read, in bytes as sent; larger ones are answered with
-    /// [`RemoteError::Decode`](crate::RemoteError::Decode). The default is 1 MiB, as is the server's
-    /// own limit (`max_payload`).
+    /// Sets the largest item that is accepted, in bytes as sent. Larger items fail with
+    /// [`RemoteError::Decode`](crate::RemoteError::Decode). The default is 1 MiB, like the server's own limit
+    /// (`max_payload`).
     pub fn max_item_bytes(mut self, n: usize) -> Self {
         self.limits.max_item_bytes = n;
         self
     }
 
-    /// As [`Function::max_queued`](crate::Function::max_queued), where the worker is the first to come.
+    /// Like [`Function::max_queued`](crate::Function::max_queued), if this worker creates the queue.
     pub fn max_queued(mut self, n: u32) -> Self {
         self.limits.max_queued = n.max(1).into();
         self
     }
 
-    /// How often the monitor tells, through [`log`] at `info!` with target `futureproof`, how the worker
-    /// is doing. The default is every 2 s, when something has changed. With zero it is silent.
+    /// Sets how often the worker logs its counters, at `info!` with target `futureproof` (see [`log`]). The default
+    /// is every 2 s, if something has changed. Zero turns it off.
     pub fn monitor_interval(mut self, every: Duration) -> Self {
         self.monitor = every;
         self
     }
 
-    /// Whether SIGTERM and Ctrl-C stop the worker gracefully, which is the default; the second one ends the
-    /// process at once. If not, use [`stop_handle`](Self::stop_handle).
+    /// Sets whether SIGTERM and Ctrl-C stop the worker gracefully, and a second one ends the process at once. The
+    /// default is `true`. Otherwise use [`stop_handle`](Self::stop_handle).
     pub fn signals(mut self, handle: bool) -> Self {
         self.signals = handle;
         self
     }
 
-    /// A handle that stops this worker from another thread.
+    /// Returns a handle that stops this worker from another thread.
     pub fn stop_handle(&self) -> WorkerStop {
         WorkerStop {
             stop: self.stop.clone(),
         }
     }
 
-    /// Works until it is stopped. Then what runs is finished and answered, and no more is taken.
+    /// Runs tasks until the worker is stopped. Then it finishes and answers the running tasks, and takes no more.
     ///
-    /// `f` need not be `'static`. With [`futureproof::with_state`] each thread has a state of its own.
+    /// `f` need not be `'static`. Use [`futureproof::with_state`] to give each thread its own state.
     ///
     /// # Errors
     ///
-    /// As [`serve`].
+    /// Returns the same errors as [`serve`].
     pub fn run<I, T, E, F>(self, f: F) -> Result<(), SetupError>
     where
         I: DeserializeOwned,
@@ -178,14 +182,14 @@ impl Worker {
         let names = Names::new(&self.name)?;
         let link = Link::open(&self.server)?;
         let background = &link.background;
-        let worker = self.id.unwrap_or_else(who);
-        let station = background.wait({
+        let worker = self.id.unwrap_or_else(default_id);
+        let consumer = background.wait({
             let parts = (
                 link.client.clone(),
                 link.context.clone(),
                 link.connects.clone(),
             );
-            Station::open(
+            QueueConsumer::open(
                 parts,
                 names.clone(),
                 worker,
@@ -193,8 +197,8 @@ impl Worker {
                 self.stop.subscribe(),
             )
         });
-        let station = station.ok_or_else(SetupError::ended)?;
-        let station = Arc::new(station.map_err(|source| SetupError::Queue {
+        let consumer = consumer.ok_or_else(SetupError::ended)?;
+        let consumer = Arc::new(consumer.map_err(|source| SetupError::Queue {
             address: link.address.clone(),
             name: names.name().to_owned(),
             source,
@@ -212,17 +216,17 @@ impl Worker {
         };
         let monitor = background
             .handle()
-            .spawn(monitor(Arc::clone(&station), self.monitor));
-        log::info!(target: "futureproof", "{}: {} works on {threads} threads", names.name(), station.worker);
+            .spawn(monitor(Arc::clone(&consumer), self.monitor));
+        log::info!(target: "futureproof", "{}: worker {} started with {threads} threads", names.name(), consumer.worker);
         let work = || {
-            while let Some(Some(delivery)) = background.wait(Arc::clone(&station).next()) {
-                station.counts.running.add();
-                let run = |item: &I| station.counts.time(|| f(item));
+            while let Some(Some(delivery)) = background.wait(Arc::clone(&consumer).next()) {
+                consumer.counts.running.add();
+                let run = |item: &I| consumer.counts.time(|| f(item));
                 #[cfg(feature = "tracing")]
-                let run = |item: &I| trace::call(names.name(), &delivery.letter, || run(item));
-                let (kind, payload) = answer(&run, &delivery.letter.payload);
+                let run = |item: &I| trace::call(names.name(), &delivery.task, || run(item));
+                let (kind, payload) = answer(&run, &delivery.task.payload);
                 let sent = background.wait(delivery.settle(kind, payload));
-                count(&station, sent.unwrap_or(kind));
+                count_finished(&consumer, sent.unwrap_or(kind));
             }
         };
         let ended = std::thread::scope(|scope| {
@@ -232,7 +236,7 @@ impl Worker {
                     .name(name)
                     .spawn_scoped(scope, work)
                 {
-                    // Those that were started end.
+                    // Stop the threads that were started.
                     self.stop.send_replace(true);
                     return Err(SetupError::Background(error));
                 }
@@ -240,8 +244,8 @@ impl Worker {
             Ok(())
         });
         monitor.abort();
-        tell(&station, "stopped");
-        // The last acknowledgements leave before the connection is closed.
+        log_counts(&consumer, "stopped");
+        // Send the last acknowledgements before the connection closes.
         let client = link.client.clone();
         background.wait(async move {
             let _ = tokio::time::timeout(Duration::from_secs(2), client.flush()).await;
@@ -268,14 +272,14 @@ pub struct WorkerStop {
 }
 
 impl WorkerStop {
-    /// Has the worker finish what it runs, and end. Returns at once.
+    /// Tells the worker to finish its running tasks and end. Returns at once.
     pub fn stop(&self) {
         self.stop.send_replace(true);
     }
 }
 
-/// Host and process.
-fn who() -> String {
+/// Host and process id.
+fn default_id() -> String {
     let host = std::fs::read_to_string("/etc/hostname").ok();
     let host = host.or_else(|| std::env::var("COMPUTERNAME").ok());
     let host: String = host
@@ -303,7 +307,7 @@ fn stop_on_signals(stop: watch::Sender<bool>) -> std::io::Result<()> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            asked_to_stop(&stop, first);
+            on_signal(&stop, first);
         }
     });
     Ok(())
@@ -314,20 +318,20 @@ fn stop_on_signals(stop: watch::Sender<bool>) -> std::io::Result<()> {
     tokio::spawn(async move {
         for first in [true, false] {
             if tokio::signal::ctrl_c().await.is_ok() {
-                asked_to_stop(&stop, first);
+                on_signal(&stop, first);
             }
         }
     });
     Ok(())
 }
 
-/// Once is a request; twice is somebody who does not want to wait for a task that hangs.
-fn asked_to_stop(stop: &watch::Sender<bool>, first: bool) {
+/// The first signal is a request. The second comes from somebody who does not want to wait.
+fn on_signal(stop: &watch::Sender<bool>, first: bool) {
     if first {
-        log::info!(target: "futureproof", "asked to stop: finishing what runs; once more ends it at once");
+        log::info!(target: "futureproof", "stopping: waiting for the running tasks; signal again to exit at once");
         stop.send_replace(true);
     } else {
-        log::warn!(target: "futureproof", "asked to stop again: others will get what ran here");
+        log::warn!(target: "futureproof", "exiting at once: other workers will run the unfinished tasks");
         std::process::exit(1);
     }
 }

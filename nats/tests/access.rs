@@ -32,7 +32,7 @@ fn the_documented_permissions_are_enough() {
     let caller = format!("nats://caller:c@{at}");
     let safe = remote(&caller, "safe");
     for n in 0..10 {
-        assert_eq!(safe.call(&Job::Double(n)).unwrap().number, n * 2);
+        assert_eq!(safe.call(&Job::Double(n)).unwrap().output.number, n * 2);
     }
     assert_eq!(
         safe.call(&Job::Fail(1)),
@@ -68,7 +68,7 @@ fn tls_is_spoken_where_the_address_asks_for_it() {
         .function::<Job, Done, String>("tls")
         .start()
         .unwrap();
-    assert_eq!(tls.call(&Job::Double(4)).unwrap().number, 8);
+    assert_eq!(tls.call(&Job::Double(4)).unwrap().output.number, 8);
     // Nobody vouches for it.
     assert!(connect(&*url).is_err());
 }
@@ -105,7 +105,7 @@ fn a_client_certificate_is_shown_where_the_server_asks_for_one() {
         .function::<Job, Done, String>("mutual")
         .start()
         .unwrap();
-    assert_eq!(mutual.call(&Job::Double(4)).unwrap().number, 8);
+    assert_eq!(mutual.call(&Job::Double(4)).unwrap().output.number, 8);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_credentials_file_lets_its_user_in_and_no_other() {
         .function::<Job, Done, String>("signed")
         .start()
         .unwrap();
-    assert_eq!(signed.call(&Job::Double(4)).unwrap().number, 8);
+    assert_eq!(signed.call(&Job::Double(4)).unwrap().output.number, 8);
     assert_eq!(
         signed.call(&Job::Fail(1)),
         Err(RemoteError::Task("1 is refused".to_owned()))

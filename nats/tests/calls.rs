@@ -36,7 +36,7 @@ fn every_item_comes_back_with_its_output_and_who_made_it() {
     for task in run.map_tasks(double.into_fn()) {
         let task = task.unwrap();
         assert_eq!(task.input, Job::Double(task.index));
-        assert_eq!(task.output.number, task.index * 2);
+        assert_eq!(task.output.output.number, task.index * 2);
         assert_eq!(task.output.deliveries, 1);
         assert!(["left", "right"].contains(&&*task.output.worker));
         *seen.entry(task.index).or_insert(0) += 1;
@@ -75,7 +75,7 @@ fn an_error_and_a_panic_are_answers_and_are_not_run_again() {
         fail.call(&Job::Panic),
         Err(RemoteError::Panicked { message })
     );
-    assert_eq!(fail.call(&Job::Double(1)).unwrap().number, 2);
+    assert_eq!(fail.call(&Job::Double(1)).unwrap().output.number, 2);
     eventually("the queue is empty", || queued(&server.url(), "fail") == 0);
     worker.stop();
     assert_eq!(calls.load(Ordering::Relaxed), 3);
@@ -120,9 +120,9 @@ fn a_full_queue_refuses_and_keeps_what_it_has() {
         // Now somebody comes to work, and there is room again.
         let _worker = LocalWorker::start(Worker::new(&*url, "full").num_threads(1), work);
         for (n, call) in waiting.into_iter().enumerate() {
-            assert_eq!(call.join().unwrap().unwrap().number, n as u64 * 2);
+            assert_eq!(call.join().unwrap().unwrap().output.number, n as u64 * 2);
         }
-        assert_eq!(full.call(&Job::Double(4)).unwrap().number, 8);
+        assert_eq!(full.call(&Job::Double(4)).unwrap().output.number, 8);
     });
     assert_eq!(full.counters().refused, 1);
 }
@@ -139,7 +139,7 @@ fn an_empty_queue_that_has_lost_its_files_is_made_anew() {
     let _worker = LocalWorker::start(Worker::new(server.url(), "lost").num_threads(1), work);
     // Not before: a queue that holds a task is not thrown away.
     eventually("the stream is made anew", || stream.is_dir());
-    assert_eq!(lost.call(&Job::Double(1)).unwrap().number, 2);
+    assert_eq!(lost.call(&Job::Double(1)).unwrap().output.number, 2);
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_cancel_stops_the_calls_and_purges_what_is_queued() {
     drop(run);
     assert_eq!(queued(&url, "stuck"), 1);
     let _worker = LocalWorker::start(Worker::new(&*url, "stuck").num_threads(1), work);
-    assert_eq!(other.join().unwrap().unwrap().number, 2);
+    assert_eq!(other.join().unwrap().unwrap().output.number, 2);
 }
 
 #[test]
@@ -208,7 +208,10 @@ fn a_run_that_is_left_stops_its_calls_and_no_others() {
         assert!(start.elapsed() < Duration::from_secs(30));
         eventually("its tasks are taken back", || queued(&url, "left") == 1);
         drop(open);
-        assert_eq!(other.join().unwrap().unwrap().unwrap().output.number, 14);
+        assert_eq!(
+            other.join().unwrap().unwrap().unwrap().output.output.number,
+            14
+        );
     });
     worker.stop();
 }
@@ -272,7 +275,7 @@ fn a_task_that_outlives_its_lease_goes_to_another_and_the_late_answer_is_dropped
     let _second = LocalWorker::start(second, work);
     let answer = call.join().unwrap().unwrap();
     assert_eq!(
-        (answer.number, &*answer.worker, answer.deliveries),
+        (answer.output.number, &*answer.worker, answer.deliveries),
         (8, "second", 2)
     );
     assert_eq!(hang.counters().late, 0);
@@ -337,7 +340,7 @@ fn a_server_that_comes_back_finds_the_calls_still_waiting() {
     }
     for task in run {
         let task = task.unwrap();
-        assert_eq!(task.output.number, task.index % 50 * 2);
+        assert_eq!(task.output.output.number, task.index % 50 * 2);
         seen += 1;
     }
     assert_eq!(seen, 200);
@@ -357,7 +360,7 @@ fn what_is_too_large_is_an_error_that_says_so() {
     let Err(RemoteError::Encode(reason)) = large.call(&path(2 << 20)) else {
         panic!("the server takes 1 MiB");
     };
-    assert!(reason.contains("the item has 20971"), "{reason}");
+    assert!(reason.contains("the item is 20971"), "{reason}");
     let Err(RemoteError::Decode(reason)) = large.call(&path(2000)) else {
         panic!("the worker takes 1,000 bytes");
     };
@@ -365,8 +368,11 @@ fn what_is_too_large_is_an_error_that_says_so() {
     let Err(RemoteError::Encode(reason)) = large.call(&Job::Big(2 << 20)) else {
         panic!("the server takes 1 MiB");
     };
-    assert!(reason.contains("the output has 20971"), "{reason}");
-    assert_eq!(large.call(&Job::Big(900_000)).unwrap().bytes.len(), 900_000);
+    assert!(reason.contains("the output is 20971"), "{reason}");
+    assert_eq!(
+        large.call(&Job::Big(900_000)).unwrap().output.bytes.len(),
+        900_000
+    );
 }
 
 #[test]
@@ -433,7 +439,11 @@ fn a_user_with_a_password_gets_in_and_others_do_not() {
     let good = format!("nats://me:p%40ss%2Fword@{at}");
     let _worker = LocalWorker::start(Worker::new(&*good, "login").num_threads(1), work);
     assert_eq!(
-        remote(&good, "login").call(&Job::Double(4)).unwrap().number,
+        remote(&good, "login")
+            .call(&Job::Double(4))
+            .unwrap()
+            .output
+            .number,
         8
     );
     for bad in [format!("nats://me:hush@{at}"), server.url()] {
@@ -449,8 +459,13 @@ fn it_works_on_a_thread_of_an_async_runtime() {
     let url = server.url();
     let _worker = LocalWorker::start(Worker::new(&*url, "nested").num_threads(1), work);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let number =
-        runtime.block_on(async { remote(&url, "nested").call(&Job::Double(4)).unwrap().number });
+    let number = runtime.block_on(async {
+        remote(&url, "nested")
+            .call(&Job::Double(4))
+            .unwrap()
+            .output
+            .number
+    });
     assert_eq!(number, 8);
 }
 

@@ -133,7 +133,7 @@ fn a_server_of_three_is_killed_and_each_task_comes_back_exactly_once() {
         } else {
             10
         };
-        assert_eq!(task.output.number, expected);
+        assert_eq!(task.output.output.number, expected);
         seen[task.index as usize] += 1;
         if count == 100 {
             let caller = members.iter().position(|member| member.has_caller("three"));

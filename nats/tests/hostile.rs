@@ -103,7 +103,7 @@ fn a_worker_ends_what_is_no_task_and_answers_what_it_cannot_read() {
         client.flush().await.unwrap();
     });
     // It still works, and nothing is left.
-    assert_eq!(remote.call(&Job::Double(4)).unwrap().number, 8);
+    assert_eq!(remote.call(&Job::Double(4)).unwrap().output.number, 8);
     eventually("the queue is empty", || queued(&url, "hostile") == 0);
 }
 
@@ -125,7 +125,7 @@ fn a_task_whose_caller_is_gone_is_dropped() {
         client.flush().await.unwrap();
     });
     eventually("it is given up", || queued(&url, "gone") == 0);
-    assert_eq!(remote.call(&Job::Double(4)).unwrap().number, 8);
+    assert_eq!(remote.call(&Job::Double(4)).unwrap().output.number, 8);
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn a_worker_may_isolate_its_function() {
         Err(RemoteError::Task(refused))
     );
     let answer = function.call(&Job::Double(2)).unwrap();
-    assert_eq!((answer.number, answer.deliveries), (4, 1));
+    assert_eq!((answer.output.number, answer.deliveries), (4, 1));
 
     stop.stop();
     thread.join().unwrap().unwrap();

@@ -83,12 +83,12 @@ fn an_item_that_kills_its_workers_is_given_up_and_the_others_succeed() {
         }
         // Not together: each death takes its neighbours' deliveries with it.
         let answer = function.call(&Job::AbortOnce(once.clone())).unwrap();
-        assert_eq!((answer.number, answer.deliveries), (1, 2));
+        assert_eq!((answer.output.number, answer.deliveries), (1, 2));
         assert_eq!(
             function.call(&Job::Abort),
             Err(RemoteError::Lost { deliveries: 2 })
         );
-        assert_eq!(function.call(&Job::Double(4)).unwrap().number, 8);
+        assert_eq!(function.call(&Job::Double(4)).unwrap().output.number, 8);
     });
     eventually("the queue is empty", || queued(&url, "killer") == 0);
     let counters = function.counters();
@@ -195,7 +195,7 @@ fn through_kills_and_a_restart_each_task_comes_back_exactly_once() {
                         Job::Sleep(ms) => ms,
                         job => panic!("{job:?} cannot succeed"),
                     };
-                    assert_eq!(task.output.number, expected);
+                    assert_eq!(task.output.output.number, expected);
                     task.index
                 }
                 Err(failure) => {

@@ -1,4 +1,4 @@
-//! The caller's half: sends tasks, hands answers to the calls that wait, and drops what comes twice.
+//! The caller's side: sends tasks, routes each answer to its call, and drops duplicates.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -20,15 +20,15 @@ use crate::frame::{AnswerHead, Kind, NO, TaskHead, YES};
 use crate::names::Names;
 use crate::queue;
 
-/// Between two looks at whether the connection or the stream is back.
-const RETRY: Duration = Duration::from_millis(50);
+/// How long to wait before looking again for the connection or the stream.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
 
 pub(crate) struct Reply {
     pub(crate) head: AnswerHead,
     pub(crate) payload: Bytes,
 }
 
-/// Why there is no reply.
+/// Why a call has no reply.
 pub(crate) enum NoReply {
     Deadline,
     QueueFull,
@@ -36,25 +36,26 @@ pub(crate) enum NoReply {
     Stopped,
 }
 
-/// The tasks of one run that wait for an answer.
-pub(crate) struct Desk {
+/// The calls of one run that wait for an answer.
+pub(crate) struct PendingCalls {
     pub(crate) client: Client,
     pub(crate) context: Context,
     pub(crate) names: Names,
-    /// Unique, so that the runs of all callers of this function are told apart.
+    /// A unique id, which tells the runs of all callers of this function apart.
     pub(crate) run: String,
     pub(crate) max_queued: i64,
     pub(crate) counts: CallerCounts,
     pub(crate) stopped: watch::Sender<bool>,
-    /// Whether something may lie in the queue that nobody waits for.
-    leftovers: AtomicBool,
+    /// Whether the queue may still hold tasks that no call waits for.
+    may_have_queued: AtomicBool,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
 }
 
-impl Desk {
+impl PendingCalls {
     pub(crate) fn new(client: Client, context: Context, names: Names, max_queued: i64) -> Self {
         let inbox = client.new_inbox();
-        let unique = inbox.rsplit('.').next().unwrap_or_default();
+        let unique = inbox.rsplit('.').next();
+        let unique = unique.unwrap_or_else(|| unreachable!("a split has at least one part"));
         Self {
             run: unique.to_owned(),
             counts: CallerCounts::new(names.name()),
@@ -63,7 +64,7 @@ impl Desk {
             names,
             max_queued,
             stopped: watch::Sender::new(false),
-            leftovers: AtomicBool::new(false),
+            may_have_queued: AtomicBool::new(false),
             waiting: Mutex::default(),
         }
     }
@@ -72,20 +73,24 @@ impl Desk {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Receives answers and questions for as long as the subscription lives.
+    /// Handles answers and questions until the subscription ends.
     pub(crate) async fn receive(self: Arc<Self>, mut answers: Subscriber) {
         while let Some(message) = answers.next().await {
-            let word = self.take(&message);
+            let confirmation = self.handle(&message);
             if let Some(reply) = message.reply {
-                let _ = self.client.publish(reply, word).await;
+                let _ = self.client.publish(reply, confirmation).await;
             }
         }
     }
 
-    /// Takes one message, and says what the worker is to hear.
-    fn take(&self, message: &Message) -> Bytes {
+    /// Handles one message and returns the reply to the worker.
+    fn handle(&self, message: &Message) -> Bytes {
         let Some(head) = AnswerHead::read(message.headers.as_ref()) else {
-            log::warn!(target: "futureproof", "{}: an answer that cannot be read", self.names.name());
+            log::warn!(
+                target: "futureproof",
+                "{}: dropped a message that is not an answer: check who else publishes to {}",
+                self.names.name(), self.names.answers("*")
+            );
             return NO;
         };
         if head.kind == Kind::Wanted {
@@ -97,7 +102,7 @@ impl Desk {
         }
         let Some(call) = self.waiting().remove(&head.id) else {
             self.counts.late.add();
-            // Known already, so the worker need not send it again.
+            // The worker need not send it again.
             return YES;
         };
         let payload = message.payload.clone();
@@ -105,7 +110,7 @@ impl Desk {
         YES
     }
 
-    /// Sends a task and waits for its answer, or until there is something in `stopped`.
+    /// Sends a task and waits for its answer, a stop or the deadline.
     pub(crate) async fn call(
         self: Arc<Self>,
         head: TaskHead,
@@ -119,8 +124,9 @@ impl Desk {
         let sequence = AtomicU64::new(0);
         let result = tokio::select! {
             biased;
-            // The desk holds the other end until this call ends.
-            Ok(reply) = &mut answer => Ok(reply),
+            reply = &mut answer => Ok(reply.unwrap_or_else(|_| {
+                unreachable!("`waiting` holds the sender until it has sent or this call has ended")
+            })),
             _ = all_stopped.wait_for(|stopped| *stopped) => Err(NoReply::Stopped),
             Ok(()) = stopped => Err(NoReply::Stopped),
             () = sleep_until(deadline) => Err(NoReply::Deadline),
@@ -128,19 +134,19 @@ impl Desk {
         };
         self.waiting().remove(&head.id);
         if matches!(result, Err(NoReply::Deadline | NoReply::Stopped)) {
-            self.take_back(head.id, sequence.into_inner());
+            self.withdraw(head.id, sequence.into_inner());
         }
         result
     }
 
-    /// What the server knows a task by.
+    /// The id by which the server detects duplicates of a task.
     fn message_id(&self, id: u64) -> String {
         format!("{}-{id}", self.run)
     }
 
-    /// Has the stream store the task, and then never ends; ends with the reason why it cannot.
+    /// Publishes the task. Returns only if that fails for good; after a success it stays pending.
     ///
-    /// A task whose storing was not confirmed is sent again under the same id, and stored once.
+    /// If the server does not confirm, the task is published again with the same id, and stored once.
     async fn send(&self, head: TaskHead, payload: Bytes, sequence: &AtomicU64) -> NoReply {
         let subject = self.names.tasks(&self.run);
         let mut headers = head.write();
@@ -161,41 +167,41 @@ impl Desk {
                     return std::future::pending().await;
                 }
                 Err(error) => {
-                    log::debug!(target: "futureproof", "{}: not stored: {error}", self.names.name());
-                    match refusal(&error) {
-                        Refusal::Full => return NoReply::QueueFull,
-                        Refusal::Final(reason) => return NoReply::Transport(reason),
-                        Refusal::NoStream => {
-                            sleep(RETRY).await;
-                            // The server lost it, with its disk for example.
+                    log::debug!(target: "futureproof", "{}: the server did not store task {}: {error}", self.names.name(), head.id);
+                    match publish_failure(&error) {
+                        PublishFailure::Full => return NoReply::QueueFull,
+                        PublishFailure::Final(reason) => return NoReply::Transport(reason),
+                        PublishFailure::NoStream => {
+                            sleep(RETRY_DELAY).await;
+                            // The server lost the stream, for example with its disk.
                             let _ =
                                 queue::stream(&self.context, &self.names, self.max_queued).await;
                         }
-                        Refusal::Away => sleep(RETRY).await,
+                        PublishFailure::Unavailable => sleep(RETRY_DELAY).await,
                     }
                 }
             }
-            // One copy waits for the connection to come back, not one for each second.
+            // Wait for the connection, so that the client does not buffer a copy on every retry.
             while self.client.connection_state() != State::Connected {
-                sleep(RETRY).await;
+                sleep(RETRY_DELAY).await;
             }
         }
     }
 
-    /// Takes a task out of the queue that nobody waits for. If it runs already, its answer is dropped.
-    fn take_back(&self, id: u64, sequence: u64) {
-        // Should it fail, or the program end before it is done.
-        self.leftovers.store(true, Ordering::Relaxed);
-        // A stop takes all of them back at once.
+    /// Deletes a task from the queue that no call waits for. If it is running, its answer is dropped later.
+    fn withdraw(&self, id: u64, sequence: u64) {
+        // The deletion may fail, or the program end first.
+        self.may_have_queued.store(true, Ordering::Relaxed);
+        // A stop purges all tasks at once.
         if sequence == 0 || *self.stopped.borrow() {
             return;
         }
         let (context, stream) = (self.context.clone(), self.names.stream());
         let message_id = self.message_id(id);
-        // On its own, as the call has met its deadline.
+        // Spawned, as the call must return now.
         tokio::spawn(async move {
             if let Ok(stream) = context.get_stream_no_info(&stream).await {
-                // A server that has lost its disk counts anew: the place may be another task's by now.
+                // A server that lost its disk reuses sequence numbers, so check that it is the same task.
                 let Ok(message) = stream.get_raw_message(sequence).await else {
                     return;
                 };
@@ -207,19 +213,19 @@ impl Desk {
         });
     }
 
-    /// Stops all calls, and purges what is queued for this run.
+    /// Stops all calls and purges the queued tasks of this run.
     pub(crate) fn stop(self: &Arc<Self>, background: &tokio::runtime::Handle) {
         if self.stopped.send_replace(true) {
             return;
         }
-        self.leftovers.store(true, Ordering::Relaxed);
-        let desk = Arc::clone(self);
-        background.spawn(async move { desk.purge().await });
+        self.may_have_queued.store(true, Ordering::Relaxed);
+        let pending = Arc::clone(self);
+        background.spawn(async move { pending.purge().await });
     }
 
-    /// Whether a purge would find something.
-    pub(crate) fn has_leftovers(&self) -> bool {
-        self.leftovers.load(Ordering::Relaxed)
+    /// Whether a purge may find something.
+    pub(crate) fn may_have_queued(&self) -> bool {
+        self.may_have_queued.load(Ordering::Relaxed)
     }
 
     pub(crate) async fn purge(&self) {
@@ -235,46 +241,48 @@ impl Desk {
         if let Err(error) = purged {
             log::warn!(
                 target: "futureproof",
-                "{}: what is queued for this run could not be purged: {error}",
+                "{}: cannot purge the queued tasks of this run, workers may still run them: {error}",
                 self.names.name()
             );
         }
     }
 }
 
-/// What a publish that failed means for the task.
+/// What a failed publish means for the task.
 #[derive(Debug, PartialEq)]
-enum Refusal {
+enum PublishFailure {
     Full,
     Final(String),
     NoStream,
-    Away,
+    Unavailable,
 }
 
-fn refusal(error: &PublishError) -> Refusal {
+fn publish_failure(error: &PublishError) -> PublishFailure {
     match error.kind() {
-        PublishErrorKind::StreamNotFound => return Refusal::NoStream,
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => return Refusal::Away,
+        PublishErrorKind::StreamNotFound => return PublishFailure::NoStream,
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
+            return PublishFailure::Unavailable;
+        }
         _ => {}
     }
     let server = error
         .source()
         .and_then(|source| source.downcast_ref::<jetstream::Error>());
     let Some(server) = server else {
-        return Refusal::Final(error.to_string());
+        return PublishFailure::Final(error.to_string());
     };
     let text = server.to_string();
     let full = text.contains("maximum messages") || text.contains("maximum bytes");
     let is_store = server.error_code() == ErrorCode::STREAM_STORE_FAILED;
     if full && is_store {
-        Refusal::Full
+        PublishFailure::Full
     } else if is_store && text.contains("no such file") {
-        // A worker makes it anew.
-        Refusal::Away
+        // The stream has lost its files. A worker creates it again.
+        PublishFailure::Unavailable
     } else if server.code() == 503 && !is_store {
-        // Not ready yet, as after a start.
-        Refusal::Away
+        // The server is not ready, for example after a start.
+        PublishFailure::Unavailable
     } else {
-        Refusal::Final(text)
+        PublishFailure::Final(text)
     }
 }
