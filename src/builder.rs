@@ -307,7 +307,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// in `next` gets `None` at once. See [`CancellationToken`]. Whoever collects the tasks asks [`ending`](MapTasks::ending), or
     /// takes [`checked`](MapTasks::checked), where it is an error that a run was cancelled.
     ///
-    /// It can be called several times: each of the tokens stops the run. A token dispatch its deadline on: with
+    /// It can be called several times: each of the tokens stops the run. A token hands its deadline on: with
     /// [`CancellationToken::current`] inside a task, an inner run ends when the outer one's deadline comes.
     ///
     /// ```
@@ -346,8 +346,8 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// [`Spawn`].
     ///
     /// A consumer that is itself on a thread of that pool works as well while it waits, and pulls nothing meanwhile. So its
-    /// tasks must not wait for items that are still to be pulled. Pools whose tasks wait for each other in a in_flight
-    /// wait for ever.
+    /// tasks must not wait for items that are still to be pulled. If a task on pool `a` waits for one on pool `b`, which waits for one on
+    /// `a`, they wait for ever.
     ///
     /// ```
     /// use futureproof::prelude::*;

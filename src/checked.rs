@@ -67,7 +67,7 @@ pub struct Checked<'a, I: Iterator, T, E> {
 }
 
 impl<'a, I: Iterator, T, E> Checked<'a, I, T, E> {
-    /// The run: for its snapshot, and for how it ended.
+    /// The run: for its counts, and for how it ended.
     ///
     /// ```
     /// use futureproof::prelude::*;

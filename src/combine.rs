@@ -84,7 +84,7 @@ where
     S: Send,
     I: ?Sized,
 {
-    // Boxed, so that taking a state out for a call and putting it back moves one word. Each is buried by itself,
+    // Boxed, so that taking a state out for a call and putting it back moves one word. Each is dropped by itself,
     // as a call that panics drops it during the unwind.
     let states = ThreadLocal::<Cell<Option<CatchDrop<Box<S>>>>>::new();
     move |input| {
@@ -131,7 +131,7 @@ pub struct PerWorker<S: Send> {
 
 struct States<S: Send> {
     init: Box<dyn Fn() -> S + Send + Sync>,
-    // Each is buried by itself, as a call that panics drops it during the unwind.
+    // Each is dropped by itself, as a call that panics drops it during the unwind.
     states: ThreadLocal<Mutex<Vec<CatchDrop<Box<S>>>>>,
 }
 

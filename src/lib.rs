@@ -72,7 +72,7 @@ pub mod prelude {
 ///
 /// # In the repository
 ///
-/// Of the files that the front page names, these are there only: the snapshot (`benches/REPORT.md`), the examples
+/// Of the files that the front page names, these are there only: the figures (`benches/REPORT.md`), the examples
 /// (`examples/README.md`), and the crate for several machines (`nats/`).
 // Text only: there in the documentation and its tests.
 #[cfg(any(doc, doctest))]

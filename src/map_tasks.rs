@@ -151,7 +151,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self
     }
 
-    /// A handle on the run's snapshot, for another thread or for later.
+    /// A handle on the run's counts, for another thread or for later.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -190,7 +190,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.driver.ending()
     }
 
-    /// Stops the run, waits for the calls that run, and dispatch back all that was not delivered: results,
+    /// Stops the run, waits for the calls that run, and hands back all that was not delivered: results,
     /// items that were not run to an end, and the rest of the source.
     ///
     /// ```

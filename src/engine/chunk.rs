@@ -51,6 +51,9 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) worker: Option<ThreadId>,
 }
 
+/// A chunk as it travels: one word to hand over.
+pub(crate) type BoxedChunk<I, T, E> = Box<Chunk<I, T, E>>;
+
 /// What became of one item.
 pub(crate) struct Outcome<I, T, E> {
     pub(crate) index: u64,
@@ -245,7 +248,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Takes what was run, as a chunk of its own.
-    pub(crate) fn take_run(&mut self) -> Box<Chunk<I, T, E>> {
+    pub(crate) fn take_run(&mut self) -> BoxedChunk<I, T, E> {
         let mut part = Box::new(Self::new());
         part.first = self.first;
         part.attempts = self.attempts;
@@ -337,7 +340,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Takes the next `count` tasks, which all succeeded, as a chunk of their own.
-    pub(crate) fn split_off_front(&mut self, count: usize) -> Box<Chunk<I, T, E>> {
+    pub(crate) fn split_off_front(&mut self, count: usize) -> BoxedChunk<I, T, E> {
         let mut front = Box::new(Self::new());
         front.first = self.first + self.delivered as u64;
         front.attempts = self.attempts;
@@ -386,7 +389,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// The same chunk, with `f` applied to its items.
-    pub(crate) fn map_inputs<J>(&mut self, f: impl Fn(I) -> J) -> Box<Chunk<J, T, E>> {
+    pub(crate) fn map_inputs<J>(&mut self, f: impl Fn(I) -> J) -> BoxedChunk<J, T, E> {
         let mut chunk = Box::new(Chunk::new());
         chunk.first = self.first;
         chunk.inputs = mem::take(&mut self.inputs).into_iter().map(&f).collect();
@@ -403,7 +406,7 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// A finished chunk of one item.
-    pub(crate) fn of_one(outcome: Outcome<I, T, E>, attempts: u32) -> Box<Chunk<I, T, E>> {
+    pub(crate) fn of_one(outcome: Outcome<I, T, E>, attempts: u32) -> BoxedChunk<I, T, E> {
         let mut chunk = Box::new(Self::new());
         chunk.first = outcome.index;
         chunk.attempts = attempts;

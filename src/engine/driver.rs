@@ -11,7 +11,7 @@ use std::mem;
 use std::time::Duration;
 
 use crate::ending::Ending;
-use crate::engine::chunk::Chunk;
+use crate::engine::chunk::{BoxedChunk, Chunk};
 use crate::engine::in_flight::InFlight;
 use crate::engine::options::Options;
 use crate::engine::retry::RetryRule;
@@ -51,9 +51,9 @@ pub(crate) struct Driver<'a, I: Iterator, T, E> {
     pub(crate) workers: Workers<'a, I::Item, T, E>,
     in_flight: InFlight<'a, I::Item, T, E>,
     /// The chunk that is being delivered.
-    current: Box<Chunk<I::Item, T, E>>,
+    current: BoxedChunk<I::Item, T, E>,
     /// What is being pulled. Here rather than on the stack, so that a panic of the source does not lose it.
-    filling: Box<Chunk<I::Item, T, E>>,
+    filling: BoxedChunk<I::Item, T, E>,
     phase: Phase,
     /// Whether something from outside can end the run between any two tasks.
     is_guarded: bool,
@@ -348,7 +348,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         has_received
     }
 
-    fn accept(&mut self, chunk: Box<Chunk<I::Item, T, E>>) {
+    fn accept(&mut self, chunk: BoxedChunk<I::Item, T, E>) {
         if seeded_bugs::loses(chunk.first) {
             return;
         }
@@ -369,7 +369,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 
     /// Begins to deliver `chunk`; the one before has been emptied.
-    fn deliver(&mut self, chunk: Box<Chunk<I::Item, T, E>>) {
+    fn deliver(&mut self, chunk: BoxedChunk<I::Item, T, E>) {
         let emptied = mem::replace(&mut self.current, chunk);
         self.count_delivered(&emptied);
         let enough = self.sizing.depth().saturating_mul(self.workers.width());

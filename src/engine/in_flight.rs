@@ -3,7 +3,7 @@
 use std::mem;
 use std::time::{Duration, Instant};
 
-use crate::engine::chunk::{Chunk, Outcome};
+use crate::engine::chunk::{BoxedChunk, Chunk, Outcome};
 use crate::engine::job::RunState;
 use crate::engine::order::Order;
 use crate::engine::retry::{Delays, RetryRule, Waiting};
@@ -16,15 +16,15 @@ use crate::util::sync::now;
 /// with the workers.
 pub(crate) struct InFlight<'a, I, T, E> {
     /// What has finished, up to its turn.
-    pub(crate) order: Order<Box<Chunk<I, T, E>>>,
-    waiting: Waiting<Box<Chunk<I, T, E>>>,
+    pub(crate) order: Order<BoxedChunk<I, T, E>>,
+    waiting: Waiting<BoxedChunk<I, T, E>>,
     retry: Option<RetryRule<'a, E>>,
     /// Items that a stop kept from being run, with their indices.
     unrun: Vec<(u64, I)>,
     /// Items at or past this index no longer wait for another attempt.
     limit: u64,
     /// Emptied chunks, to be filled again.
-    spare: Vec<Box<Chunk<I, T, E>>>,
+    spare: Vec<BoxedChunk<I, T, E>>,
 }
 
 impl<'a, I, T, E> InFlight<'a, I, T, E> {
@@ -60,19 +60,19 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
     }
 
     /// An empty chunk, its buffers used before if possible.
-    pub(crate) fn empty_chunk(&mut self) -> Box<Chunk<I, T, E>> {
+    pub(crate) fn empty_chunk(&mut self) -> BoxedChunk<I, T, E> {
         self.spare.pop().unwrap_or_else(|| Box::new(Chunk::new()))
     }
 
     /// Keeps an emptied chunk for another use, unless there are `enough` with those that `others` have.
-    pub(crate) fn recycle(&mut self, emptied: Box<Chunk<I, T, E>>, others: usize, enough: usize) {
+    pub(crate) fn recycle(&mut self, emptied: BoxedChunk<I, T, E>, others: usize, enough: usize) {
         if self.spare.len() + self.order.len() + others < enough {
             self.spare.push(emptied);
         }
     }
 
     /// Takes in what a worker has finished, and what it was not allowed to begin.
-    pub(crate) fn accept(&mut self, mut chunk: Box<Chunk<I, T, E>>, run: &RunState) {
+    pub(crate) fn accept(&mut self, mut chunk: BoxedChunk<I, T, E>, run: &RunState) {
         self.unrun.extend(chunk.take_pending());
         if chunk.failed() > 0 && !chunk.is_final {
             self.sort_failures(chunk, run);
@@ -81,12 +81,12 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
         }
     }
 
-    fn push(&mut self, chunk: Box<Chunk<I, T, E>>) {
+    fn push(&mut self, chunk: BoxedChunk<I, T, E>) {
         self.order.push(chunk.first, chunk.len(), chunk);
     }
 
     /// Sets apart what is to be tried again. What succeeded between two failures stays together.
-    fn sort_failures(&mut self, mut chunk: Box<Chunk<I, T, E>>, run: &RunState) {
+    fn sort_failures(&mut self, mut chunk: BoxedChunk<I, T, E>, run: &RunState) {
         let (attempts, stage) = (chunk.attempts, chunk.stage);
         let mut delays = chunk.delays.take();
         while chunk.len() > 0 {
@@ -166,7 +166,7 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
     }
 
     /// An item that has waited long enough for another attempt.
-    pub(crate) fn pop_due(&mut self, stop: &Stop) -> Option<Box<Chunk<I, T, E>>> {
+    pub(crate) fn pop_due(&mut self, stop: &Stop) -> Option<BoxedChunk<I, T, E>> {
         if self.waiting.is_empty() {
             return None;
         }

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
-use crate::engine::chunk::Chunk;
+use crate::engine::chunk::BoxedChunk;
 use crate::engine::completions::Completions;
 use crate::engine::open_chunk::Taken;
 use crate::engine::run_queue::{Look, RunQueue, Step};
@@ -37,7 +37,7 @@ pub(crate) struct RunState {
 #[derive(Debug)]
 pub(crate) struct Shared<I, T, E> {
     pub(crate) run: RunState,
-    pub(crate) completions: Completions<Box<Chunk<I, T, E>>>,
+    pub(crate) completions: Completions<BoxedChunk<I, T, E>>,
 }
 
 /// One of several stages.
@@ -78,15 +78,15 @@ pub(crate) trait Sink<I, T, E>: Send + Sync {
 
     /// Takes what was run in a chunk, or in a part of one, and what may not start. If it is for the next stage, and this
     /// thread belongs to the pool of that, it runs here and now.
-    fn send(&self, chunk: Box<Chunk<I, T, E>>, width: usize);
+    fn send(&self, chunk: BoxedChunk<I, T, E>, width: usize);
 
     /// The same under a lock, where no user code may run. Returns how many of its failures are
     /// [handed over](Stop::handed_over) by that; or the chunk, which is to be sent later.
     fn try_send(
         &self,
-        chunk: Box<Chunk<I, T, E>>,
+        chunk: BoxedChunk<I, T, E>,
         _width: usize,
-    ) -> Result<usize, Box<Chunk<I, T, E>>> {
+    ) -> Result<usize, BoxedChunk<I, T, E>> {
         Err(chunk)
     }
 
@@ -97,7 +97,7 @@ pub(crate) trait Sink<I, T, E>: Send + Sync {
     fn is_flush_requested(&self, is_slow: bool) -> bool;
 
     /// Such a part is sent. The next request is for the next part.
-    fn send_part(&self, part: Box<Chunk<I, T, E>>, width: usize);
+    fn send_part(&self, part: BoxedChunk<I, T, E>, width: usize);
 
     /// A worker has nothing to do.
     fn on_idle(&self);
@@ -109,7 +109,7 @@ impl<I: Send, T: Send, E: Send> Sink<I, T, E> for Arc<Shared<I, T, E>> {
         &self.run
     }
 
-    fn send(&self, chunk: Box<Chunk<I, T, E>>, width: usize) {
+    fn send(&self, chunk: BoxedChunk<I, T, E>, width: usize) {
         match self.try_send(chunk, width) {
             Ok(failures) => self.run.stop.handed_over(failures as u64),
             Err(_) => unreachable!("the completion queue takes every chunk"),
@@ -118,9 +118,9 @@ impl<I: Send, T: Send, E: Send> Sink<I, T, E> for Arc<Shared<I, T, E>> {
 
     fn try_send(
         &self,
-        mut chunk: Box<Chunk<I, T, E>>,
+        mut chunk: BoxedChunk<I, T, E>,
         width: usize,
-    ) -> Result<usize, Box<Chunk<I, T, E>>> {
+    ) -> Result<usize, BoxedChunk<I, T, E>> {
         chunk.seal();
         // Where a retry may follow, only the caller knows whether a failure is final; it counts those.
         let failed = if chunk.is_final { chunk.failed() } else { 0 };
@@ -150,7 +150,7 @@ impl<I: Send, T: Send, E: Send> Sink<I, T, E> for Arc<Shared<I, T, E>> {
         self.run.wake.is_flush_requested()
     }
 
-    fn send_part(&self, part: Box<Chunk<I, T, E>>, width: usize) {
+    fn send_part(&self, part: BoxedChunk<I, T, E>, width: usize) {
         // One part will do: a consumer that is slow to wake up is not to be sent item after item.
         // Whoever requests the next one before this is woken by the notification after it.
         self.run.wake.request_flush(false);
@@ -202,7 +202,7 @@ where
     S: Sink<I, T, E>,
 {
     /// Queues a chunk. Returns how many permits the pool is to be given.
-    pub(crate) fn push(&self, chunk: Box<Chunk<I, T, E>>) -> usize {
+    pub(crate) fn push(&self, chunk: BoxedChunk<I, T, E>) -> usize {
         self.queue.push(chunk).unwrap_or_else(|chunk| {
             self.give_back(chunk);
             0
@@ -210,14 +210,14 @@ where
     }
 
     /// Hands over a chunk of which nothing was begun.
-    fn give_back(&self, chunk: Box<Chunk<I, T, E>>) {
+    fn give_back(&self, chunk: BoxedChunk<I, T, E>) {
         self.sink.send(chunk, self.queue.width());
         self.sink.complete(self.queue.width());
     }
 
     /// Runs a chunk on this thread, which is one of the pool's. `give` is told how many permits the pool is to be given
     /// besides.
-    pub(crate) fn run_at_once(&self, chunk: Box<Chunk<I, T, E>>, give: impl FnOnce(usize)) {
+    pub(crate) fn run_at_once(&self, chunk: BoxedChunk<I, T, E>, give: impl FnOnce(usize)) {
         let mut permits = 0;
         match self.queue.take_at_once(chunk, &mut permits) {
             Ok(taken) => {
@@ -288,7 +288,7 @@ where
     }
 
     /// Runs what was taken. What whoever is next waits for, and what others take, is sent on the way.
-    fn run_with(&self, mut taken: Taken<I, T, E>, f: &F) -> (Box<Chunk<I, T, E>>, usize) {
+    fn run_with(&self, mut taken: Taken<I, T, E>, f: &F) -> (BoxedChunk<I, T, E>, usize) {
         let run = self.sink.run();
         let _entered = run.stop.tasks_token().enter();
         let stage = self.sink.stage().map(|stage| stage.number);
@@ -346,6 +346,8 @@ where
     }
 }
 
+type SharedContext<F, I, T, E, S> = Arc<JobContext<F, I, T, E, S>>;
+
 /// The right to take a chunk: what the pool is given as a job.
 pub(crate) struct Permit<F, I, T, E, S>
 where
@@ -354,7 +356,7 @@ where
     S: Sink<I, T, E>,
 {
     /// There until it begins.
-    context: Option<Arc<JobContext<F, I, T, E, S>>>,
+    context: Option<SharedContext<F, I, T, E, S>>,
 }
 
 impl<F, I, T, E, S> Permit<F, I, T, E, S>
@@ -401,6 +403,7 @@ mod tests {
     use std::panic::resume_unwind;
 
     use super::*;
+    use crate::engine::chunk::Chunk;
     use crate::policy::ErrorPolicy::{self, Ignore, Raise};
 
     type Run = Arc<Shared<u64, u64, Infallible>>;

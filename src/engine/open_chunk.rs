@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use crate::engine::chunk::Chunk;
+use crate::engine::chunk::{BoxedChunk, Chunk};
 use crate::engine::stop::Stop;
 use crate::observe::instrument::Instrument;
 use crate::util::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ pub(crate) struct OpenChunk<I, T, E> {
 pub(crate) struct State<I, T, E> {
     /// What waits, and what has finished before what the worker is at. While no worker is here, the chunk in which the
     /// next one will begin its items: the two change places.
-    chunk: Box<Chunk<I, T, E>>,
+    chunk: BoxedChunk<I, T, E>,
     /// The index of the first item that waits.
     next: u64,
     /// When the chunk was begun, and up to when the time of its worker has been accounted for.
@@ -62,7 +62,7 @@ impl<I, T, E> OpenChunk<I, T, E> {
     /// is a part of was begun, if it is one.
     pub(crate) fn open(
         self: &Arc<Self>,
-        mut chunk: Box<Chunk<I, T, E>>,
+        mut chunk: BoxedChunk<I, T, E>,
         place: usize,
         since: Option<Instant>,
     ) -> Taken<I, T, E> {
@@ -127,7 +127,7 @@ impl<I, T, E> State<I, T, E> {
     }
 
     /// Takes what has finished, if there is something.
-    pub(crate) fn take_finished(&mut self) -> Option<Box<Chunk<I, T, E>>> {
+    pub(crate) fn take_finished(&mut self) -> Option<BoxedChunk<I, T, E>> {
         // Where nobody works, there is nothing either.
         if self.chunk.len() == 0 {
             return None;
@@ -146,7 +146,7 @@ impl<I, T, E> State<I, T, E> {
     }
 
     /// Takes half of what waits; the last item, if it is one.
-    pub(crate) fn split(&mut self) -> Option<Box<Chunk<I, T, E>>> {
+    pub(crate) fn split(&mut self) -> Option<BoxedChunk<I, T, E>> {
         let pending = &mut self.chunk.pending;
         if pending.is_empty() {
             return None;
@@ -167,7 +167,7 @@ impl<I, T, E> State<I, T, E> {
 /// it has an item that is not accounted for.
 pub(crate) struct Taken<I, T, E> {
     /// What was begun.
-    pub(crate) chunk: Box<Chunk<I, T, E>>,
+    pub(crate) chunk: BoxedChunk<I, T, E>,
     open: Arc<OpenChunk<I, T, E>>,
     /// Where the run queue finds `open`.
     place: usize,
@@ -199,7 +199,7 @@ impl<I, T, E> Taken<I, T, E> {
         &mut self,
         width: usize,
         is_flush_requested: impl FnOnce() -> bool,
-    ) -> (bool, Option<Box<Chunk<I, T, E>>>) {
+    ) -> (bool, Option<BoxedChunk<I, T, E>>) {
         let chunk = &mut *self.chunk;
         let state = &mut *self.open.state();
         let is_wanted = self.open.is_wanted.load(Ordering::Relaxed);
@@ -231,7 +231,7 @@ impl<I, T, E> Taken<I, T, E> {
     }
 
     /// Nobody works on it any more. Returns all that was run, with what was not, and its place.
-    pub(crate) fn close(self) -> (Box<Chunk<I, T, E>>, usize) {
+    pub(crate) fn close(self) -> (BoxedChunk<I, T, E>, usize) {
         let state = &mut *self.open.state();
         let mut chunk = self.chunk;
         chunk.give_up_begun(&mut state.chunk.pending);

@@ -17,7 +17,7 @@ use crate::util::panics::CatchDrop;
 #[cfg(feature = "metrics")]
 use crate::util::panics::catch_panic;
 
-/// Is given the snapshot at every interval and at the end.
+/// Is told the counts at every interval and at the end.
 type OnProgress = CatchDrop<Box<dyn FnMut(&Snapshot) + Send>>;
 
 /// The largest chunk.

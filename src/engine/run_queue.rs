@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::engine::chunk::Chunk;
+use crate::engine::chunk::BoxedChunk;
 use crate::engine::open_chunk::{OpenChunk, Taken};
 use crate::util::sync::atomic::{AtomicUsize, Ordering};
 use crate::util::sync::channel::{Receiver, Sender, bounded};
@@ -41,7 +41,7 @@ pub(crate) struct RunQueue<I, T, E> {
 
 #[derive(Debug)]
 struct State<I, T, E> {
-    queued: VecDeque<Box<Chunk<I, T, E>>>,
+    queued: VecDeque<BoxedChunk<I, T, E>>,
     /// The items in those, and in the chunks that are being run.
     items: usize,
     /// Jobs that were handed to the pool and have not begun.
@@ -83,7 +83,7 @@ pub(crate) enum Look {
 /// What can be taken from those that run.
 enum Share<I, T, E> {
     /// Half of what waits in a chunk that was begun at this time.
-    Part(Box<Chunk<I, T, E>>, Instant),
+    Part(BoxedChunk<I, T, E>, Instant),
     /// Something may be taken from then on.
     NotYet(Instant),
     Nothing,
@@ -129,7 +129,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     }
 
     /// Queues a chunk. Returns how many permits the pool is to be given; or the chunk, where nothing begins any more.
-    pub(crate) fn push(&self, chunk: Box<Chunk<I, T, E>>) -> Result<usize, Box<Chunk<I, T, E>>> {
+    pub(crate) fn push(&self, chunk: BoxedChunk<I, T, E>) -> Result<usize, BoxedChunk<I, T, E>> {
         let mut state = self.state();
         if state.is_closed {
             return Err(chunk);
@@ -152,9 +152,9 @@ impl<I, T, E> RunQueue<I, T, E> {
     /// is to be given besides, for others to share in it. Gives the chunk back where nothing begins any more.
     pub(crate) fn take_at_once(
         &self,
-        chunk: Box<Chunk<I, T, E>>,
+        chunk: BoxedChunk<I, T, E>,
         permits: &mut usize,
-    ) -> Result<Taken<I, T, E>, Box<Chunk<I, T, E>>> {
+    ) -> Result<Taken<I, T, E>, BoxedChunk<I, T, E>> {
         let mut state = self.state();
         if state.is_closed {
             return Err(chunk);
@@ -174,7 +174,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     }
 
     /// The pool has dropped a permit. Returns the chunk that nobody will come for.
-    pub(crate) fn drop_permit(&self) -> Option<Box<Chunk<I, T, E>>> {
+    pub(crate) fn drop_permit(&self) -> Option<BoxedChunk<I, T, E>> {
         let mut state = self.state();
         state.permits -= 1;
         if state.queued.len() <= state.permits + state.parked {
@@ -254,7 +254,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     }
 
     /// Nothing begins any more. Returns what nobody has begun.
-    pub(crate) fn close(&self) -> VecDeque<Box<Chunk<I, T, E>>> {
+    pub(crate) fn close(&self) -> VecDeque<BoxedChunk<I, T, E>> {
         let mut state = self.state();
         state.is_closed = true;
         if state.parked > 0 {
@@ -266,7 +266,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     }
 
     /// Gives what has finished in chunks that go on to `take`, which must not run user code.
-    pub(crate) fn flush(&self, mut take: impl FnMut(Box<Chunk<I, T, E>>)) {
+    pub(crate) fn flush(&self, mut take: impl FnMut(BoxedChunk<I, T, E>)) {
         for open in self.open() {
             // First: what finishes after the look is laid where the next one finds it, or is handed over.
             open.set_wanted(true);
@@ -295,7 +295,7 @@ impl<I, T, E> State<I, T, E> {
     }
 
     /// Opens a chunk for this thread, while the lock is held: whoever looks next sees what waits in it.
-    fn take(&mut self, chunk: Box<Chunk<I, T, E>>, since: Option<Instant>) -> Taken<I, T, E> {
+    fn take(&mut self, chunk: BoxedChunk<I, T, E>, since: Option<Instant>) -> Taken<I, T, E> {
         let place = self.free.pop().unwrap_or_else(|| {
             self.open.push(Arc::new(OpenChunk::new()));
             self.taken.push(0);

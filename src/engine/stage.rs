@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
-use crate::engine::chunk::Chunk;
+use crate::engine::chunk::BoxedChunk;
 use crate::engine::job::{JobContext, Permit, Shared, Sink};
 use crate::engine::wake::Spawning;
 use crate::observe::report::StageCounters;
@@ -64,7 +64,7 @@ pub(crate) trait StageHandle {
 
 /// How the caller submits chunks to the stages of its run.
 pub(crate) trait Dispatch<I, T, E>: Send {
-    fn submit(&self, chunk: Box<Chunk<I, T, E>>);
+    fn submit(&self, chunk: BoxedChunk<I, T, E>);
     fn stage(&self, number: usize) -> Option<&dyn StageHandle>;
 }
 
@@ -102,14 +102,14 @@ where
     S: Sink<I, T, E> + 's,
 {
     /// Queues a chunk for the workers.
-    pub(crate) fn queue(&self, chunk: Box<Chunk<I, T, E>>) {
+    pub(crate) fn queue(&self, chunk: BoxedChunk<I, T, E>) {
         // Where the run was left inside one of its tasks, and this is what that has made, it comes back, and there are no
         // permits to give.
         self.give_permits(self.context.push(chunk));
     }
 
     /// The same; but a thread of the pool runs it at once.
-    pub(crate) fn run(&self, chunk: Box<Chunk<I, T, E>>) {
+    pub(crate) fn run(&self, chunk: BoxedChunk<I, T, E>) {
         let is_here = |it: &Spawner<P>| it.pool.is_current() && it.pool.knows_its_threads();
         if self.with_spawner(is_here).unwrap_or(false) {
             let give = |permits| self.give_permits(permits);
@@ -209,7 +209,7 @@ where
     T: Send + 's,
     E: fmt::Debug + Send + 's,
 {
-    fn submit(&self, chunk: Box<Chunk<I, T, E>>) {
+    fn submit(&self, chunk: BoxedChunk<I, T, E>) {
         self.queue(chunk);
     }
 

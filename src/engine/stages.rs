@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::chunk::{Chunk, Outcome};
+use crate::engine::chunk::{BoxedChunk, Chunk, Outcome};
 use crate::engine::job::{RunState, Shared, Sink, StageState};
 use crate::engine::retry::Delays;
 use crate::engine::stage::{Dispatch, Spawner, Stage, StageHandle};
@@ -72,7 +72,7 @@ pub(crate) struct Batch<I, V> {
 }
 
 impl<I, V> Batch<I, V> {
-    fn into_chunk<T, E>(self) -> Box<Chunk<Staged<I, V>, T, E>> {
+    fn into_chunk<T, E>(self) -> BoxedChunk<Staged<I, V>, T, E> {
         let mut chunk = Box::new(Chunk::new());
         chunk.reset(self.first, self.is_final);
         chunk.attempts = self.attempts;
@@ -135,7 +135,7 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
         Some(&self.stage)
     }
 
-    fn send(&self, chunk: Box<Chunk<Staged<I, U>, V, E>>, width: usize) {
+    fn send(&self, chunk: BoxedChunk<Staged<I, U>, V, E>, width: usize) {
         for batch in self.sort(chunk, width) {
             self.next.run(batch);
         }
@@ -150,7 +150,7 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
     }
 
     /// Its worker goes on with its chunk, so this is for others.
-    fn send_part(&self, part: Box<Chunk<Staged<I, U>, V, E>>, width: usize) {
+    fn send_part(&self, part: BoxedChunk<Staged<I, U>, V, E>, width: usize) {
         if let Some(next) = self.next.state() {
             next.set_idle(false);
         }
@@ -167,7 +167,7 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
 
 impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
     /// Sends back what does not go on, and returns what does.
-    fn sort<U>(&self, mut chunk: Box<Chunk<Staged<I, U>, V, E>>, width: usize) -> Vec<Batch<I, V>> {
+    fn sort<U>(&self, mut chunk: BoxedChunk<Staged<I, U>, V, E>, width: usize) -> Vec<Batch<I, V>> {
         self.stage.counters.ran(chunk.busy);
         let ran = chunk.len();
         let each = chunk
@@ -239,7 +239,7 @@ struct ToCaller<I, T, E> {
 
 impl<I, T, E> ToCaller<I, T, E> {
     /// The chunk as the caller knows it.
-    fn completion<U>(&self, mut chunk: Box<Chunk<Staged<I, U>, T, E>>) -> Box<Chunk<I, T, E>> {
+    fn completion<U>(&self, mut chunk: BoxedChunk<Staged<I, U>, T, E>) -> BoxedChunk<I, T, E> {
         self.stage.counters.ran(chunk.busy);
         let mut completion = chunk.map_inputs(Staged::into_input);
         completion.each_before = chunk.each_before;
@@ -257,7 +257,7 @@ impl<I: Send, U: Send, T: Send, E: Send> Sink<Staged<I, U>, T, E> for ToCaller<I
         Some(&self.stage)
     }
 
-    fn send(&self, chunk: Box<Chunk<Staged<I, U>, T, E>>, width: usize) {
+    fn send(&self, chunk: BoxedChunk<Staged<I, U>, T, E>, width: usize) {
         self.shared.send(self.completion(chunk), width);
     }
 
@@ -269,7 +269,7 @@ impl<I: Send, U: Send, T: Send, E: Send> Sink<Staged<I, U>, T, E> for ToCaller<I
         self.shared.is_flush_requested(is_slow)
     }
 
-    fn send_part(&self, part: Box<Chunk<Staged<I, U>, T, E>>, width: usize) {
+    fn send_part(&self, part: BoxedChunk<Staged<I, U>, T, E>, width: usize) {
         self.shared.send_part(self.completion(part), width);
     }
 
@@ -426,7 +426,7 @@ impl<'a, I: Send + 'a> Pipeline<'a, I> {
 }
 
 impl<I: Send, T: Send, E: Send> Dispatch<I, T, E> for Pipeline<'_, I> {
-    fn submit(&self, mut chunk: Box<Chunk<I, T, E>>) {
+    fn submit(&self, mut chunk: BoxedChunk<I, T, E>) {
         let staged = |input| Staged { input, value: None };
         self.first.queue(Batch {
             first: chunk.first,

@@ -27,11 +27,11 @@ pub(crate) struct Wake {
 const SPIN: Duration = Duration::from_micros(20);
 
 thread_local! {
-    /// Whether this thread hands a job to a spawner at this moment.
+    /// Whether this thread gives a pool a job at this moment.
     static IS_SPAWNING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it lives, this thread hands jobs to a spawner: what it runs meanwhile, it runs inline.
+/// While it lives, this thread gives jobs to a pool: what it runs meanwhile, it runs inline.
 pub(crate) struct Spawning {
     before: bool,
 }

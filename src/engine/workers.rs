@@ -12,7 +12,7 @@ use log::warn;
 use crate::cancel::OnCancel;
 #[cfg(feature = "stream")]
 use crate::ending::Ending;
-use crate::engine::chunk::Chunk;
+use crate::engine::chunk::BoxedChunk;
 use crate::engine::completions::Completions;
 use crate::engine::job::{RunState, Shared};
 use crate::engine::options::Options;
@@ -20,6 +20,8 @@ use crate::engine::stage::{Dispatch, StageHandle};
 use crate::engine::stop::Stop;
 use crate::engine::wake::Wake;
 use crate::observe::counters::Counters;
+#[cfg(feature = "metrics")]
+use crate::observe::metrics;
 use crate::observe::monitor::Monitor;
 use crate::observe::report::{Report, StageCounters, Timings};
 use crate::source::Incoming;
@@ -38,7 +40,7 @@ pub(crate) struct Workers<'a, I, T, E> {
     dispatch: Option<Box<dyn Dispatch<I, T, E> + 'a>>,
     shared: Arc<Shared<I, T, E>>,
     /// Completions that were taken from their queue.
-    received: VecDeque<Box<Chunk<I, T, E>>>,
+    received: VecDeque<BoxedChunk<I, T, E>>,
     monitor: Option<Monitor>,
     title: String,
     stages: Vec<Arc<StageCounters>>,
@@ -125,7 +127,9 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
     pub(crate) fn open(&mut self, options: &mut Options, total: Option<u64>) {
         self.width = self.handles().map(StageHandle::open).sum::<usize>().max(1);
         #[cfg(feature = "metrics")]
-        self.timings.open(&self.title);
+        {
+            self.timings.durations = catch_panic(|| metrics::durations(&self.title));
+        }
         self.counters().start(total);
         #[cfg(feature = "tracing")]
         self.shared.run.instruments.trace.start(&self.title);
@@ -141,7 +145,7 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         }
     }
 
-    pub(crate) fn submit(&mut self, chunk: Box<Chunk<I, T, E>>) {
+    pub(crate) fn submit(&mut self, chunk: BoxedChunk<I, T, E>) {
         let Some(dispatch) = &self.dispatch else {
             unreachable!("nothing is submitted once the run has ended");
         };
@@ -160,7 +164,7 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         self.items == 0
     }
 
-    pub(crate) fn try_receive(&mut self) -> Option<Box<Chunk<I, T, E>>> {
+    pub(crate) fn try_receive(&mut self) -> Option<BoxedChunk<I, T, E>> {
         if self.received.is_empty() {
             self.shared.completions.take(&mut self.received);
         }
@@ -255,7 +259,7 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
 
     /// Nothing starts any more. Waits for what runs, gives what comes back to `keep`, and lets go of the function and the
     /// pool.
-    pub(crate) fn join(&mut self, mut keep: impl FnMut(Box<Chunk<I, T, E>>)) {
+    pub(crate) fn join(&mut self, mut keep: impl FnMut(BoxedChunk<I, T, E>)) {
         self.stop().stop();
         self.counters().leave(None);
         self.close();

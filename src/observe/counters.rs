@@ -1,4 +1,4 @@
-//! The snapshot of a run, written by those who do the work and read by those who instruments.
+//! The counts of a run, written by those who do the work and read by those who watch.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -154,7 +154,7 @@ impl Counters {
     }
 }
 
-/// A view of a run's snapshot that can be kept and sent to other threads; see
+/// A view of a run's counts that can be kept and sent to other threads; see
 /// [`MapTasks::progress`](crate::MapTasks::progress).
 #[derive(Clone, Debug)]
 pub struct Progress {
@@ -166,13 +166,13 @@ impl Progress {
         Self { counters }
     }
 
-    /// The snapshot as they are now.
+    /// The counts as they are now.
     pub fn snapshot(&self) -> Snapshot {
         self.counters.snapshot()
     }
 }
 
-/// The snapshot of a run at one moment.
+/// The counts of a run at one moment.
 ///
 /// While it runs, `failed ≤ completed ≤ pulled` in every snapshot. Figures are brought up to date once
 /// a chunk: for slow tasks that is once a task, for tiny ones about every 100 µs.

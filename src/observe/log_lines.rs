@@ -20,7 +20,7 @@ pub(crate) fn observer(name: &str, every: Duration) -> Option<Observer> {
         return None;
     }
     let name = name.to_owned();
-    // The snapshot of the last line, and when it was written.
+    // The counts of the last line, and when it was written.
     let mut last: Option<(Snapshot, Instant)> = None;
     Some(Observer::new(every, move |snapshot, event| {
         let time = now();

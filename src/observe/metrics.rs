@@ -1,4 +1,4 @@
-//! The snapshot of a run for the `metrics` facade.
+//! The counts of a run for the `metrics` facade.
 
 use std::mem;
 use std::time::Duration;

@@ -14,7 +14,7 @@ use crate::util::sync::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::util::sync::now;
 use crate::util::sync::thread::{self, JoinHandle};
 
-/// When a observer is given the snapshot.
+/// When an observer is told.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
     Start,
@@ -24,7 +24,7 @@ pub(crate) enum Event {
 
 type Observe = CatchDrop<Box<dyn FnMut(&Snapshot, Event) + Send>>;
 
-/// Somebody who is given the snapshot at the start, at every interval of theirs, and at the end.
+/// Somebody who is told the counts at the start, at every interval of theirs, and at the end.
 pub(crate) struct Observer {
     pub(crate) every: Duration,
     observe: Observe,
@@ -50,7 +50,7 @@ impl Observer {
     }
 }
 
-/// A running monitor. Dropping it gives the last snapshot and joins the thread.
+/// A running monitor. Dropping it tells the last counts and joins the thread.
 #[derive(Debug)]
 pub(crate) struct Monitor {
     // Nothing is sent: dropping the sender wakes the thread.
@@ -61,7 +61,7 @@ pub(crate) struct Monitor {
     name: String,
 }
 
-/// How long the end of a run waits for observers of its snapshot.
+/// How long the end of a run waits for its observers.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Monitor {
@@ -93,7 +93,7 @@ impl Monitor {
 }
 
 impl Monitor {
-    /// Whether all observers have had the last snapshot; waits for them, but not for ever.
+    /// Whether all observers were told the last counts; waits for them, but not for ever.
     fn is_done(&self) -> bool {
         // There, time passes at random.
         cfg!(shuttle) || self.done.recv_deadline(now() + PATIENCE) != Err(RecvTimeoutError::Timeout)

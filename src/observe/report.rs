@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "metrics")]
-use crate::observe::metrics;
-#[cfg(feature = "metrics")]
 use crate::util::panics::catch_panic;
 use crate::util::sync::atomic::{AtomicU64, Ordering};
 use crate::util::sync::now;
@@ -419,16 +417,10 @@ pub(crate) struct Timings {
     /// Since when the consumer has had its last answer.
     handed_over: Option<Instant>,
     #[cfg(feature = "metrics")]
-    durations: Option<::metrics::Histogram>,
+    pub(crate) durations: Option<metrics::Histogram>,
 }
 
 impl Timings {
-    /// The run called `name` begins.
-    #[cfg(feature = "metrics")]
-    pub(crate) fn open(&mut self, name: &str) {
-        self.durations = catch_panic(|| metrics::durations(name));
-    }
-
     /// So long was spent in the source, or in waiting for it.
     pub(crate) fn pulled(&mut self, time: Duration) {
         self.source += time;
@@ -472,7 +464,7 @@ impl Timings {
         }
         let known = self.busy.iter().position(|(id, _)| *id == worker);
         let place = match known {
-            // A spawner may have a new thread for each job.
+            // A pool may have a new thread for each job.
             None if self.busy.len() >= width => {
                 let sums = self.busy.iter().enumerate();
                 sums.min_by_key(|(_, (_, sum))| *sum)

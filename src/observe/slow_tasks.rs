@@ -31,10 +31,10 @@ struct WorkerSlot {
     open: Mutex<Open>,
 }
 
-/// Whose the slot is, and what lies open on it.
+/// Which thread has the slot, and the chunks that it runs.
 #[derive(Debug, Default)]
 struct Open {
-    /// A slot may outlive a thread, and go to the next.
+    /// A slot may outlive a thread, and go to the next one.
     thread: Option<ThreadId>,
     worker: String,
     /// The chunk that runs comes last: a worker that waits inside rayon may take up another meanwhile.
@@ -126,7 +126,7 @@ struct Sighting {
     limit: Duration,
 }
 
-/// Those of the last look, by slot and call.
+/// The calls of the last look, by slot and number.
 type Sightings = HashMap<(usize, u64), Sighting>;
 
 /// Warns of every task of the run called `name` that has been running for `after`, and again at each doubling.

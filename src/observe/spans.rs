@@ -1,6 +1,6 @@
 //! Spans and events of a run, for `tracing`.
 //!
-//! A subscriber is code of the user's: it is contained wherever it is called, and buried wherever it may be dropped.
+//! A subscriber is user code: its panics are caught wherever it is called or dropped.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};

@@ -16,7 +16,7 @@ use crate::util::sync::rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder, max
 use crate::util::sync::thread::{self, JoinHandle};
 use crate::util::sync::{Mutex, MutexGuard, now};
 
-/// The default spawner: a pool that is made for the run and goes with it. Nobody needs to name it, but for a type:
+/// The default: a pool that is made for the run and goes with it. Nobody needs to name it, but for a type:
 ///
 /// ```
 /// use futureproof::{Futureproof, OwnPool, prelude::*};

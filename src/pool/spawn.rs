@@ -5,7 +5,7 @@ use std::thread;
 
 use rayon_core::ThreadPool;
 
-/// A spawner for jobs: what [`Futureproof::on`](crate::Futureproof::on) takes.
+/// Something that runs jobs on its threads: what [`Futureproof::on`](crate::Futureproof::on) takes.
 ///
 /// It is implemented for `Arc<rayon::ThreadPool>` and, for borrowing from the stack, for [`&Scope`](crate::Scope)
 /// and `&rayon::Scope`. Implement it to run jobs on threads of another kind; `'s` is what the jobs

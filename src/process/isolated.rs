@@ -10,7 +10,6 @@ use serde::de::DeserializeOwned;
 
 use super::error::Error;
 use super::frames::Broken;
-use super::options::{Options, Types};
 use super::serve::{DEPTH, PANICKED, UNREADABLE, depth, role};
 use super::worker::{Recipe, Refusal, Worker, lock};
 use crate::cancel::CancellationToken;
@@ -35,9 +34,20 @@ use crate::cancel::CancellationToken;
 /// reaped. A run drops its function when it ends or is dropped.
 pub struct Isolated<I, T, E> {
     recipe: Recipe,
-    options: Options,
+    limits: Limits,
     state: Mutex<State>,
     types: Types<I, T, E>,
+}
+
+/// The function's types; no value of them is held.
+pub(super) type Types<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
+
+/// What is allowed to a task, and to a child.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Limits {
+    pub(super) timeout: Option<Duration>,
+    /// 0 is any number.
+    pub(super) max_tasks: u64,
 }
 
 #[derive(Default)]
@@ -59,10 +69,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 const DEEPEST: u32 = 3;
 
 impl<I, T, E> Isolated<I, T, E> {
-    pub(super) fn new(recipe: Recipe, options: Options) -> Self {
+    pub(super) fn new(recipe: Recipe, limits: Limits) -> Self {
         Self {
             recipe,
-            options,
+            limits,
             state: Mutex::default(),
             types: PhantomData,
         }
@@ -119,7 +129,7 @@ where
         token: &CancellationToken,
         is_fresh: bool,
     ) -> Option<Result<T, Error<E>>> {
-        let limit = self.options.timeout;
+        let limit = self.limits.timeout;
         let limit = limit.and_then(|limit| Instant::now().checked_add(limit));
         let end = [limit, token.deadline()].into_iter().flatten().min();
         let error = match worker.ask(input, token, end) {
@@ -140,7 +150,7 @@ where
             Err(_) if token.is_cancelled() => Error::Cancelled,
             Err(Refusal::Sending(Broken::Late) | Refusal::Receiving(Broken::Late)) => {
                 // If it was not the deadline, it was the limit.
-                let after = self.options.timeout.unwrap_or_default();
+                let after = self.limits.timeout.unwrap_or_default();
                 Error::TimedOut { after }
             }
             Err(Refusal::Sending(Broken::Unsent)) if !is_fresh => return None,
@@ -153,7 +163,7 @@ where
     }
 
     fn put_back(&self, worker: Worker) {
-        if worker.can_go_on(self.options.max_tasks) {
+        if worker.can_go_on(self.limits.max_tasks) {
             lock(&self.state).idle.push(worker);
         }
     }
@@ -219,7 +229,7 @@ impl<I, T, E> fmt::Debug for Isolated<I, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Isolated")
             .field("name", &self.recipe.name)
-            .field("options", &self.options)
+            .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
 }

@@ -8,31 +8,8 @@ use std::{env, fmt, io};
 
 #[cfg(doc)]
 use super::Error;
-use super::isolated::Isolated;
+use super::isolated::{Isolated, Limits, Types};
 use super::worker::Recipe;
-
-/// The function's types; no value of them is held.
-pub(super) type Types<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
-
-/// What is allowed to a task and a child.
-#[derive(Clone, Debug)]
-pub(super) struct Options {
-    pub(super) timeout: Option<Duration>,
-    pub(super) max_tasks: u64,
-    memory_limit: Option<u64>,
-    start_timeout: Duration,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            timeout: None,
-            max_tasks: 0,
-            memory_limit: None,
-            start_timeout: Duration::from_secs(30),
-        }
-    }
-}
 
 /// The options of a function that runs in child processes. Made by [`isolate`](super::isolate).
 ///
@@ -54,7 +31,9 @@ impl Default for Options {
 #[must_use = "nothing is isolated unless `start` is called"]
 pub struct Isolate<I, T, E> {
     name: String,
-    options: Options,
+    limits: Limits,
+    memory_limit: Option<u64>,
+    start_timeout: Duration,
     program: Option<PathBuf>,
     args: Option<Vec<OsString>>,
     types: Types<I, T, E>,
@@ -64,7 +43,9 @@ impl<I, T, E> Isolate<I, T, E> {
     pub(super) fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
-            options: Options::default(),
+            limits: Limits::default(),
+            memory_limit: None,
+            start_timeout: Duration::from_secs(30),
             program: None,
             args: None,
             types: PhantomData,
@@ -76,14 +57,14 @@ impl<I, T, E> Isolate<I, T, E> {
     ///
     /// The clock starts when the task is sent to a child that is ready.
     pub fn timeout(mut self, after: Duration) -> Self {
-        self.options.timeout = Some(after);
+        self.limits.timeout = Some(after);
         self
     }
 
     /// After so many tasks a child makes way for a fresh one, for functions that leak. 0, the default,
     /// is never.
     pub fn max_tasks(mut self, n: u64) -> Self {
-        self.options.max_tasks = n;
+        self.limits.max_tasks = n;
         self
     }
 
@@ -94,14 +75,14 @@ impl<I, T, E> Isolate<I, T, E> {
     /// is set when the child reaches [`isolate`](super::isolate). macOS takes it but hardly heeds it; on Windows it is an
     /// [`Error::Start`].
     pub fn memory_limit(mut self, bytes: u64) -> Self {
-        self.options.memory_limit = Some(bytes);
+        self.memory_limit = Some(bytes);
         self
     }
 
     /// How long a child may take to reach [`isolate`](super::isolate), which includes what `main` does before. The
     /// default is 30 s.
     pub fn start_timeout(mut self, after: Duration) -> Self {
-        self.options.start_timeout = after;
+        self.start_timeout = after;
         self
     }
 
@@ -132,10 +113,10 @@ impl<I, T, E> Isolate<I, T, E> {
             name: self.name,
             program,
             args,
-            memory_limit: self.options.memory_limit,
-            start_timeout: self.options.start_timeout,
+            memory_limit: self.memory_limit,
+            start_timeout: self.start_timeout,
         };
-        Ok(Isolated::new(recipe, self.options))
+        Ok(Isolated::new(recipe, self.limits))
     }
 }
 
@@ -143,7 +124,9 @@ impl<I, T, E> fmt::Debug for Isolate<I, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Isolate")
             .field("name", &self.name)
-            .field("options", &self.options)
+            .field("limits", &self.limits)
+            .field("memory_limit", &self.memory_limit)
+            .field("start_timeout", &self.start_timeout)
             .finish_non_exhaustive()
     }
 }

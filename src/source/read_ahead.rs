@@ -18,7 +18,7 @@ use crate::util::sync::channel::Select;
 const DEFAULT_LIMIT: usize = 64;
 const MAX_LIMIT: usize = 1 << 16;
 
-/// What the reading thread dispatch over.
+/// What the reading thread sends.
 enum Read<I> {
     Item(I),
     /// The source has come to its end.
@@ -27,7 +27,7 @@ enum Read<I> {
     Panicked(Box<dyn Any + Send>),
 }
 
-/// Where what was read arrives. What nobody takes is buried, one by one.
+/// Where what was read arrives. What nobody takes is dropped one by one.
 type Items<I> = Receiver<CatchDrop<Read<I>>>;
 
 impl<I> Incoming for Items<I> {
@@ -104,7 +104,7 @@ struct Reader<T> {
 }
 
 impl<I: Iterator> ReadAhead<I> {
-    /// `ops`: of a source that has one, and so is not to be read ahead.
+    /// `ops`: of a source that has them. It is not read ahead, as it never blocks.
     pub(crate) fn new(source: I, limit: usize, ops: Option<SourceOps<I>>) -> Self {
         let limit = if limit == 0 {
             DEFAULT_LIMIT
