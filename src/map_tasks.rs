@@ -110,7 +110,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         if self.driver.options.takes_items {
             let title = self.driver.options.title();
             catch_panic(
-                || warn!(target: TARGET, "{title}: no task is tried again, as its function takes its item"),
+                || warn!(target: TARGET, "{title}: `retry` has no effect: the function takes its item, so nothing is left to try again; use `map_tasks_mut` instead"),
             );
         }
         !self.driver.options.takes_items

@@ -385,6 +385,7 @@ impl<E: Error + 'static> Error for Cause<E> {
 /// let pulled = rest.unprocessed.into_iter().map(|(_index, item)| item);
 /// assert_eq!(finished.chain(pulled).chain(rest.source).count(), 99);
 /// ```
+#[must_use = "it holds every task and item that was not delivered"]
 pub struct Remainder<I: Iterator, T, E> {
     /// Finished, but not delivered.
     pub finished: Vec<TaskResult<I::Item, T, E>>,

@@ -78,7 +78,7 @@ open(sys.argv[1], "wb").write(b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + par
 EOF
 printed=$(fails "$bin/thumbnails" --isolate "$dir/photos" "$dir/small")
 [ "$printed" = "58 thumbnails; 3 images could not be read" ]
-grep -qE "huge.png: its process [0-9]+ ended" "$dir/log" || { cat "$dir/log"; false; }
+grep -qE "huge.png: the worker process [0-9]+ ended" "$dir/log" || { cat "$dir/log"; false; }
 for it in "$dir"/threads/*; do cmp "$it" "$dir/small/$(basename "$it")"; done
 echo "images: $printed"
 

@@ -76,7 +76,7 @@ impl<'a, E> RetryRule<'a, E> {
             None => delays.get_or_insert_default().next(&self.ask),
         });
         delay.unwrap_or_else(|| {
-            catch_panic(|| warn!(target: TARGET, "{}: a retry rule panicked, so there is no retry", self.title));
+            catch_panic(|| warn!(target: TARGET, "{}: the function given to `retry`, `retry_if` or `retry_with` panicked, so the item is not tried again", self.title));
             None
         })
     }

@@ -306,7 +306,7 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         let calls: Vec<String> = self.calls().iter().map(call).collect();
         let (title, calls) = (&self.title, calls.join(", "));
         catch_panic(
-            || warn!(target: TARGET, "{title}: has ended, but has been waiting for {waited:.0?} for {calls}"),
+            || warn!(target: TARGET, "{title}: the run has ended, but for {waited:.0?} it has been waiting for {calls}"),
         );
     }
 

@@ -56,7 +56,7 @@ fn waits(ending: Option<Ending>) -> String {
         Some(Ending::SourcePanicked) => "the source has panicked",
         None => "left before its end",
     };
-    format!("{how}; waits for the calls that still run")
+    format!("{how}; waiting for calls that still run")
 }
 
 fn line(now: &Snapshot, last: &Snapshot, time: Duration) -> String {

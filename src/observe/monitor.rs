@@ -115,7 +115,7 @@ impl Drop for Monitor {
             } else {
                 let name = &self.name;
                 catch_panic(
-                    || warn!(target: TARGET, "{name}: the run ends without its monitor: a callback of on_progress, or the log, has been blocked for {PATIENCE:?}"),
+                    || warn!(target: TARGET, "{name}: the run ends without waiting for its monitor: an `on_progress` callback or the logger has blocked for {PATIENCE:?}"),
                 );
             }
         }

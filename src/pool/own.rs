@@ -244,7 +244,7 @@ impl Starter {
                 drop(unstarted);
                 let (name, all) = (&self.name, started + left);
                 catch_panic(
-                    || warn!(target: TARGET, "{name}: started {started} of {all} threads: {error}"),
+                    || warn!(target: TARGET, "{name}: started {started} of {all} threads, and goes on with those: {error}"),
                 );
                 false
             }

@@ -26,6 +26,11 @@ use rayon_core::ThreadPool;
 /// let run = (0..10u32).futureproof(Raise).on(Threads).map_tasks(infallible(|n: &u32| n + 1));
 /// assert_eq!(run.map(|task| task.unwrap().output).sum::<u32>(), 55);
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot run the jobs of a run",
+    label = "not a pool",
+    note = "`on` takes an `Arc<rayon::ThreadPool>`, a `&futureproof::Scope`, a `&rayon::Scope`, or a type that implements `Spawn`"
+)]
 pub trait Spawn<'s>: Send {
     /// Runs `job` once, on another thread, now or later. A job that is dropped instead is made up for by those that
     /// run; if there are none, the run ends as if it were [cancelled](crate::Ending::Cancelled), earlier than its

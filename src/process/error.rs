@@ -25,13 +25,13 @@ pub enum Error<E> {
     #[error(transparent)]
     Task(E),
     /// The task took longer than its limit, and its child was killed.
-    #[error("killed, as it took longer than {after:?}")]
+    #[error("timed out after {after:?}, killed")]
     TimedOut {
         /// The limit.
         after: Duration,
     },
     /// The child ended in the middle of the task.
-    #[error("its process {pid} ended: {}", ending(*signal, *code))]
+    #[error("the worker process {pid} ended: {}", ending(*signal, *code))]
     Crashed {
         /// The child's process id.
         pid: u32,
@@ -50,14 +50,14 @@ pub enum Error<E> {
     #[error("cancelled")]
     Cancelled,
     /// The item, the output or the error could not be made into bytes, or is larger than a message may be.
-    #[error("could not be sent: {0}")]
+    #[error("cannot encode: {0}")]
     Encode(String),
     /// What came over was not what was expected: what is read from bytes must be what was written to them.
-    #[error("could not be read: {0}")]
+    #[error("cannot decode: {0}")]
     Decode(String),
     /// No child could be started that serves the function. After a few such failures in a row no more
     /// are tried.
-    #[error("no worker process could be started: {0}")]
+    #[error("cannot start a worker process: {0}")]
     Start(String),
 }
 
@@ -66,7 +66,7 @@ pub(super) fn ending(signal: Option<i32>, code: Option<i32>) -> String {
     match (signal, code) {
         (Some(signal), _) => format!("signal {signal}"),
         (None, Some(code)) => format!("exit code {code}"),
-        (None, None) => "nobody knows how".to_owned(),
+        (None, None) => "unknown status".to_owned(),
     }
 }
 

@@ -62,7 +62,7 @@ where
     F: Fn(&I) -> Result<T, E>,
 {
     if let Err(problem) = try_serve(f) {
-        let _ = catch_panic(|| eprintln!("futureproof: a worker process gives up: {problem}"));
+        let _ = catch_panic(|| eprintln!("futureproof: a worker process exits: {problem}"));
     }
     die()
 }
