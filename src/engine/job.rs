@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use crate::engine::chunk::BoxedChunk;
 use crate::engine::completions::Completions;
@@ -93,8 +94,9 @@ pub(crate) trait Sink<I, T, E>: Send + Sync {
     /// The last of a chunk was sent.
     fn complete(&self, width: usize);
 
-    /// Whether whoever is next waits for what has finished in chunks that go on; `is_slow`: of tasks that take long.
-    fn is_flush_requested(&self, is_slow: bool) -> bool;
+    /// Whether what has finished in a chunk that goes on is to be handed over now. `since`: when its worker began it;
+    /// `is_slow`: its tasks take long enough to be begun one by one.
+    fn is_flush_requested(&self, since: Instant, is_slow: bool) -> bool;
 
     /// Such a part is sent. The next request is for the next part.
     fn send_part(&self, part: BoxedChunk<I, T, E>, width: usize);
@@ -146,7 +148,7 @@ impl<I: Send, T: Send, E: Send> Sink<I, T, E> for Arc<Shared<I, T, E>> {
     }
 
     #[inline]
-    fn is_flush_requested(&self, _: bool) -> bool {
+    fn is_flush_requested(&self, _: Instant, _: bool) -> bool {
         self.run.wake.is_flush_requested()
     }
 
@@ -310,7 +312,7 @@ where
         let width = self.queue.width();
         while taken.run(f, &self.sink.run().stop, instrument) {
             let is_slow = taken.chunk.grain == 1;
-            let is_flush_requested = || self.sink.is_flush_requested(is_slow);
+            let is_flush_requested = |since| self.sink.is_flush_requested(since, is_slow);
             let (may_go_on, part) = taken.advance(width, is_flush_requested);
             if let Some(part) = part {
                 self.sink.send_part(part, width);

@@ -198,14 +198,14 @@ impl<I, T, E> Taken<I, T, E> {
     pub(crate) fn advance(
         &mut self,
         width: usize,
-        is_flush_requested: impl FnOnce() -> bool,
+        is_flush_requested: impl FnOnce(Instant) -> bool,
     ) -> (bool, Option<BoxedChunk<I, T, E>>) {
         let chunk = &mut *self.chunk;
         let state = &mut *self.open.state();
         let is_wanted = self.open.is_wanted.load(Ordering::Relaxed);
         // Under the lock. Whoever requests a flush takes the lock after that: either it finds what is laid down
         // here, or this sees the request.
-        let is_flush_requested = is_flush_requested();
+        let is_flush_requested = is_flush_requested(state.accounted);
         // Those that were begun and not run, if there are any.
         state.next -= chunk.give_up_begun(&mut state.chunk.pending) as u64;
         let waiting = state.waiting();

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::engine::chunk::{BoxedChunk, Chunk, Outcome};
 use crate::engine::job::{RunState, Shared, Sink, StageState};
@@ -14,6 +14,10 @@ use crate::engine::retry::Delays;
 use crate::engine::stage::{Dispatch, Spawner, Stage, StageHandle};
 use crate::pool::Spawn;
 use crate::util::panics::drop_catching;
+use crate::util::sync::now;
+
+/// A hand-over costs about 2 µs, so what has taken less than this waits for its chunk to end, or for more.
+const HAND_ON_AFTER: Duration = Duration::from_micros(25);
 
 /// The stages of a run before its last function; made by [`Futureproof::stage`](crate::Futureproof::stage).
 pub struct Stages<L, P, F, V> {
@@ -145,8 +149,9 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
         self.shared.complete(width);
     }
 
-    fn is_flush_requested(&self, is_slow: bool) -> bool {
-        is_slow || self.next.state().is_some_and(StageState::is_idle)
+    fn is_flush_requested(&self, since: Instant, is_slow: bool) -> bool {
+        let is_idle = || self.next.state().is_some_and(StageState::is_idle);
+        (is_slow || is_idle()) && now() - since >= HAND_ON_AFTER
     }
 
     /// Its worker goes on with its chunk, so this is for others.
@@ -265,8 +270,8 @@ impl<I: Send, U: Send, T: Send, E: Send> Sink<Staged<I, U>, T, E> for ToCaller<I
         self.shared.complete(width);
     }
 
-    fn is_flush_requested(&self, is_slow: bool) -> bool {
-        self.shared.is_flush_requested(is_slow)
+    fn is_flush_requested(&self, since: Instant, is_slow: bool) -> bool {
+        self.shared.is_flush_requested(since, is_slow)
     }
 
     fn send_part(&self, part: BoxedChunk<Staged<I, U>, T, E>, width: usize) {
