@@ -396,6 +396,34 @@ fn stages_on_one_pool_go_on_where_they_are() {
     });
 }
 
+/// Whoever has nothing to do in one stage shares in what the next one has, if both have the same pool.
+#[test]
+fn mates_meet_in_any_stage_of_one_pool() {
+    watchdog(|| {
+        for (slow, width) in [(0, 2), (1, 2), (1, 3), (2, 2)] {
+            let shared = pool(width);
+            let both = Arc::new(Barrier::new(2));
+            let call = |stage: usize| {
+                let both = Arc::clone(&both);
+                move |n: &u32| {
+                    if stage == slow && *n >= 20_000 {
+                        both.wait();
+                    }
+                    Ok::<_, ()>(*n)
+                }
+            };
+            let run = (0..20_010u32).futureproof(Raise).max_in_flight(100_000);
+            let run = run.on(Arc::clone(&shared)).stage(call(0));
+            let run = run.on(Arc::clone(&shared)).stage(call(1));
+            let mut run = run.on(shared).map_tasks(call(2));
+            // The consumer is away for a while.
+            assert!(run.next().is_some());
+            thread::sleep(Duration::from_millis(5));
+            assert_eq!(run.flatten().count(), 20_009);
+        }
+    });
+}
+
 struct Inline;
 
 impl Spawn<'static> for Inline {

@@ -48,6 +48,8 @@ pub(crate) struct StageState {
     pub(crate) counters: Arc<StageCounters>,
     /// Whether one of its workers has found nothing to do.
     is_idle: AtomicBool,
+    /// Whether the workers of the stage before are its workers as well.
+    shares_pool: AtomicBool,
 }
 
 impl StageState {
@@ -56,6 +58,7 @@ impl StageState {
             number,
             counters: Arc::new(StageCounters::new(name)),
             is_idle: AtomicBool::new(true),
+            shares_pool: AtomicBool::new(false),
         }
     }
 
@@ -65,6 +68,14 @@ impl StageState {
 
     pub(crate) fn set_idle(&self, is_idle: bool) {
         self.is_idle.store(is_idle, Ordering::Relaxed);
+    }
+
+    pub(crate) fn shares_pool(&self) -> bool {
+        self.shares_pool.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_shares_pool(&self) {
+        self.shares_pool.store(true, Ordering::Relaxed);
     }
 }
 
@@ -77,9 +88,17 @@ pub(crate) trait Sink<I, T, E>: Send + Sync {
         None
     }
 
-    /// Takes what was run in a chunk, or in a part of one, and what may not start. If it is for the next stage, and this
-    /// thread belongs to the pool of that, it runs here and now.
+    /// Takes what was run in a chunk, or in a part of one, and what may not start.
     fn send(&self, chunk: BoxedChunk<I, T, E>, width: usize);
+
+    /// The same, for the worker that has run it: if the next stage has the same pool, it goes on with it. `others`: how many
+    /// others than this worker its stage has.
+    fn pass_on(&self, chunk: BoxedChunk<I, T, E>, width: usize, _others: &dyn Fn() -> usize) {
+        self.send(chunk, width);
+    }
+
+    /// A worker leaves, as its stage has nothing to do. If the next one has the same pool, it shares in what is there.
+    fn visit_next(&self) {}
 
     /// The same under a lock, where no user code may run. Returns how many of its failures are
     /// [handed over](Stop::handed_over) by that; or the chunk, which is to be sent later.
@@ -217,24 +236,42 @@ where
         self.sink.complete(self.queue.width());
     }
 
-    /// Runs a chunk on this thread, which is one of the pool's. `give` is told how many permits the pool is to be given
-    /// besides.
-    pub(crate) fn run_at_once(&self, chunk: BoxedChunk<I, T, E>, give: impl FnOnce(usize)) {
-        let mut permits = 0;
-        match self.queue.take_at_once(chunk, &mut permits) {
+    /// Runs a chunk on this thread, which is one of the pool's. `visitors`: how many others will look here anyway. `give` is
+    /// told how many permits the pool is to be given besides.
+    pub(crate) fn run_at_once(
+        &self,
+        chunk: BoxedChunk<I, T, E>,
+        visitors: &dyn Fn() -> usize,
+        give: impl FnOnce(usize),
+    ) {
+        let items = chunk.pending.len();
+        match self.queue.take_at_once(chunk) {
             Ok(taken) => {
-                give(permits);
+                if items > 1 {
+                    // They are counted after the chunk was opened: who is gone by now is made up for, and who leaves later finds it.
+                    give(self.queue.share_out(items, visitors()));
+                }
                 self.run(taken);
             }
             Err(chunk) => self.give_back(chunk),
         }
     }
 
+    /// A worker of the stage before, which has nothing to do there, shares in what is here.
+    pub(crate) fn visit(&self) {
+        if self.queue.visit() {
+            self.work(Look::Last);
+        }
+    }
+
     /// What a permit does: it runs a chunk, and shares in what others have not begun.
-    fn work(&self) {
+    fn begin(&self) {
+        self.queue.begin();
+        self.work(Look::First);
+    }
+
+    fn work(&self, mut look: Look) {
         let queue = &self.queue;
-        queue.begin();
-        let mut look = Look::First;
         loop {
             match queue.next(look) {
                 Step::Run(taken) => {
@@ -251,7 +288,8 @@ where
                     wake.spin_before_idle(|| stop.may_go_on());
                     look = Look::Last;
                 }
-                Step::Leave => return,
+                Step::Yield => return,
+                Step::Leave => return self.sink.visit_next(),
             }
         }
     }
@@ -279,7 +317,7 @@ where
         self.queue.put_back(place);
         let width = self.queue.width();
         let has_failed = chunk.failed() > 0;
-        self.sink.send(chunk, width);
+        self.sink.pass_on(chunk, width, &|| self.queue.others());
         if !is_part {
             self.sink.complete(width);
         }
@@ -375,7 +413,7 @@ where
 
     pub(crate) fn run(mut self) {
         if let Some(context) = self.context.take() {
-            context.work();
+            context.begin();
         }
     }
 }

@@ -66,6 +66,9 @@ pub(crate) enum Step<I, T, E> {
     Park(Instant),
     /// Looks once more, a moment later.
     Spin,
+    /// Leaves what is queued to others.
+    Yield,
+    /// Leaves, as there is nothing to do.
     Leave,
 }
 
@@ -148,22 +151,42 @@ impl<I, T, E> RunQueue<I, T, E> {
         Ok(permits)
     }
 
-    /// Takes a chunk that was never queued, for a thread of the pool that runs it at once. `permits`: how many the pool
-    /// is to be given besides, for others to share in it. Gives the chunk back where nothing begins any more.
+    /// Takes a chunk that was never queued, for a thread of the pool that runs it at once. Gives it back where nothing
+    /// begins any more.
     pub(crate) fn take_at_once(
         &self,
         chunk: BoxedChunk<I, T, E>,
-        permits: &mut usize,
     ) -> Result<Taken<I, T, E>, BoxedChunk<I, T, E>> {
         let mut state = self.state();
         if state.is_closed {
             return Err(chunk);
         }
-        let sharers = chunk.pending.len().min(self.width()).saturating_sub(1);
-        *permits = sharers.saturating_sub(state.permits + state.running);
-        state.permits += *permits;
         state.items += chunk.pending.len();
         Ok(state.take(chunk, None))
+    }
+
+    /// How many permits the pool is to be given, for others to share in `items` that one worker has taken. `visitors`: how
+    /// many others will look here anyway.
+    pub(crate) fn share_out(&self, items: usize, visitors: usize) -> usize {
+        let mut state = self.state();
+        let sharers = items.min(self.width()).saturating_sub(1);
+        let permits = sharers.saturating_sub(state.permits + state.running + visitors);
+        state.permits += permits;
+        permits
+    }
+
+    /// How many others than this worker are here, or will be.
+    pub(crate) fn others(&self) -> usize {
+        let state = self.state();
+        (state.permits + state.running).saturating_sub(1)
+    }
+
+    /// A worker of the stage before comes to share in what is here. Returns whether there may be something.
+    pub(crate) fn visit(&self) -> bool {
+        let mut state = self.state();
+        let is_worth_it = !state.is_closed && state.items > 0;
+        state.running += usize::from(is_worth_it);
+        is_worth_it
     }
 
     /// A permit begins.
@@ -196,7 +219,7 @@ impl<I, T, E> RunQueue<I, T, E> {
             let may_take = look == Look::First || state.is_short() || others < self.width();
             if !may_take && !state.queued.is_empty() {
                 state.running -= 1;
-                return Step::Leave;
+                return Step::Yield;
             }
             if let Some(chunk) = state.queued.pop_front() {
                 if state.is_short() && state.parked > 0 {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use crate::engine::chunk::BoxedChunk;
-use crate::engine::job::{JobContext, Permit, Shared, Sink};
+use crate::engine::job::{JobContext, Permit, Shared, Sink, StageState};
 use crate::engine::wake::Spawning;
 use crate::observe::report::StageCounters;
 use crate::pool::{OwnPool, Spawn};
@@ -109,14 +109,30 @@ where
     }
 
     /// The same; but a thread of the pool runs it at once.
-    pub(crate) fn run(&self, chunk: BoxedChunk<I, T, E>) {
-        let is_here = |it: &Spawner<P>| it.pool.is_current() && it.pool.knows_its_threads();
-        if self.with_spawner(is_here).unwrap_or(false) {
+    pub(crate) fn run(&self, chunk: BoxedChunk<I, T, E>, visitors: &dyn Fn() -> usize) {
+        if self.is_here() {
+            if let Some(stage) = self.sink().stage() {
+                stage.set_shares_pool();
+            }
             let give = |permits| self.give_permits(permits);
-            self.context.run_at_once(chunk, give);
+            self.context.run_at_once(chunk, visitors, give);
         } else {
             self.queue(chunk);
         }
+    }
+
+    /// A worker of the stage before shares in what is here, if it is one of the pool.
+    pub(crate) fn visit(&self) {
+        let shares_pool = self.sink().stage().is_some_and(StageState::shares_pool);
+        if shares_pool && self.is_here() {
+            self.context.visit();
+        }
+    }
+
+    /// Whether this thread is one of the pool's for certain.
+    fn is_here(&self) -> bool {
+        let is_here = |it: &Spawner<P>| it.pool.is_current() && it.pool.knows_its_threads();
+        self.with_spawner(is_here).unwrap_or(false)
     }
 
     fn give_permits(&self, permits: usize) {

@@ -93,8 +93,10 @@ impl<I, V> Batch<I, V> {
 pub(crate) trait NextStage<I, V>: Send + Sync {
     /// Queues it for the workers.
     fn queue(&self, batch: Batch<I, V>);
-    /// The same; but a thread of the stage's pool runs it at once.
-    fn run(&self, batch: Batch<I, V>);
+    /// The same; but a thread of the stage's pool runs it at once. `visitors`: how many others will [visit](Self::visit).
+    fn run(&self, batch: Batch<I, V>, visitors: &dyn Fn() -> usize);
+    /// A worker of the stage before, which has nothing to do there, shares in what is here, if it is one of the pool.
+    fn visit(&self);
     fn state(&self) -> Option<&StageState>;
 }
 
@@ -112,8 +114,12 @@ where
         Stage::queue(self, batch.into_chunk());
     }
 
-    fn run(&self, batch: Batch<I, U>) {
-        Stage::run(self, batch.into_chunk());
+    fn run(&self, batch: Batch<I, U>, visitors: &dyn Fn() -> usize) {
+        Stage::run(self, batch.into_chunk(), visitors);
+    }
+
+    fn visit(&self) {
+        Stage::visit(self);
     }
 
     fn state(&self) -> Option<&StageState> {
@@ -141,8 +147,23 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
 
     fn send(&self, chunk: BoxedChunk<Staged<I, U>, V, E>, width: usize) {
         for batch in self.sort(chunk, width) {
-            self.next.run(batch);
+            self.next.queue(batch);
         }
+    }
+
+    fn pass_on(
+        &self,
+        chunk: BoxedChunk<Staged<I, U>, V, E>,
+        width: usize,
+        others: &dyn Fn() -> usize,
+    ) {
+        for batch in self.sort(chunk, width) {
+            self.next.run(batch, others);
+        }
+    }
+
+    fn visit_next(&self) {
+        self.next.visit();
     }
 
     fn complete(&self, width: usize) {
@@ -154,7 +175,6 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
         (is_slow || is_idle()) && now() - since >= HAND_ON_AFTER
     }
 
-    /// Its worker goes on with its chunk, so this is for others.
     fn send_part(&self, part: BoxedChunk<Staged<I, U>, V, E>, width: usize) {
         if let Some(next) = self.next.state() {
             next.set_idle(false);
@@ -165,7 +185,13 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
     }
 
     fn on_idle(&self) {
-        self.stage.set_idle(true);
+        if !self.stage.shares_pool() {
+            self.stage.set_idle(true);
+        }
+        // Its workers are idle as well, then.
+        if let Some(next) = self.next.state().filter(|next| next.shares_pool()) {
+            next.set_idle(true);
+        }
         self.shared.on_idle();
     }
 }
@@ -279,7 +305,9 @@ impl<I: Send, U: Send, T: Send, E: Send> Sink<Staged<I, U>, T, E> for ToCaller<I
     }
 
     fn on_idle(&self) {
-        self.stage.set_idle(true);
+        if !self.stage.shares_pool() {
+            self.stage.set_idle(true);
+        }
         self.shared.on_idle();
     }
 }
