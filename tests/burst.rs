@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use common::{soon, watchdog};
+use common::{pool, soon, watchdog};
 use futureproof::prelude::*;
 
 const BURST: usize = 10_000;
@@ -92,9 +92,8 @@ impl futureproof::Spawn<'static> for Counting {
 #[test]
 fn tiny_tasks_travel_together() {
     watchdog(|| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2);
         let jobs = Arc::new(AtomicUsize::new(0));
-        let home = Counting(Arc::new(pool.build().unwrap()), Arc::clone(&jobs));
+        let home = Counting(pool(2), Arc::clone(&jobs));
         let run = (0..1_000_000u32).futureproof(Raise).on(home);
         assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 1_000_000);
         let jobs = jobs.load(SeqCst);

@@ -6,6 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
+#[cfg(unix)]
+use common::Gate;
+#[cfg(unix)]
+use common::child::Child;
 use common::watchdog;
 use futureproof::Ending;
 use futureproof::prelude::*;
@@ -234,4 +238,32 @@ fn dropping_the_token_does_not_cancel() {
     let run = run.map_tasks(infallible(|n: &i32| *n));
     drop(token);
     assert_eq!(run.count(), 100);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_that_cancels_lets_what_runs_finish() {
+    Child::new("").signal("-INT").must_survive(|| {
+        let (token, gate) = (CancellationToken::new(), Gate::default());
+        let (stop, inside) = (token.clone(), gate.clone());
+        ctrlc::set_handler(move || {
+            stop.cancel();
+            inside.open();
+        })
+        .unwrap();
+        let finished = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&finished);
+        let run = (0u64..).futureproof(Raise).num_threads(2).cancel_on(&token);
+        let mut run = run.map_tasks(infallible(move |n: &u64| {
+            if *n == 0 {
+                println!("\nready");
+                gate.pass();
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        }));
+        run.by_ref().for_each(drop);
+        assert_eq!(run.ending(), Some(Ending::Cancelled));
+        drop(run);
+        assert_eq!(finished.load(Ordering::SeqCst), 1);
+    });
 }

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use common::watchdog;
+use common::{Brittle, watchdog};
 use futureproof::prelude::*;
 use futureproof::{Ending, RunError};
 
@@ -268,19 +268,10 @@ fn a_source_that_panics_is_no_success_for_who_catches_it() {
 
 #[test]
 fn an_item_whose_destructor_panics_does_not_hide_the_failure() {
-    #[derive(Debug)]
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            if !std::thread::panicking() {
-                std::panic::resume_unwind(Box::new("a destructor"));
-            }
-        }
-    }
-    let run = [Bomb]
+    let run = [Brittle]
         .into_iter()
         .futureproof(Raise)
-        .map_tasks(|_: &Bomb| Err::<(), _>("why"));
+        .map_tasks(|_: &Brittle| Err::<(), _>("why"));
     let error = run.checked().next().unwrap().unwrap_err();
     assert_eq!(chain(&error), ["task 0 failed", "why"]);
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::Random;
+use common::{MS, Random, pool};
 use futureproof::MapTasks;
 use futureproof::prelude::*;
 use rayon::ThreadPool;
@@ -62,11 +62,6 @@ fn whatever_tasks_cost_nobody_waits_in_vain() {
 
 /// At most so many workers.
 const THREADS: usize = 5;
-
-fn pool(num_threads: usize) -> Arc<ThreadPool> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads);
-    Arc::new(pool.build().unwrap())
-}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
@@ -241,7 +236,7 @@ impl Job {
             }
             // Those that release others do not fail.
             Slow::Hanger(_) | Slow::Meeting if from_end == 0 => return Ok(n),
-            Slow::Now(every) if n % every == 0 => thread::sleep(Duration::from_millis(1)),
+            Slow::Now(every) if n % every == 0 => thread::sleep(MS),
             _ => {}
         }
         if self.fails(n) && (is_first || !self.is_retried) {

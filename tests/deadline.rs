@@ -6,7 +6,7 @@ use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::watchdog;
+use common::{FOREVER, watchdog};
 use futureproof::Ending;
 use futureproof::prelude::*;
 
@@ -84,9 +84,7 @@ fn deadline_counts_from_the_first_next() {
 
 #[test]
 fn deadline_after_the_end_changes_nothing() {
-    let run = (0..2u32)
-        .futureproof(Raise)
-        .deadline(Duration::from_secs(3_600));
+    let run = (0..2u32).futureproof(Raise).deadline(FOREVER);
     let mut run = run.map_tasks(|_| Err::<(), _>("broken"));
     assert!(run.next().unwrap().is_err());
     assert!(run.next().is_none());
@@ -99,7 +97,7 @@ fn cancel_comes_before_a_deadline_that_has_not_passed() {
     let run = (0u64..)
         .futureproof(Raise)
         .cancel_on(&token)
-        .deadline(Duration::from_secs(3_600));
+        .deadline(FOREVER);
     let mut run = run.map_tasks(infallible(|n: &u64| *n));
     assert!(run.next().is_some());
     token.cancel();

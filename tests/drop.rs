@@ -10,7 +10,10 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{Gate, Tally, Token, watchdog};
+use common::child::Child;
+#[cfg(target_os = "linux")]
+use common::child::in_child;
+use common::{Gate, Tally, Token, pool, soon, watchdog};
 use futureproof::prelude::*;
 
 #[test]
@@ -64,12 +67,7 @@ fn no_task_starts_after_a_drop() {
                 Arc::new(AtomicBool::new(false)),
             );
             let (count, over) = (Arc::clone(&calls), Arc::clone(&is_over));
-            let pool = Arc::new(
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(2)
-                    .build()
-                    .unwrap(),
-            );
+            let pool = pool(2);
             let run = (0..u64::MAX)
                 .futureproof(Raise)
                 .on(Arc::clone(&pool))
@@ -92,9 +90,9 @@ fn no_task_starts_after_a_drop() {
     });
 }
 
-struct Lingering(Arc<AtomicUsize>);
+struct SlowToGo(Arc<AtomicUsize>);
 
-impl Drop for Lingering {
+impl Drop for SlowToGo {
     fn drop(&mut self) {
         thread::sleep(Duration::from_millis(20));
         self.0.fetch_add(1, SeqCst);
@@ -102,7 +100,7 @@ impl Drop for Lingering {
 }
 
 thread_local! {
-    static AT_EXIT: RefCell<Option<Lingering>> = const { RefCell::new(None) };
+    static AT_EXIT: RefCell<Option<SlowToGo>> = const { RefCell::new(None) };
 }
 
 // pebble: test_thread_pool_join_workers; rayon: workers_stop, whose `ThreadPool::drop` does not wait.
@@ -114,7 +112,7 @@ fn workers_have_ended_when_a_run_is_dropped() {
             let (at_exit, barrier) = (Arc::clone(&exits), Barrier::new(22));
             let run = (0..22u32).futureproof(Raise).num_threads(22).chunk_size(1);
             let mut run = run.map_tasks(infallible(move |_: &u32| {
-                AT_EXIT.set(Some(Lingering(Arc::clone(&at_exit))));
+                AT_EXIT.set(Some(SlowToGo(Arc::clone(&at_exit))));
                 barrier.wait();
             }));
             run.next().unwrap().unwrap();
@@ -133,7 +131,7 @@ fn workers_have_ended_when_a_run_is_dropped() {
 #[cfg(target_os = "linux")]
 #[test]
 fn threads_are_gone_after_each_ending() {
-    use common::{soon, threads_named};
+    use common::threads_named;
     watchdog(|| {
         for round in 0..4 {
             let run = (0..100u32)
@@ -383,7 +381,7 @@ fn a_run_dropped_on_its_own_worker_does_not_wait_for_itself() {
             run.next().unwrap().unwrap();
             sender.send(Box::new(run)).unwrap();
             dropped.recv().unwrap();
-            assert!(common::soon(|| tally.made() == tally.dropped()));
+            assert!(soon(|| tally.made() == tally.dropped()));
         }
     });
 }
@@ -412,12 +410,7 @@ fn an_unwinding_drop_waits_as_well() {
 #[test]
 fn a_forgotten_run_leaves_a_shared_pool_usable() {
     watchdog(|| {
-        let pool = Arc::new(
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(1)
-                .build()
-                .unwrap(),
-        );
+        let pool = pool(1);
         let mut run = (0..100u32)
             .futureproof(Raise)
             .on(Arc::clone(&pool))
@@ -435,4 +428,133 @@ fn a_forgotten_run_leaves_a_shared_pool_usable() {
             100
         );
     });
+}
+
+#[test]
+fn a_result_that_was_yielded_is_held_by_nobody_else() {
+    let run = (0..100).map(Arc::new).futureproof(Raise).num_threads(2);
+    let mut run = run.map_tasks(infallible(|n: &Arc<u32>| Arc::new(**n)));
+    for task in run.by_ref() {
+        let task = task.unwrap();
+        let held = (Arc::downgrade(&task.input), Arc::downgrade(&task.output));
+        drop(task);
+        assert!(held.0.upgrade().is_none() && held.1.upgrade().is_none());
+    }
+}
+
+/// Ticks of processor time that this process has used, its threads, and its resident pages.
+#[cfg(target_os = "linux")]
+fn usage() -> (u64, usize, u64) {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap();
+    let stat = read("stat");
+    let fields: Vec<_> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    let pages = read("statm").split(' ').nth(1).unwrap().parse().unwrap();
+    (ticks, fields[17].parse().unwrap(), pages)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thousand_runs_leave_nothing_behind() {
+    in_child(|| {
+        let one = |round: usize| {
+            let token = CancellationToken::new();
+            let run = (0..300usize)
+                .futureproof(Raise)
+                .num_threads(2)
+                .cancel_on(&token);
+            let mut run = run.map_tasks(move |n: &usize| {
+                if round % 4 == 2 && *n == 200 {
+                    Err(vec![0u8; 100])
+                } else {
+                    Ok(vec![0u8; 100])
+                }
+            });
+            match round % 4 {
+                1 => drop(run.next()),
+                3 => token.cancel(),
+                _ => assert!(run.by_ref().count() > 0),
+            }
+            assert_eq!(run.by_ref().take(1).count(), usize::from(round % 4 == 1));
+        };
+        (0..200).for_each(one);
+        let (_, threads, pages) = usage();
+        (0..1000).for_each(one);
+        // A thread that was joined may stay in the table for a moment.
+        assert!(
+            soon(|| usage().1 <= threads),
+            "{} threads, not {threads}",
+            usage().1
+        );
+        let grown = usage().2.saturating_sub(pages);
+        assert!(grown < 1024, "{grown} pages more, after {pages}");
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_that_is_forgotten_stops_nothing_and_takes_no_time() {
+    for home in ["own", "scope"] {
+        Child::new(home).leaks().must_survive(|| {
+            let calls = AtomicUsize::new(0);
+            if home == "own" {
+                let run = (0u64..)
+                    .futureproof(Raise)
+                    .num_threads(2)
+                    .max_in_flight(100);
+                let mut run = run.on_progress(|_| ()).map_tasks(infallible(|n: &u64| *n));
+                run.next().unwrap().unwrap();
+                std::mem::forget(run);
+            } else {
+                // The end of the scope waits for what was submitted, and for nothing else.
+                futureproof::scope(2, |scope| {
+                    let run = (0u64..).futureproof(Raise).on(scope).max_in_flight(100);
+                    let mut run = run.map_tasks(infallible(|_: &u64| calls.fetch_add(1, SeqCst)));
+                    run.next().unwrap().unwrap();
+                    std::mem::forget(run);
+                });
+                assert!((1..=101).contains(&calls.load(SeqCst)));
+            }
+            // Nobody spins. Time has to pass for that to be seen; a tick is 10 ms.
+            let (before, ..) = usage();
+            let (_sender, never) = mpsc::channel::<()>();
+            assert!(never.recv_timeout(Duration::from_millis(300)).is_err());
+            let used = usage().0 - before;
+            assert!(used < 10, "{used} ticks");
+        });
+    }
+}
+
+#[test]
+fn a_process_may_end_in_the_midst_of_a_run() {
+    for (how, status) in [("inside", 3), ("live", 0), ("returns", 0)] {
+        let ended = Child::new(how).run(|| {
+            let is_inside = how == "inside";
+            let run = (0u64..).futureproof(Raise).num_threads(2);
+            let run = run
+                .on_progress(|_| ())
+                .map_tasks(infallible(move |n: &u64| {
+                    if is_inside && *n == 5 {
+                        std::process::exit(3);
+                    }
+                }));
+            let (sender, goes) = mpsc::channel();
+            let mut run = run;
+            let consumer = move || run.try_for_each(|_| sender.send(()));
+            thread::spawn(consumer);
+            goes.iter().take_while(|_| is_inside).for_each(drop);
+            if how == "live" {
+                std::process::exit(0);
+            }
+            // Else the test returns, and then `main` does.
+        });
+        if let Some(ended) = ended {
+            assert_eq!(ended.status.code(), Some(status), "{how}: {}", ended.text);
+        }
+    }
 }

@@ -3,11 +3,9 @@
 mod common;
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use common::watchdog;
+use common::{Tally, watchdog};
 use futureproof::PerWorker;
 use futureproof::prelude::*;
 
@@ -59,17 +57,11 @@ fn what_a_failed_call_has_changed_stays_changed() {
 #[test]
 fn closures_that_can_be_called_once_are_called_once() {
     type Job = Box<dyn FnOnce() -> Result<usize, String> + Send>;
-    let dropped = Arc::new(AtomicUsize::new(0));
-    struct Counted(Arc<AtomicUsize>);
-    impl Drop for Counted {
-        fn drop(&mut self) {
-            self.0.fetch_add(1, SeqCst);
-        }
-    }
+    let tally = Tally::default();
     let jobs = (0..1_000usize).map(|n| {
-        let counted = Counted(Arc::clone(&dropped));
+        let token = tally.token();
         Box::new(move || {
-            let _counted = counted;
+            let _token = token;
             if n % 10 == 0 {
                 Err(format!("{n}"))
             } else {
@@ -96,7 +88,7 @@ fn closures_that_can_be_called_once_are_called_once() {
         }
     }
     assert_eq!((sum, failed), (450_000, 100));
-    assert_eq!(dropped.load(SeqCst), 1_000);
+    assert_eq!((tally.made(), tally.dropped()), (1_000, 1_000));
 }
 
 /// Items that were not given to the function are there, wherever they are found.

@@ -11,17 +11,9 @@ use std::sync::{Arc, Barrier, Condvar, Mutex, OnceLock, mpsc};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use common::{Gate, soon, watchdog};
+use common::{FOREVER, Gate, MS, pool, soon, watchdog};
 use futureproof::prelude::*;
 use futureproof::{Ending, Spawn};
-use rayon::ThreadPool;
-
-const MS: Duration = Duration::from_millis(1);
-
-fn pool(num_threads: usize) -> Arc<ThreadPool> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads);
-    Arc::new(pool.build().unwrap())
-}
 
 /// Opens once so many wait at it. Whoever waits in vain fails the test.
 struct Meeting {
@@ -473,7 +465,7 @@ fn what_waits_for_a_retry_costs_nothing_at_each_delivery() {
             .chunk_size(1)
             .max_in_flight(items);
         let run = run.map_tasks(move |n| if n + 1 < items { Err(()) } else { Ok(()) });
-        let mut run = run.retry(|| [Duration::from_secs(3_600)]);
+        let mut run = run.retry(|| [FOREVER]);
         let start = Instant::now();
         assert!(run.next().is_some());
         start.elapsed()

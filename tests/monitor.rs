@@ -3,56 +3,28 @@
 mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, Once, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Gate, soon, watchdog};
+use common::{FOREVER, Gate, lines, soon, watchdog};
 use futureproof::prelude::*;
+use log::{Level, LevelFilter};
 
-struct Collector(Mutex<Vec<String>>);
-
-static LINES: Collector = Collector(Mutex::new(Vec::new()));
-static INSTALL: Once = Once::new();
-
-impl log::Log for Collector {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-    fn log(&self, record: &log::Record<'_>) {
-        assert_eq!(
-            (record.target(), record.level()),
-            ("futureproof", log::Level::Info)
-        );
-        self.0.lock().unwrap().push(record.args().to_string());
-    }
-    fn flush(&self) {}
-}
-
-fn collect_lines() {
-    INSTALL.call_once(|| {
-        log::set_logger(&LINES).unwrap();
-        log::set_max_level(log::LevelFilter::Info);
-    });
-}
-
-/// What the run of this name has logged, without the name.
+/// What the run of this name has logged, without the name: nothing to worry about.
 fn lines_of(name: &str) -> Vec<String> {
-    let prefix = format!("{name}: ");
-    LINES
-        .0
-        .lock()
-        .unwrap()
-        .iter()
-        .filter_map(|line| line.strip_prefix(&prefix))
-        .map(str::to_owned)
-        .collect()
+    let lines = lines::lines_of(name).into_iter();
+    let text = |(level, line)| {
+        assert_eq!(level, Level::Info, "{line}");
+        line
+    };
+    lines.map(text).collect()
 }
 
 // futureproof: test_monitor_logging, test_monitor_interval.
 #[test]
 fn a_run_logs_its_start_its_progress_and_its_end() {
-    collect_lines();
+    lines::collect_lines(LevelFilter::Info);
     watchdog(|| {
         let gate = Gate::default();
         let blocked = gate.clone();
@@ -95,7 +67,7 @@ fn a_run_logs_its_start_its_progress_and_its_end() {
 
 #[test]
 fn the_last_line_tells_what_limited_a_run_that_was_left() {
-    collect_lines();
+    lines::collect_lines(LevelFilter::Info);
     watchdog(|| {
         let run = (0..1_000u32).futureproof(Raise).num_threads(2);
         let run = run.chunk_size(500).name("m-left");
@@ -113,7 +85,7 @@ fn the_last_line_tells_what_limited_a_run_that_was_left() {
 
 #[test]
 fn an_interval_of_zero_silences_the_monitor() {
-    collect_lines();
+    lines::collect_lines(LevelFilter::Info);
     let run = (0..10u32)
         .futureproof(Raise)
         .num_threads(1)
@@ -134,13 +106,13 @@ fn an_interval_of_zero_silences_the_monitor() {
 // futureproof: a 50 ms run takes 2 s to end.
 #[test]
 fn nothing_waits_for_the_tick() {
-    collect_lines();
+    lines::collect_lines(LevelFilter::Info);
     let start = Instant::now();
     let run = (0..10u32)
         .futureproof(Raise)
         .num_threads(2)
         .name("m-tick")
-        .monitor_interval(Duration::from_secs(3600));
+        .monitor_interval(FOREVER);
     assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 10);
     let mut run = (0..)
         .futureproof(Raise)
@@ -157,7 +129,7 @@ fn nothing_waits_for_the_tick() {
 // futureproof: with one worker, its monitor takes it and the run hangs.
 #[test]
 fn the_monitor_takes_no_worker() {
-    collect_lines();
+    lines::collect_lines(LevelFilter::Info);
     watchdog(|| {
         let run = (0..100u32)
             .futureproof(Raise)
@@ -226,7 +198,7 @@ fn progress_is_reported_at_each_interval_and_at_the_end() {
 
 #[test]
 fn the_end_is_told_however_a_run_ends() {
-    collect_lines();
+    lines::collect_lines(LevelFilter::Info);
     let fail = |n: &u32| if *n == 5 { Err(()) } else { Ok(()) };
     let base = |name: &str| {
         (0..100u32)
@@ -255,7 +227,7 @@ fn the_end_is_told_before_a_run_that_has_ended_is_dropped() {
     watchdog(|| {
         let (sender, told) = mpsc::channel();
         let run = (0..10u32).futureproof(Raise).num_threads(1);
-        let run = run.monitor_interval(Duration::from_secs(3_600));
+        let run = run.monitor_interval(FOREVER);
         let run = run.on_progress(move |now| sender.send(now.completed()).unwrap());
         let mut run = run.map_tasks(infallible(|n: &u32| *n));
         run.by_ref().for_each(drop);

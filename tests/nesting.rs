@@ -7,16 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
-use common::watchdog;
+use common::{pool, watchdog};
 use futureproof::Ending;
 use futureproof::prelude::*;
 use rayon::ThreadPool;
 use rayon::prelude::*;
-
-fn pool(num_threads: usize) -> Arc<ThreadPool> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads);
-    Arc::new(pool.build().unwrap())
-}
 
 fn double(n: &u64) -> u64 {
     n * 2

@@ -2,38 +2,14 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::watchdog;
+use common::{Gate, watchdog};
 use futureproof::Ending;
 use futureproof::prelude::*;
-
-/// Lets calls through when they are told to go on.
-struct Gate {
-    open: mpsc::Sender<()>,
-    opened: Mutex<mpsc::Receiver<()>>,
-}
-
-impl Gate {
-    fn new() -> Arc<Self> {
-        let (open, opened) = mpsc::channel();
-        Arc::new(Self {
-            open,
-            opened: Mutex::new(opened),
-        })
-    }
-
-    fn open(&self) {
-        self.open.send(()).unwrap();
-    }
-
-    fn pass(&self) {
-        self.opened.lock().unwrap().recv().unwrap();
-    }
-}
 
 #[test]
 fn ordered_equals_input_order_whatever_finishes_first() {
@@ -59,7 +35,7 @@ fn ordered_equals_input_order_whatever_finishes_first() {
 fn unordered_delivers_the_fastest_first() {
     // As Elixir's async_stream "ordered: false": here each task waits for the one after it.
     watchdog(|| {
-        let gates: Arc<Vec<_>> = Arc::new((0..4).map(|_| Gate::new()).collect());
+        let gates: Arc<Vec<_>> = Arc::new((0..4).map(|_| Gate::default()).collect());
         gates[3].open();
         let inside = Arc::clone(&gates);
         let run = (0..4usize)
@@ -108,8 +84,8 @@ fn ordered_raise_yields_every_task_before_the_failed_one() {
     watchdog(|| {
         for chunk in [0, 1, 3] {
             // The failure happens while all the tasks before it still run, or have not even started.
-            let gate = Gate::new();
-            let (hold, release) = (Arc::clone(&gate), Arc::clone(&gate));
+            let gate = Gate::default();
+            let (hold, release) = (gate.clone(), gate.clone());
             let mut run = (0..1_000u32)
                 .futureproof(Raise)
                 .num_threads(2)
@@ -146,8 +122,8 @@ fn ordered_raise_yields_every_task_before_the_failed_one() {
 fn ordered_raise_reports_the_first_failure_in_order() {
     watchdog(|| {
         // The later failure happens first.
-        let gate = Gate::new();
-        let (hold, release) = (Arc::clone(&gate), Arc::clone(&gate));
+        let gate = Gate::default();
+        let (hold, release) = (gate.clone(), gate.clone());
         let run = (0..10u32)
             .futureproof(Raise)
             .num_threads(2)
@@ -196,10 +172,10 @@ fn ordered_raise_waits_for_the_retries_of_earlier_tasks() {
 fn slow_head_stops_new_starts_beyond_the_window() {
     watchdog(|| {
         const WINDOW: usize = 8;
-        let gate = Gate::new();
-        let (hold, started) = (Arc::clone(&gate), Arc::new(AtomicUsize::new(0)));
-        let (others_done, count) = (Gate::new(), Arc::clone(&started));
-        let announce = Arc::clone(&others_done);
+        let gate = Gate::default();
+        let (hold, started) = (gate.clone(), Arc::new(AtomicUsize::new(0)));
+        let (others_done, count) = (Gate::default(), Arc::clone(&started));
+        let announce = others_done.clone();
         let pulled = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&pulled);
         let source = (0..100usize).inspect(move |_| {
@@ -221,7 +197,7 @@ fn slow_head_stops_new_starts_beyond_the_window() {
             }));
         let progress = run.progress();
         let watcher = {
-            let (started, gate) = (Arc::clone(&started), Arc::clone(&gate));
+            let (started, gate) = (Arc::clone(&started), gate.clone());
             thread::spawn(move || {
                 others_done.pass();
                 while progress.snapshot().completed() < WINDOW as u64 - 1 {

@@ -3,14 +3,20 @@
 mod common;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::panic::{self, AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use common::{Tally, Token, watchdog};
+#[cfg(feature = "tracing")]
+use common::child::Child;
+use common::child::in_child;
+use common::lines::on_log;
+use common::{AThreadEach, Gate, Tally, Token, pool, watchdog};
 use futureproof::prelude::*;
-use futureproof::{Cause, Ending};
+use futureproof::{Cause, Ending, Spawn};
+use log::LevelFilter;
+use rayon::ThreadPool;
 
 /// Panics when it is dropped, but tells its tally first.
 struct Bomb(#[allow(dead_code)] Option<Token>);
@@ -148,12 +154,7 @@ fn fewer_items_run_after_a_panic_under_raise() {
 // threadpool: test_recovery_from_subtask_panic.
 #[test]
 fn a_shared_pool_survives_panics() {
-    let pool = Arc::new(
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(2)
-            .build()
-            .unwrap(),
-    );
+    let pool = pool(2);
     let run = (0..50u32).futureproof(Ignore).on(Arc::clone(&pool));
     assert_eq!(
         run.map_tasks(infallible(|_: &u32| panic!()))
@@ -422,28 +423,13 @@ fn a_progress_callback_may_panic() {
     });
 }
 
-static LOGS: AtomicBool = AtomicBool::new(false);
-
-struct BadLogger;
-
-impl log::Log for BadLogger {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-    fn log(&self, record: &log::Record<'_>) {
+#[test]
+fn a_logger_may_panic() {
+    static LOGS: AtomicBool = AtomicBool::new(false);
+    on_log(LevelFilter::Trace, |record| {
         LOGS.store(true, SeqCst);
         let text = record.args().to_string();
         panic_any((text, Bomb(None)));
-    }
-    fn flush(&self) {}
-}
-
-#[test]
-fn a_logger_may_panic() {
-    static INSTALL: Once = Once::new();
-    INSTALL.call_once(|| {
-        log::set_logger(&BadLogger).unwrap();
-        log::set_max_level(log::LevelFilter::Trace);
     });
     watchdog(|| {
         let run = (0..50u32)
@@ -621,14 +607,9 @@ fn cancelled_bombs_are_dropped_one_by_one() {
 #[test]
 fn bombs_on_a_pool_that_is_lent_are_contained() {
     watchdog(|| {
-        let pool = Arc::new(
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(1)
-                .build()
-                .unwrap(),
-        );
+        let pool = pool(1);
         let tally = Tally::default();
-        let run = |tally: &Tally, pool: &Arc<rayon::ThreadPool>| {
+        let run = |tally: &Tally, pool: &Arc<ThreadPool>| {
             let (inputs, in_f) = (tally.clone(), Bomb(Some(tally.token())));
             let source = (0..100).map(move |_| Bomb(Some(inputs.token())));
             source
@@ -664,9 +645,9 @@ fn bombs_on_a_pool_that_is_lent_are_contained() {
 }
 
 /// Drops every third job.
-struct Forgetful(AtomicUsize, rayon::ThreadPool);
+struct Forgetful(AtomicUsize, Arc<ThreadPool>);
 
-impl futureproof::Spawn<'static> for Forgetful {
+impl Spawn<'static> for Forgetful {
     fn spawn(&self, job: impl FnOnce() + Send + 'static) {
         if self.0.fetch_add(1, SeqCst) % 3 != 2 {
             self.1.spawn(job);
@@ -678,11 +659,7 @@ impl futureproof::Spawn<'static> for Forgetful {
 fn a_home_that_drops_jobs_loses_nothing() {
     watchdog(|| {
         for chunk in [0, 1, 8] {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(2)
-                .build()
-                .unwrap();
-            let home = Forgetful(AtomicUsize::new(0), pool);
+            let home = Forgetful(AtomicUsize::new(0), pool(2));
             let mut run = (0..200u32)
                 .futureproof(Raise)
                 .on(home)
@@ -706,4 +683,196 @@ fn a_home_that_drops_jobs_loses_nothing() {
             assert!(all.into_iter().eq(0..200));
         }
     });
+}
+
+#[test]
+fn a_panic_at_any_item_is_reported_once_with_its_index() {
+    watchdog(|| {
+        for at in 0..40 {
+            for (threads, chunk) in [(1, 1), (2, 3), (4, 16)] {
+                let run = (0..40u64)
+                    .futureproof(Raise)
+                    .num_threads(threads)
+                    .chunk_size(chunk);
+                let run = run.map_tasks(infallible(move |n: &u64| {
+                    if *n == at {
+                        resume_unwind(Box::new(*n));
+                    }
+                }));
+                let failures: Vec<_> = run
+                    .filter_map(Result::err)
+                    .map(|error| error.index())
+                    .collect();
+                assert_eq!(failures, [at]);
+            }
+        }
+        // Two at the same time are one failure under `Raise`.
+        let barrier = Barrier::new(2);
+        let run = (0..2u32).futureproof(Raise).num_threads(2).chunk_size(1);
+        let run = run.map_tasks(infallible(move |_: &u32| -> () {
+            barrier.wait();
+            resume_unwind(Box::new(()));
+        }));
+        assert_eq!(run.count(), 1);
+        let run = (0..2000u32).futureproof(Ignore).num_threads(2);
+        let run = run.map_tasks(infallible(|_: &u32| -> () { resume_unwind(Box::new(())) }));
+        assert_eq!(run.filter(Result::is_err).count(), 2000);
+    });
+}
+
+/// A hook that takes its time, as one that prints a backtrace does.
+#[test]
+fn others_go_on_while_a_panic_is_reported() {
+    in_child(|| {
+        let (gate, blocked) = (Gate::default(), Gate::default());
+        let (inside, entered) = (gate.clone(), blocked.clone());
+        panic::set_hook(Box::new(move |_| {
+            entered.open();
+            inside.pass();
+        }));
+        let run = (0..50u32).futureproof(Raise).num_threads(2).chunk_size(1);
+        let mut run = run.map_tasks(infallible(|n: &u32| assert!(*n > 0)));
+        for _ in 1..50 {
+            run.next().unwrap().unwrap();
+        }
+        blocked.pass();
+        gate.open();
+        assert_eq!(run.next().unwrap().unwrap_err().index(), 0);
+        assert!(run.next().is_none());
+    });
+}
+
+#[test]
+fn a_logger_that_panics_when_asked_is_contained() {
+    struct Bad;
+    impl log::Log for Bad {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            panic_any(())
+        }
+        fn log(&self, _: &log::Record<'_>) {}
+        fn flush(&self) {}
+    }
+    in_child(|| {
+        log::set_logger(&Bad).unwrap();
+        log::set_max_level(log::LevelFilter::Info);
+        let run = (0..10u32).futureproof(Raise).num_threads(1);
+        assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 10);
+    });
+}
+
+#[test]
+fn a_home_and_a_function_may_both_panic_when_they_go() {
+    struct Unguarded;
+    impl Drop for Unguarded {
+        fn drop(&mut self) {
+            panic_any(())
+        }
+    }
+    struct Home(#[allow(dead_code)] Unguarded);
+    impl Spawn<'static> for Home {
+        fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+            AThreadEach.spawn(job);
+        }
+    }
+    in_child(|| {
+        let capture = Unguarded;
+        let run = (0..10u32).futureproof(Raise).on(Home(Unguarded));
+        let run = run.map_tasks(infallible(move |n: &u32| {
+            let _ = &capture;
+            *n
+        }));
+        assert_eq!(run.count(), 10);
+    });
+}
+
+#[cfg(feature = "tracing")]
+#[test]
+fn a_subscriber_that_panics_loses_no_task() {
+    for places in [
+        "enabled",
+        "new_span",
+        "enter",
+        "event",
+        "exit",
+        "try_close",
+        "exit, try_close",
+        "enabled, new_span, enter, event, exit, try_close",
+    ] {
+        Child::new(places).must_survive(|| subscriber(places.to_owned()));
+    }
+}
+
+#[cfg(feature = "tracing")]
+fn subscriber(places: String) {
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::subscriber::{Interest, Subscriber, set_global_default};
+    use tracing::{Event, Metadata};
+
+    struct Bad {
+        places: String,
+        spans: AtomicUsize,
+    }
+    impl Bad {
+        fn at(&self, place: &str) {
+            if self.places.contains(place) {
+                panic_any(());
+            }
+        }
+    }
+    impl Subscriber for Bad {
+        fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+            Interest::sometimes()
+        }
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            self.at("enabled");
+            true
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            self.at("new_span");
+            Id::from_u64(self.spans.fetch_add(1, SeqCst) as u64 + 1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, _: &Event<'_>) {
+            self.at("event");
+        }
+        fn enter(&self, _: &Id) {
+            self.at("enter");
+        }
+        fn exit(&self, _: &Id) {
+            self.at("exit");
+        }
+        fn try_close(&self, _: Id) -> bool {
+            self.at("try_close");
+            true
+        }
+    }
+
+    set_global_default(Bad {
+        places,
+        spans: AtomicUsize::new(0),
+    })
+    .unwrap();
+    let pool = pool(2);
+    let f = |n: &u32| match n % 3 {
+        0 => Ok(*n),
+        1 => Err("bad"),
+        _ => panic_any(()),
+    };
+    for round in 0..100 {
+        let run = (0..30u32).futureproof(Ignore).num_threads(2);
+        let run = match round % 2 {
+            0 => run.map_tasks(f),
+            _ => run.on(Arc::clone(&pool)).map_tasks(f),
+        };
+        let mut count = 0;
+        for result in run {
+            match result {
+                Ok(task) => assert_eq!(task.output % 3, 0),
+                Err(error) => assert_eq!(error.index() % 3, 1 + u64::from(error.is_panic())),
+            }
+            count += 1;
+        }
+        assert_eq!(count, 30);
+    }
 }

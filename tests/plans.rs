@@ -2,20 +2,24 @@
 //! dropped once, the figures are right at every moment, and nobody is left behind.
 //!
 //! A plan follows from its seed. `SEED=17 PLANS=1 cargo test --test plans` runs that one alone.
+//!
+//! Beside them, batches that nobody disturbs: proptest finds the smallest one that fails.
 
 mod common;
 
 use std::env;
-use std::panic::{self, AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::Random;
+use common::{FOREVER, Random, Tally, Token, pool, watchdog_of};
 use futureproof::prelude::*;
 use futureproof::{Ending, MapTasks, OwnPool, Progress, Spawn};
+use proptest::collection::vec;
+use proptest::prelude::*;
 use rayon::ThreadPool;
 
 /// A plan that makes no headway for so long hangs.
@@ -26,8 +30,6 @@ fn whatever_the_plan_nothing_is_lost() {
     let number = |name, default| env::var(name).map_or(default, |text| text.parse().unwrap());
     let plans = number("PLANS", 100_000);
     let first = number("SEED", 0);
-    // Of the panics that are looked for, nobody wants to read.
-    panic::set_hook(Box::new(|_| ()));
     let shards = thread::available_parallelism().map_or(2, |cores| cores.get() as u64);
     let seeds: Arc<Vec<AtomicU64>> = Arc::new((0..shards).map(|_| AtomicU64::new(0)).collect());
     let (sender, outcomes) = mpsc::channel();
@@ -75,7 +77,6 @@ fn whatever_the_plan_nothing_is_lost() {
 }
 
 fn fail(seed: u64, text: &str) -> ! {
-    let _ = panic::take_hook();
     panic!("{text}\nwith SEED={seed}: {:?}", Plan::new(seed));
 }
 
@@ -102,6 +103,29 @@ impl Fate {
             Self::Fails(times) => times.min(retries) + 1,
         }
     }
+
+    /// Whether an attempt fails, after so many earlier ones.
+    fn fails(self, earlier: u32) -> bool {
+        match self {
+            Self::Succeeds => false,
+            Self::Fails(times) => earlier < times,
+            Self::Panics => true,
+        }
+    }
+}
+
+/// So many failures do not stop the run.
+fn tolerated(policy: ErrorPolicy) -> Option<u64> {
+    match policy {
+        Raise => Some(0),
+        Tolerate(n) => Some(n),
+        _ => None,
+    }
+}
+
+/// A panic that is looked for, and that the panic hook does not tell of.
+fn expected_panic() -> ! {
+    resume_unwind(Box::new("expected"))
 }
 
 /// Where jobs run.
@@ -207,11 +231,7 @@ impl Plan {
     }
 
     fn tolerated(&self) -> Option<u64> {
-        match self.policy {
-            Raise => Some(0),
-            Tolerate(n) => Some(n),
-            _ => None,
-        }
+        tolerated(self.policy)
     }
 
     /// The items that fail, however often they are tried.
@@ -305,14 +325,10 @@ impl Workplace {
             };
             builder.spawn(take).unwrap();
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(2)
-            .build()
-            .unwrap();
         Self {
             name,
             turns,
-            pool: Arc::new(pool),
+            pool: pool(2),
         }
     }
 }
@@ -365,34 +381,22 @@ impl Spawn<'static> for Home {
     }
 }
 
-/// How many values of a kind there are.
-#[derive(Debug, Default)]
-struct Ledger {
-    alive: AtomicI64,
-}
-
+/// An item, an output or an error.
 #[derive(Debug)]
-struct Token {
-    value: u64,
+struct Value {
+    index: u64,
     /// How often the function has changed it.
     changes: u32,
-    ledger: Arc<Ledger>,
+    _token: Token,
 }
 
-impl Token {
-    fn new(value: u64, ledger: &Arc<Ledger>) -> Self {
-        ledger.alive.fetch_add(1, SeqCst);
+impl Value {
+    fn new(index: u64, tally: &Tally) -> Self {
         Self {
-            value,
+            index,
             changes: 0,
-            ledger: Arc::clone(ledger),
+            _token: tally.token(),
         }
-    }
-}
-
-impl Drop for Token {
-    fn drop(&mut self) {
-        self.ledger.alive.fetch_sub(1, SeqCst);
     }
 }
 
@@ -401,18 +405,18 @@ struct Source {
     len: u64,
     panics_at: Option<u64>,
     pulled: Arc<AtomicU64>,
-    ledger: Arc<Ledger>,
+    tally: Tally,
     has_ended: bool,
 }
 
 impl Iterator for Source {
-    type Item = Token;
+    type Item = Value;
 
-    fn next(&mut self) -> Option<Token> {
+    fn next(&mut self) -> Option<Value> {
         assert!(!self.has_ended, "the source was asked again");
         if self.panics_at == Some(self.next) {
             self.has_ended = true;
-            resume_unwind(Box::new("expected"));
+            expected_panic();
         }
         if self.next == self.len {
             self.has_ended = true;
@@ -420,7 +424,7 @@ impl Iterator for Source {
         }
         self.next += 1;
         self.pulled.fetch_add(1, SeqCst);
-        Some(Token::new(self.next - 1, &self.ledger))
+        Some(Value::new(self.next - 1, &self.tally))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -447,8 +451,8 @@ impl Work {
         *self.complaint.lock().unwrap() = Some(text);
     }
 
-    fn call(&self, plan: &Plan, item: &Token, outputs: &Arc<Ledger>) -> Result<Token, Token> {
-        let n = item.value;
+    fn call(&self, plan: &Plan, item: &Value, outputs: &Tally) -> Result<Value, Value> {
+        let n = item.index;
         if self.is_over.load(SeqCst) {
             self.complain(format!("item {n} starts after the end"));
         }
@@ -474,13 +478,8 @@ impl Work {
         if earlier >= fate.attempts(plan.retries) {
             self.complain(format!("item {n} is tried once too often"));
         }
-        let fails = match fate {
-            Fate::Succeeds => false,
-            Fate::Fails(times) => earlier < times,
-            Fate::Panics => true,
-        };
-        if !fails {
-            return Ok(Token::new(n, outputs));
+        if !fate.fails(earlier) {
+            return Ok(Value::new(n, outputs));
         }
         if plan.retries == 0 {
             self.failed.fetch_add(1, SeqCst);
@@ -488,9 +487,9 @@ impl Work {
         }
         if fate == Fate::Panics {
             self.running.fetch_sub(1, SeqCst);
-            resume_unwind(Box::new("expected"));
+            expected_panic();
         }
-        Err(Token::new(n, outputs))
+        Err(Value::new(n, outputs))
     }
 }
 
@@ -506,23 +505,23 @@ fn check_figures(progress: &Progress) -> Result<(), String> {
     }
 }
 
-type Run = MapTasks<'static, Source, Token, Token>;
-type Delivery = Result<Task<Token, Token>, TaskError<Token, Token>>;
+type Run = MapTasks<'static, Source, Value, Value>;
+type Delivery = Result<Task<Value, Value>, TaskError<Value, Value>>;
 
 /// The index of a task that was delivered, when all of its parts agree.
 fn index_of(delivery: &Delivery, plan: &Plan) -> u64 {
     let (index, is_right, fails) = match delivery {
         Ok(task) => (
             task.index,
-            task.input.value == task.index && task.output.value == task.index,
+            task.input.index == task.index && task.output.index == task.index,
             false,
         ),
         Err(error) => {
             let index = error.index();
-            let own = error.error().is_none_or(|own| own.value == index);
+            let own = error.error().is_none_or(|own| own.index == index);
             let fate = plan.fates[index as usize];
             let attempts = error.attempts() == fate.attempts(plan.retries);
-            let is_right = error.input().value == index
+            let is_right = error.input().index == index
                 && own
                 && attempts
                 && error.is_panic() == (fate == Fate::Panics);
@@ -569,14 +568,14 @@ impl Drop for Release {
 
 fn check(seed: u64, workplace: &Workplace) {
     let plan = Arc::new(Plan::new(seed));
-    let [inputs, outputs] = [(); 2].map(|()| Arc::new(Ledger::default()));
+    let [inputs, outputs] = [(); 2].map(|()| Tally::default());
     let pulled = Arc::new(AtomicU64::new(0));
     let source = Source {
         next: 0,
         len: plan.fates.len() as u64,
         panics_at: plan.source_panics_at,
         pulled: Arc::clone(&pulled),
-        ledger: Arc::clone(&inputs),
+        tally: inputs.clone(),
         has_ended: false,
     };
     let work = Arc::new(Work {
@@ -606,13 +605,13 @@ fn check(seed: u64, workplace: &Workplace) {
         let (plan, work, outputs, token) = (
             Arc::clone(&plan),
             Arc::clone(&work),
-            Arc::clone(&outputs),
+            outputs.clone(),
             token.clone(),
         );
-        move |item: &mut Token| {
+        move |item: &mut Value| {
             item.changes += u32::from(plan.changes_items);
             work.running.fetch_add(1, SeqCst);
-            if plan.leave == Leave::CancelledInside && item.value == plan.step as u64 {
+            if plan.leave == Leave::CancelledInside && item.index == plan.step as u64 {
                 token.cancel();
             }
             let result = work.call(&plan, item, &outputs);
@@ -640,9 +639,7 @@ fn check(seed: u64, workplace: &Workplace) {
     if plan.has_monitor {
         let last_seen = Arc::clone(&last_seen);
         let look = move |now: &futureproof::Snapshot| last_seen.store(now.completed(), SeqCst);
-        options = options
-            .monitor_interval(Duration::from_secs(3_600))
-            .on_progress(look);
+        options = options.monitor_interval(FOREVER).on_progress(look);
     }
     let mut run: Run = options.on(home).map_tasks_mut(function);
     if plan.retries > 0 {
@@ -757,11 +754,7 @@ fn check(seed: u64, workplace: &Workplace) {
     }
     if plan.leave == Leave::Dropped {
         drop(run);
-        assert_eq!(
-            inputs.alive.load(SeqCst),
-            delivered.len() as i64,
-            "inputs are left"
-        );
+        assert_eq!(inputs.alive(), delivered.len(), "inputs are left");
     } else {
         let remainder = run.into_remainder();
         indices.extend(
@@ -773,7 +766,7 @@ fn check(seed: u64, workplace: &Workplace) {
         let (unprocessed, values): (Vec<u64>, Vec<u64>) = remainder
             .unprocessed
             .iter()
-            .map(|(index, item)| (*index, item.value))
+            .map(|(index, item)| (*index, item.index))
             .unzip();
         assert!(
             unprocessed == values && unprocessed.is_sorted(),
@@ -816,8 +809,8 @@ fn check(seed: u64, workplace: &Workplace) {
     work.is_over.store(true, SeqCst);
     assert_eq!(work.running.load(SeqCst), 0, "calls go on");
     drop(delivered);
-    assert_eq!(inputs.alive.load(SeqCst), 0, "inputs");
-    assert_eq!(outputs.alive.load(SeqCst), 0, "outputs and errors");
+    assert_eq!(inputs.alive(), 0, "inputs");
+    assert_eq!(outputs.alive(), 0, "outputs and errors");
     assert_eq!(work.complaint.lock().unwrap().take(), None);
     #[cfg(target_os = "linux")]
     if plan.place == Place::Own || plan.has_monitor {
@@ -827,5 +820,185 @@ fn check(seed: u64, workplace: &Workplace) {
             common::soon(|| common::threads_named(&name).is_empty()),
             "threads"
         );
+    }
+}
+
+/// A run that comes to its own end, and so has one right outcome.
+#[derive(Debug)]
+struct Batch {
+    fates: Vec<Fate>,
+    threads: usize,
+    window: usize,
+    chunk: usize,
+    policy: ErrorPolicy,
+    is_ordered: bool,
+    retries: u32,
+    is_collected: bool,
+    is_shared: bool,
+}
+
+fn batch() -> impl Strategy<Value = Batch> {
+    let fate = prop_oneof![
+        16 => Just(Fate::Succeeds),
+        2 => (1u32..5).prop_map(Fate::Fails),
+        1 => Just(Fate::Panics),
+    ];
+    let policy = prop_oneof![
+        Just(Raise),
+        Just(Ignore),
+        Just(Log),
+        (0u64..6).prop_map(Tolerate)
+    ];
+    let counts = (1usize..5, 0usize..20, 0usize..9, 0u32..3);
+    (vec(fate, 0..80), counts, policy, any::<[bool; 3]>()).prop_map(
+        |(fates, (threads, window, chunk, retries), policy, flags)| Batch {
+            fates,
+            threads,
+            window,
+            chunk,
+            policy,
+            is_ordered: flags[0],
+            retries,
+            is_collected: flags[1],
+            is_shared: flags[2],
+        },
+    )
+}
+
+fn equals_sequential(batch: &Batch) {
+    let retries = batch.retries;
+    let fates = Arc::new(batch.fates.clone());
+    let calls: Arc<Vec<AtomicU32>> = Arc::new(fates.iter().map(|_| AtomicU32::new(0)).collect());
+    let work = {
+        let (fates, calls) = (Arc::clone(&fates), Arc::clone(&calls));
+        move |n: &usize| {
+            let earlier = calls[*n].fetch_add(1, SeqCst);
+            match fates[*n] {
+                fate if !fate.fails(earlier) => Ok(n * 3),
+                Fate::Panics => expected_panic(),
+                _ => Err(*n),
+            }
+        }
+    };
+    let options = (0..fates.len())
+        .futureproof(batch.policy)
+        .num_threads(batch.threads)
+        .max_in_flight(batch.window)
+        .chunk_size(batch.chunk)
+        .monitor_interval(Duration::ZERO);
+    let options = if batch.is_ordered {
+        options.ordered()
+    } else {
+        options
+    };
+    let mut run = if batch.is_shared {
+        options.on(pool(batch.threads)).map_tasks(work)
+    } else {
+        options.map_tasks(work)
+    };
+    if retries > 0 {
+        run = run.retry(move || vec![Duration::ZERO; retries as usize]);
+    }
+
+    // What is to be had: all, or up to the failure that is one too many.
+    let fail = fates.iter().filter(|fate| fate.fails_for_good(retries));
+    let failing = fail.count() as u64;
+    let stops = tolerated(batch.policy).is_some_and(|tolerated| failing > tolerated);
+
+    let results: Vec<_> = if batch.is_collected {
+        run.collect()
+    } else {
+        let mut results = Vec::new();
+        for result in run.by_ref() {
+            results.push(result);
+        }
+        assert!(run.next().is_none() && run.next().is_none());
+        let ending = if stops {
+            Ending::Failed
+        } else {
+            Ending::Exhausted
+        };
+        assert_eq!(run.ending(), Some(ending));
+        results
+    };
+
+    let mut indices = Vec::new();
+    let mut failures = 0;
+    for result in &results {
+        match result {
+            Ok(task) => {
+                assert_eq!(
+                    (task.index as usize, task.output),
+                    (task.input, task.input * 3)
+                );
+                assert!(!fates[task.input].fails_for_good(retries));
+                indices.push(task.input);
+            }
+            Err(error) => {
+                let n = *error.input();
+                assert_eq!(error.index() as usize, n);
+                assert!(fates[n].fails_for_good(retries));
+                assert_eq!(error.is_panic(), fates[n] == Fate::Panics);
+                assert_eq!(error.error(), (!error.is_panic()).then_some(&n));
+                assert_eq!(error.attempts(), fates[n].attempts(retries));
+                indices.push(n);
+                failures += 1;
+            }
+        }
+    }
+    for (n, calls) in calls.iter().enumerate() {
+        let calls = calls.load(SeqCst);
+        assert!(calls <= fates[n].attempts(retries));
+        if indices.contains(&n) {
+            assert_eq!(calls, fates[n].attempts(retries));
+        }
+    }
+    if batch.is_ordered {
+        assert!(indices.iter().copied().eq(0..indices.len()), "{indices:?}");
+    }
+    indices.sort_unstable();
+    if stops {
+        assert_eq!(failures, tolerated(batch.policy).unwrap() + 1);
+        assert!(results.last().unwrap().is_err());
+        let len = indices.len();
+        indices.dedup();
+        assert_eq!(indices.len(), len);
+    } else {
+        assert_eq!(failures, failing);
+        assert!(indices.into_iter().eq(0..fates.len()));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(miri) { 5 } else { 1_000 },
+        failure_persistence: None,
+        max_shrink_time: 30_000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn parallel_equals_sequential(batch in batch()) {
+        watchdog_of(PATIENCE, move || equals_sequential(&batch));
+    }
+}
+
+#[test]
+fn any_threads_and_window_agree_with_sequential() {
+    // As pariter's map_vs_map_parallel: a window of 0 included.
+    let limit = if cfg!(miri) { 3 } else { 40 };
+    for n in 0..limit {
+        let (threads, window) = (n * 7 % 32 + 1, n * 13 % 128);
+        println!("{threads} threads, a window of {window}");
+        watchdog_of(PATIENCE, move || {
+            let run = (0..300u64)
+                .futureproof(Raise)
+                .num_threads(threads)
+                .max_in_flight(window)
+                .map_tasks(infallible(|n: &u64| n * n));
+            let mut outputs: Vec<u64> = run.map(|task| task.unwrap().output).collect();
+            outputs.sort_unstable();
+            assert!(outputs.into_iter().eq((0..300).map(|n| n * n)));
+        });
     }
 }

@@ -5,49 +5,21 @@ mod common;
 use std::error::Error as _;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{Gate, watchdog};
+use common::child::in_child;
+use common::lines::{collect_lines, lines_of, on_log};
+use common::{Gate, pool, until_told, watchdog};
 use futureproof::prelude::*;
 use futureproof::{Cause, Ending, Futureproof};
-use log::Level;
-
-struct Collector(Mutex<Vec<(Level, String)>>);
-
-static LINES: Collector = Collector(Mutex::new(Vec::new()));
-static INSTALL: Once = Once::new();
-
-impl log::Log for Collector {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-    fn log(&self, record: &log::Record<'_>) {
-        assert_eq!(record.target(), "futureproof");
-        self.0
-            .lock()
-            .unwrap()
-            .push((record.level(), record.args().to_string()));
-    }
-    fn flush(&self) {}
-}
-
-fn collect_lines() {
-    INSTALL.call_once(|| {
-        log::set_logger(&LINES).unwrap();
-        log::set_max_level(log::LevelFilter::Trace);
-    });
-}
+use log::{Level, LevelFilter};
 
 /// The lines about failures of the run of this name.
 fn failures_of(name: &str) -> Vec<(Level, String)> {
-    let lines = LINES.0.lock().unwrap();
-    let prefix = format!("{name}: ");
-    let own = lines.iter().filter(|(_, line)| line.starts_with(&prefix));
-    own.filter(|(level, _)| *level <= Level::Warn)
-        .cloned()
-        .collect()
+    let lines = lines_of(name).into_iter();
+    lines.filter(|(level, _)| *level <= Level::Warn).collect()
 }
 
 #[derive(Debug, PartialEq)]
@@ -372,7 +344,7 @@ fn a_failure_after_take_has_ended_harms_nobody() {
 // futureproof: test_log_immediate_exceptions; pekko: "not invoke the decider twice".
 #[test]
 fn log_logs_each_failure_once() {
-    collect_lines();
+    collect_lines(LevelFilter::Trace);
     let run = (0..100).futureproof(Log).num_threads(3).name("log-once");
     let described = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&described);
@@ -395,7 +367,7 @@ fn log_logs_each_failure_once() {
 
 #[test]
 fn log_logs_when_it_delivers() {
-    collect_lines();
+    collect_lines(LevelFilter::Trace);
     let mut run = (0..20)
         .futureproof(Log)
         .num_threads(1)
@@ -410,7 +382,7 @@ fn log_logs_when_it_delivers() {
 
 #[test]
 fn log_tells_of_panics_and_errors_by_their_text() {
-    collect_lines();
+    collect_lines(LevelFilter::Trace);
     let run = (0..2).futureproof(Log).num_threads(1).name("log-text");
     let run = run.map_tasks(|n: &u32| {
         if *n == 0 {
@@ -430,7 +402,7 @@ fn log_tells_of_panics_and_errors_by_their_text() {
 
 #[test]
 fn tolerate_warns_and_the_silent_policies_do_not() {
-    collect_lines();
+    collect_lines(LevelFilter::Trace);
     for (policy, name, level, expected) in [
         (Tolerate(50), "p-tolerate", Some(Level::Warn), 10),
         (Raise, "p-raise", None, 0),
@@ -471,7 +443,7 @@ fn failures_are_counted() {
 
 #[test]
 fn what_was_taken_is_not_tried_again_and_the_log_says_so() {
-    collect_lines();
+    collect_lines(LevelFilter::Trace);
     let calls = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&calls);
     let run = (0..20u32).futureproof(Ignore).name("taken");
@@ -487,20 +459,43 @@ fn what_was_taken_is_not_tried_again_and_the_log_says_so() {
             .all(|error| error.error() == Some(&(error.index() as u32)))
     );
     assert_eq!((failures.len(), calls.load(SeqCst)), (5, 20));
-    let line = "taken: no task is tried again, as its function takes its item";
-    let lines = LINES.0.lock().unwrap();
-    let told = lines
-        .iter()
-        .filter(|told| **told == (Level::Warn, line.into()));
+    let line = "`retry` has no effect: the function takes its item, so nothing is left to try again; use `map_tasks_mut` instead";
+    let lines = lines_of("taken").into_iter();
+    let told = lines.filter(|told| *told == (Level::Warn, line.into()));
     assert_eq!(told.count(), 1);
 }
 
-/// Waits until the task is told that nobody wants it any more.
-fn until_told() {
-    let told = Gate::default();
-    let tell = told.clone();
-    let _listener = CancellationToken::current().on_cancel(move || tell.open());
-    told.pass();
+/// Task 1 runs before the logger is called and ends while it is.
+#[test]
+fn a_logger_that_blocks_stops_no_worker_and_may_look_at_the_run() {
+    in_child(|| {
+        let (gate, meeting) = (Gate::default(), Barrier::new(2));
+        let (entered, (sender, ended)) = (gate.clone(), mpsc::channel());
+        let run = (0..50u32).futureproof(Log).num_threads(2).chunk_size(1);
+        let run = run.monitor_interval(Duration::ZERO).max_in_flight(4);
+        let run = run.map_tasks(move |n: &u32| match n {
+            0 => {
+                meeting.wait();
+                Err(())
+            }
+            1 => {
+                meeting.wait();
+                gate.pass();
+                sender.send(()).map_err(drop)
+            }
+            _ => Ok(()),
+        });
+        let (progress, ended) = (run.progress(), Mutex::new(ended));
+        let (written, lines) = mpsc::channel();
+        on_log(LevelFilter::Trace, move |record| {
+            entered.open();
+            ended.lock().unwrap().recv().unwrap();
+            assert!(progress.snapshot().pulled() >= 2);
+            written.send(record.args().to_string()).unwrap();
+        });
+        assert_eq!(run.count(), 50);
+        assert!(lines.recv().unwrap().contains("task 0 failed"));
+    });
 }
 
 /// Else this would last as long as its slowest task. And it is the first failure that is raised, never that of a task which was told.
@@ -642,11 +637,7 @@ fn a_failure_among_tiny_tasks_is_told_to_its_neighbour() {
 #[test]
 fn the_end_does_not_wait_for_what_others_do_on_the_pool() {
     watchdog(|| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(1)
-            .build()
-            .unwrap();
-        let pool = Arc::new(pool);
+        let pool = pool(1);
         let gate = Gate::default();
         let (busy, passes) = (Arc::clone(&pool), gate.clone());
         let run = (0..8u32)

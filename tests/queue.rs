@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{Gate, Random, watchdog};
+use common::{Brittle, Gate, Random, until_told, watchdog};
 use futureproof::prelude::*;
 use futureproof::{Ending, Queue};
 
@@ -188,10 +188,7 @@ fn a_crawl_can_be_left_in_any_way() {
         let run = queue.source().futureproof(Raise).cancel_on(&token);
         let mut run = run.map_tasks(infallible(move |_: &u64| {
             started.send(()).unwrap();
-            let told = Gate::default();
-            let tell = told.clone();
-            let _listener = CancellationToken::current().on_cancel(move || tell.open());
-            told.pass();
+            until_told();
         }));
         thread::spawn(move || {
             starts.recv().unwrap();
@@ -451,19 +448,11 @@ fn a_crawl_goes_on_from_its_remainder() {
 
 #[test]
 fn items_whose_destructors_panic_do_no_harm() {
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            if !thread::panicking() {
-                std::panic::resume_unwind(Box::new("a destructor"));
-            }
-        }
-    }
-    let queue = Queue::from_iter([0; 5].map(|_| Bomb));
+    let queue = Queue::from_iter([0; 5].map(|_| Brittle));
     let run = queue
         .source()
         .futureproof(Ignore)
-        .map_tasks(infallible(|_: &Bomb| ()));
+        .map_tasks(infallible(|_: &Brittle| ()));
     drop(queue);
     drop(run);
 }

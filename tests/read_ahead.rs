@@ -2,13 +2,14 @@
 
 mod common;
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{soon, watchdog};
+use common::child::in_child;
+use common::{MS, pool, soon, watchdog};
 use futureproof::Ending;
 use futureproof::prelude::*;
 
@@ -326,5 +327,45 @@ fn panic_while_a_chunk_is_filled_loses_nothing() {
             let left = (remainder.finished.len() + remainder.unprocessed.len()) as u64;
             assert_eq!(delivered + left, at);
         }
+    });
+}
+
+/// The answer of the last task may come before the panic or after it.
+#[test]
+fn next_after_the_panic_of_a_source_that_reads_ahead_returns() {
+    in_child(|| {
+        let pool = pool(2);
+        for _ in 0..500 {
+            let source = (0..).inspect(|n| {
+                if *n == 17 {
+                    panic_any(())
+                }
+            });
+            let run = source.read_ahead(4).futureproof(Ignore);
+            let run = run.on(Arc::clone(&pool)).chunk_size(8);
+            let mut run = run.map_tasks(infallible(|n: &u32| *n));
+            while let Ok(task) = catch_unwind(AssertUnwindSafe(|| run.next())) {
+                assert!(task.is_some());
+            }
+            assert!(run.next().is_none());
+        }
+    });
+}
+
+/// The source is quicker than the drop of an item, and never ends.
+#[test]
+fn what_was_read_ahead_is_dropped_while_more_is_read() {
+    struct Slow;
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            thread::sleep(MS);
+        }
+    }
+    in_child(|| {
+        let run = std::iter::repeat_with(|| Slow).read_ahead(64);
+        let run = run.futureproof(Raise).num_threads(1);
+        let mut run = run.map_tasks(infallible(|_: &Slow| ()));
+        assert!(run.next().is_some());
+        drop(run);
     });
 }

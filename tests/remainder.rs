@@ -7,7 +7,7 @@ use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::watchdog;
+use common::{FOREVER, watchdog};
 use futureproof::prelude::*;
 use futureproof::{Ending, Remainder};
 
@@ -180,7 +180,7 @@ fn items_waiting_for_a_retry_are_handed_back() {
     watchdog(|| {
         let run = (0..10u64).futureproof(Raise).num_threads(1);
         let run = run.map_tasks(|n| if n % 2 == 0 { Err("busy") } else { Ok(*n) });
-        let mut run = run.retry(|| [Duration::from_secs(3_600)]);
+        let mut run = run.retry(|| [FOREVER]);
         let delivered: Vec<_> = run
             .by_ref()
             .take(5)
@@ -253,7 +253,7 @@ fn failures_that_were_not_delivered_keep_what_they_are() {
             .ordered()
             .cancel_on(&token);
         let run = run.map_tasks(|n| Err::<u64, _>(if *n == 0 { "busy" } else { "broken" }));
-        let run = run.retry(|| [Duration::from_secs(3_600)]);
+        let run = run.retry(|| [FOREVER]);
         let mut run = run.retry_if(|error| *error == "busy");
         let progress = run.progress();
         let canceller = thread::spawn(move || {

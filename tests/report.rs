@@ -2,16 +2,16 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{Gate, watchdog};
+use common::lines::on_log;
+use common::{AThreadEach, Gate, MS, pool, watchdog};
 use futureproof::prelude::*;
-use futureproof::{Bottleneck, Report, Spawn};
-
-const MS: Duration = Duration::from_millis(1);
+use futureproof::{Bottleneck, Report};
+use log::{Level, LevelFilter};
 
 fn report(source: impl Iterator<Item = u64>, work: Duration, consume: Duration) -> Report {
     let run = source.futureproof(Raise).num_threads(2);
@@ -75,12 +75,7 @@ fn the_delays_of_retries_are_named() {
 
 #[test]
 fn workers_that_have_others_to_work_for_are_named() {
-    let pool = Arc::new(
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(1)
-            .build()
-            .unwrap(),
-    );
+    let pool = pool(1);
     let work = |_: &u64| sleep(5 * MS);
     // The caller is the only worker.
     let report = pool.install(|| {
@@ -109,18 +104,9 @@ fn a_consumer_is_named_before_it_comes_back() {
     assert!(report.consumer() >= 98 * MS, "{report}");
 }
 
-/// A home with a thread for each job.
-struct Threads;
-
-impl Spawn<'static> for Threads {
-    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
-        std::thread::spawn(job);
-    }
-}
-
 #[test]
 fn threads_without_number_count_as_the_workers_that_there_can_be() {
-    let run = (0..50).futureproof(Raise).on(Threads).num_threads(3);
+    let run = (0..50).futureproof(Raise).on(AThreadEach).num_threads(3);
     let mut run = run.chunk_size(1).map_tasks(infallible(|_: &u64| sleep(MS)));
     assert_eq!(run.by_ref().count(), 50);
     assert_eq!(run.report().workers().len(), 3);
@@ -209,33 +195,17 @@ fn a_report_before_the_run_is_empty() {
     assert!(run.report().slowest().is_empty());
 }
 
-/// Opens a gate when a line tells what was looked for.
-struct Opener;
-
-static WANTED: Mutex<Vec<(&str, Gate)>> = Mutex::new(Vec::new());
-
-impl log::Log for Opener {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-    fn log(&self, record: &log::Record<'_>) {
-        let text = record.args().to_string();
-        for (wanted, gate) in &*WANTED.lock().unwrap() {
-            if text.starts_with(wanted) && record.level() == log::Level::Warn {
-                gate.open();
-            }
-        }
-    }
-    fn flush(&self) {}
-}
-
 #[test]
 fn a_task_that_hangs_is_told_by_its_index() {
     let gate = Gate::default();
-    let wanted = ("hangs: task 3 has been running for ", gate.clone());
-    WANTED.lock().unwrap().push(wanted);
-    let _ = log::set_logger(&Opener);
-    log::set_max_level(log::LevelFilter::Trace);
+    let told = gate.clone();
+    on_log(LevelFilter::Trace, move |record| {
+        let text = record.args().to_string();
+        let is_wanted = text.starts_with("hangs: task 3 has been running for ");
+        if is_wanted && record.level() == Level::Warn {
+            told.open();
+        }
+    });
     watchdog(move || {
         let run = (0..10u32).futureproof(Raise).num_threads(2).name("hangs");
         let run = run.warn_after(5 * MS).monitor_interval(Duration::ZERO);

@@ -9,11 +9,9 @@ use std::thread;
 use std::time::Duration;
 
 use backon::BackoffBuilder;
-use common::watchdog;
+use common::{FOREVER, watchdog};
 use futureproof::Ending;
 use futureproof::prelude::*;
-
-const FOREVER: Duration = Duration::from_secs(3_600);
 
 #[test]
 fn three_failures_then_success_is_one_delivered_task() {

@@ -1,8 +1,11 @@
 //! A run in a scope borrows its function, its items and its results from the stack.
 
+mod common;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use common::pool;
 use futureproof::prelude::*;
 
 #[test]
@@ -55,10 +58,7 @@ fn scope_serves_many_runs() {
 
 #[test]
 fn rayon_scope_lends_as_well() {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(2)
-        .build()
-        .unwrap();
+    let pool = pool(2);
     let texts = ["7".to_string(), "x".to_string(), "35".to_string()];
     let total: i32 = pool.in_place_scope(|s| {
         let run = texts.iter().futureproof(Ignore).on(s);

@@ -8,14 +8,9 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Gate, Random, watchdog};
+use common::{Gate, Inline, MS, Random, Tally, Token, pool, until_told, watchdog};
+use futureproof::Ending;
 use futureproof::prelude::*;
-use futureproof::{Ending, Spawn};
-
-fn pool(num_threads: usize) -> Arc<rayon::ThreadPool> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads);
-    Arc::new(pool.build().unwrap())
-}
 
 #[test]
 fn the_outputs_are_those_of_the_functions_one_after_the_other() {
@@ -131,10 +126,7 @@ fn a_failure_of_the_first_stage_stops_all() {
                 }
                 is_parsing.open();
                 // Else it would take longer than the test has.
-                let told = Gate::default();
-                let tell = told.clone();
-                let _listener = CancellationToken::current().on_cancel(move || tell.open());
-                told.pass();
+                until_told();
                 Ok::<_, &str>(())
             };
             let run = (0..1_000u32)
@@ -424,14 +416,6 @@ fn mates_meet_in_any_stage_of_one_pool() {
     });
 }
 
-struct Inline;
-
-impl Spawn<'static> for Inline {
-    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
-        job();
-    }
-}
-
 #[test]
 fn stages_borrow_from_scopes_that_are_nested() {
     let words = ["one".to_owned(), "three".to_owned()];
@@ -519,7 +503,6 @@ fn threads_are_named_and_gone() {
 #[test]
 fn stages_work_at_the_same_time() {
     watchdog(|| {
-        const MS: Duration = Duration::from_millis(1);
         let work = |n: &u32| {
             thread::sleep(2 * MS);
             Ok::<_, ()>(*n)
@@ -554,22 +537,15 @@ fn stages_work_at_the_same_time() {
 #[derive(Debug)]
 struct Made {
     n: u64,
-    alive: Arc<AtomicUsize>,
+    _token: Token,
 }
 
 impl Made {
-    fn new(n: u64, alive: &Arc<AtomicUsize>) -> Self {
-        alive.fetch_add(1, SeqCst);
+    fn new(n: u64, tally: &Tally) -> Self {
         Self {
             n,
-            alive: Arc::clone(alive),
+            _token: tally.token(),
         }
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        self.alive.fetch_sub(1, SeqCst);
     }
 }
 
@@ -605,26 +581,26 @@ fn check(seed: u64, pools: &[Arc<rayon::ThreadPool>; 2]) {
     let (is_shared, step) = (!random.one_in(4), random.below(len + 2));
     let (is_cancelled, leaves, is_dropped) = (random.one_in(4), random.one_in(2), random.one_in(2));
     let is_one = random.one_in(2);
-    let alive = Arc::new(AtomicUsize::new(0));
+    let tally = Tally::default();
     let tried: Arc<Vec<AtomicUsize>> = Arc::new((0..len).map(|_| AtomicUsize::new(0)).collect());
     let all = Arc::new(fates);
     let call = |stage: usize| {
-        let (alive, tried, fates) = (Arc::clone(&alive), Arc::clone(&tried), Arc::clone(&all));
+        let (tally, tried, fates) = (tally.clone(), Arc::clone(&tried), Arc::clone(&all));
         move |made: &Made| match fates[made.n as usize] {
             Some((fails, times))
                 if fails == stage
                     && tried[made.n as usize].fetch_add(1, SeqCst) < times as usize =>
             {
-                Err(Made::new(made.n, &alive))
+                Err(Made::new(made.n, &tally))
             }
-            _ => Ok(Made::new(made.n, &alive)),
+            _ => Ok(Made::new(made.n, &tally)),
         }
     };
     let pulled = Arc::new(AtomicUsize::new(0));
-    let (count, alive_too) = (Arc::clone(&pulled), Arc::clone(&alive));
+    let (count, items) = (Arc::clone(&pulled), tally.clone());
     let source = (0..len).map(move |n| {
         count.fetch_add(1, SeqCst);
-        Made::new(n, &alive_too)
+        Made::new(n, &items)
     });
     let token = CancellationToken::new();
     let run = source
@@ -721,7 +697,7 @@ fn check(seed: u64, pools: &[Arc<rayon::ThreadPool>; 2]) {
         );
         assert_eq!(seen.len(), pulled.load(SeqCst), "{seed}: lost");
     }
-    let left = alive.load(SeqCst);
+    let left = tally.alive();
     assert_eq!(left, 0, "{seed}: {left} values are left");
 }
 
@@ -729,18 +705,15 @@ fn check(seed: u64, pools: &[Arc<rayon::ThreadPool>; 2]) {
 fn a_run_of_stages_that_is_left_ends_at_once() {
     watchdog(|| {
         for round in 0..100 {
-            let until_told = |n: &u32| {
+            let wait = |n: &u32| {
                 if *n > 2 {
-                    let told = Gate::default();
-                    let tell = told.clone();
-                    let _listener = CancellationToken::current().on_cancel(move || tell.open());
-                    told.pass();
+                    until_told();
                 }
                 Ok::<_, ()>(*n)
             };
             let token = CancellationToken::new();
             let run = (0..).futureproof(Raise).num_threads(2).cancel_on(&token);
-            let mut run = run.stage(until_told).num_threads(2).map_tasks(until_told);
+            let mut run = run.stage(wait).num_threads(2).map_tasks(wait);
             assert!(run.next().is_some());
             if round % 2 == 0 {
                 drop(run);
@@ -760,15 +733,12 @@ fn a_run_of_stages_that_is_left_ends_at_once() {
 fn a_chain_of_runs_that_is_left_tells_the_tasks_of_both() {
     watchdog(|| {
         let begun = [(); 2].map(|()| Gate::default());
-        let until_told = |which: usize| {
+        let wait = |which: usize| {
             let begun = begun[which].clone();
             infallible(move |n: &u32| {
                 if *n > 0 {
                     begun.open();
-                    let told = Gate::default();
-                    let tell = told.clone();
-                    let _listener = CancellationToken::current().on_cancel(move || tell.open());
-                    told.pass();
+                    until_told();
                 }
                 *n
             })
@@ -778,13 +748,13 @@ fn a_chain_of_runs_that_is_left_tells_the_tasks_of_both() {
             .map(|n| n.saturating_sub(1))
             .futureproof(Raise)
             .num_threads(2)
-            .map_tasks(until_told(0));
+            .map_tasks(wait(0));
         let items = inner.map(|task| task.unwrap()).zip(0..).map(|(_, n)| n);
         let mut outer = items
             .futureproof(Raise)
             .num_threads(1)
             .max_in_flight(2)
-            .map_tasks(until_told(1));
+            .map_tasks(wait(1));
         assert!(outer.next().is_some());
         begun[0].pass();
         drop(outer);
@@ -796,7 +766,7 @@ fn the_report_tells_which_stage_limits() {
     watchdog(|| {
         let quick = |n: &u32| Ok::<_, ()>(*n);
         let slow = |n: &u32| {
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(2 * MS);
             Ok::<_, ()>(*n)
         };
         let run = (0..30u32)
@@ -822,7 +792,7 @@ fn the_report_tells_which_stage_limits() {
             ("quick", 2, "slow", 1)
         );
         assert!(
-            second.busy() >= Duration::from_millis(60) && second.busy() > first.busy(),
+            second.busy() >= 60 * MS && second.busy() > first.busy(),
             "{report}"
         );
         assert!(report.to_string().contains("stage 1 (slow): "), "{report}");

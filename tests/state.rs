@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Weak};
 use std::thread;
 
-use common::watchdog;
+use common::{Tally, Token, pool, watchdog};
 use futureproof::Ending;
 use futureproof::prelude::*;
 
@@ -143,8 +143,7 @@ fn call_inside_a_call_gets_a_fresh_state() {
     watchdog(|| {
         let made = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&made);
-        let shared = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-        let pool = Arc::new(shared.unwrap());
+        let pool = pool(1);
         let init = move || {
             count.fetch_add(1, Ordering::SeqCst);
             false
@@ -191,28 +190,22 @@ fn recursion_gets_a_state_of_its_own() {
 
 #[test]
 fn states_are_dropped_with_the_run() {
-    struct Counted(Arc<AtomicUsize>);
-    impl Drop for Counted {
-        fn drop(&mut self) {
-            self.0.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-    let alive = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&alive);
-    let init = move || {
-        count.fetch_add(1, Ordering::SeqCst);
-        Counted(Arc::clone(&count))
-    };
-    let work = with_state(init, |_: &mut Counted, n: &u32| {
-        if *n % 7 == 0 {
-            resume_unwind(Box::new("expected"));
-        }
-        Ok::<_, ()>(())
-    });
+    let tally = Tally::default();
+    let states = tally.clone();
+    let work = with_state(
+        move || states.token(),
+        |_: &mut Token, n: &u32| {
+            if *n % 7 == 0 {
+                resume_unwind(Box::new("expected"));
+            }
+            Ok::<_, ()>(())
+        },
+    );
     let mut run = (0..).futureproof(Ignore).num_threads(3).map_tasks(work);
     assert_eq!(run.by_ref().take(100).count(), 100);
     drop(run);
-    assert_eq!(alive.load(Ordering::SeqCst), 0);
+    assert!(tally.made() > 0);
+    assert_eq!(tally.alive(), 0);
 }
 
 #[test]

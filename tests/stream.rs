@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread, ThreadId};
 use std::time::Duration;
 
-use common::{Gate, Tally, watchdog};
+use common::{FOREVER, Gate, Tally, watchdog};
 use futureproof::prelude::*;
 use futureproof::{Ending, Futureproof, MapTasks, TaskStream};
 use futures_core::{FusedStream, Stream};
@@ -169,7 +169,7 @@ fn a_stream_is_dropped_while_an_item_waits_for_another_attempt() {
             sender.send(()).unwrap();
             Err::<(), _>(*n)
         });
-        let mut stream = run.retry(|| [Duration::from_secs(3_600)]).into_stream();
+        let mut stream = run.retry(|| [FOREVER]).into_stream();
         assert!(poll(&mut stream).is_pending());
         called.recv().unwrap();
         drop(stream);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{Gate, soon, watchdog};
+use common::{FOREVER, Gate, Inline, pool, soon, until_told, watchdog};
 use futureproof::prelude::*;
 use futureproof::{Ending, MapTasks};
 
@@ -22,10 +22,7 @@ fn endless(
     let count = Arc::clone(&waiting);
     let run = run.map_tasks(infallible(move |_: &u32| {
         count.fetch_add(1, SeqCst);
-        let gate = Gate::default();
-        let opened = gate.clone();
-        let _listener = CancellationToken::current().on_cancel(move || opened.open());
-        gate.pass();
+        until_told();
         assert!(CancellationToken::current().is_cancelled());
         count.fetch_sub(1, SeqCst);
     }));
@@ -223,12 +220,7 @@ fn to_take_a_run_to_pieces_is_no_cancel() {
 #[test]
 fn each_run_has_a_token_of_its_own_even_on_one_thread() {
     watchdog(|| {
-        let pool = Arc::new(
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(1)
-                .build()
-                .unwrap(),
-        );
+        let pool = pool(1);
         let shared = Arc::clone(&pool);
         let outer = CancellationToken::new();
         let of_outer = outer.clone();
@@ -252,18 +244,9 @@ fn each_run_has_a_token_of_its_own_even_on_one_thread() {
     });
 }
 
-/// Runs its jobs at once, on the caller's thread.
-struct Here;
-
-impl futureproof::Spawn<'static> for Here {
-    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
-        job();
-    }
-}
-
 #[test]
 fn a_token_is_current_only_while_its_task_runs() {
-    let run = (0..3u32).futureproof(Raise).on(Here);
+    let run = (0..3u32).futureproof(Raise).on(Inline);
     let mut run = run.map_tasks(infallible(|_: &u32| CancellationToken::current()));
     let of_task = run.next().unwrap().unwrap().output;
     assert!(!of_task.is_cancelled());
@@ -275,7 +258,7 @@ fn a_token_is_current_only_while_its_task_runs() {
 #[test]
 fn a_deadline_that_has_not_come_is_no_cancel() {
     let run = (0..3u32).futureproof(Raise).num_threads(1);
-    let run = run.deadline(Duration::from_secs(3_600));
+    let run = run.deadline(FOREVER);
     let run = run.map_tasks(infallible(|_: &u32| {
         CancellationToken::current().is_cancelled()
     }));

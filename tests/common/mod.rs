@@ -1,12 +1,23 @@
 //! Tools that the tests share.
 #![allow(dead_code)] // Each test file uses some of them.
 
+pub(crate) mod child;
+pub(crate) mod lines;
+
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use futureproof::{CancellationToken, Spawn};
+use rayon::ThreadPool;
+
+pub(crate) const MS: Duration = Duration::from_millis(1);
+
+/// No test takes this long.
+pub(crate) const FOREVER: Duration = Duration::from_secs(3_600);
 
 /// Shut until it is opened, then open for ever.
 #[derive(Clone, Default)]
@@ -29,8 +40,16 @@ impl Gate {
     }
 }
 
+/// Waits until the task that calls this is told that nobody wants it any more.
+pub(crate) fn until_told() {
+    let told = Gate::default();
+    let tell = told.clone();
+    let _listener = CancellationToken::current().on_cancel(move || tell.open());
+    told.pass();
+}
+
 /// Counts what was made and what was dropped.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tally(Arc<(AtomicUsize, AtomicUsize)>);
 
 impl Tally {
@@ -47,6 +66,12 @@ impl Tally {
         self.0.1.load(SeqCst)
     }
 
+    pub(crate) fn alive(&self) -> usize {
+        // In this order, as either may grow meanwhile.
+        let dropped = self.dropped();
+        self.made() - dropped
+    }
+
     pub(crate) fn assert_all_dropped_once(&self) {
         // A source that is read ahead goes on its own thread.
         soon(|| self.made() == self.dropped());
@@ -55,11 +80,47 @@ impl Tally {
 }
 
 /// Tells its tally when it is dropped.
+#[derive(Debug)]
 pub(crate) struct Token(Tally);
 
 impl Drop for Token {
     fn drop(&mut self) {
         self.0.0.1.fetch_add(1, SeqCst);
+    }
+}
+
+/// Panics when it is dropped, unless its thread does already.
+#[derive(Debug)]
+pub(crate) struct Brittle;
+
+impl Drop for Brittle {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            resume_unwind(Box::new("a destructor"));
+        }
+    }
+}
+
+pub(crate) fn pool(num_threads: usize) -> Arc<ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads);
+    Arc::new(pool.build().unwrap())
+}
+
+/// Runs a job where it is handed over.
+pub(crate) struct Inline;
+
+impl Spawn<'static> for Inline {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        job();
+    }
+}
+
+/// Starts a thread for each job.
+pub(crate) struct AThreadEach;
+
+impl Spawn<'static> for AThreadEach {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        thread::spawn(job);
     }
 }
 
@@ -87,13 +148,21 @@ impl Random {
 
 /// Runs `f` on a thread of its own; panics if it panics, or takes more than 60 s.
 pub(crate) fn watchdog<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
+    watchdog_of(Duration::from_secs(60), f)
+}
+
+/// The same with another patience.
+pub(crate) fn watchdog_of<R: Send + 'static>(
+    patience: Duration,
+    f: impl FnOnce() -> R + Send + 'static,
+) -> R {
     let (sender, done) = mpsc::channel();
     let thread = thread::spawn(move || {
         let result = f();
         sender.send(()).unwrap();
         result
     });
-    if done.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
+    if done.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
         panic!("hangs");
     }
     thread
