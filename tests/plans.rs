@@ -442,6 +442,8 @@ struct Work {
     first_failed: AtomicU64,
     progress: OnceLock<Progress>,
     is_over: AtomicBool,
+    /// Jobs that waited for their consumer run on several threads.
+    is_released: AtomicBool,
     /// What went wrong in a call, where a panic would be taken for a failure of the task.
     complaint: Mutex<Option<String>>,
 }
@@ -463,6 +465,7 @@ impl Work {
         if let Some(tolerated) = plan
             .tolerated()
             .filter(|_| plan.is_sequential() && plan.retries == 0)
+            .filter(|_| !self.is_released.load(SeqCst))
         {
             let has_failed = self.failed.load(SeqCst) > tolerated;
             if has_failed
@@ -546,6 +549,7 @@ fn index_of(delivery: &Delivery, plan: &Plan) -> u64 {
 /// Lets the jobs that wait for their consumer go on without it, as it is about to leave.
 struct Release {
     place: Place,
+    work: Arc<Work>,
     queue: Arc<Queue>,
     turns: crossbeam_channel::Sender<(Arc<Queue>, u64)>,
 }
@@ -557,6 +561,7 @@ impl Drop for Release {
                 0 => self.queue.run_all(),
                 1 => self.queue.jobs.lock().unwrap().clear(),
                 _ => {
+                    self.work.is_released.store(true, SeqCst);
                     let waiting = self.queue.jobs.lock().unwrap().len();
                     (0..waiting)
                         .for_each(|_| self.turns.send((Arc::clone(&self.queue), 0)).unwrap());
@@ -585,6 +590,7 @@ fn check(seed: u64, workplace: &Workplace) {
         first_failed: AtomicU64::new(u64::MAX),
         progress: OnceLock::new(),
         is_over: AtomicBool::new(false),
+        is_released: AtomicBool::new(false),
         complaint: Mutex::new(None),
     });
     let queue = Arc::new(Queue {
@@ -650,6 +656,7 @@ fn check(seed: u64, workplace: &Workplace) {
     work.progress.set(progress.clone()).unwrap();
     let release = Release {
         place: plan.place,
+        work: Arc::clone(&work),
         queue,
         turns: workplace.turns.clone(),
     };
