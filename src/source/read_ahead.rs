@@ -45,7 +45,7 @@ impl<I> Incoming for Items<I> {
 }
 
 /// An iterator that is to be read ahead, and that waits for its policy; made by
-/// [`FutureproofIterator::read_ahead`].
+/// [`FutureproofIterator::read_ahead`](crate::FutureproofIterator::read_ahead).
 ///
 /// It is no iterator itself: behind an adaptor, a run could not tell that its source reads ahead, and would block with it.
 ///
@@ -78,7 +78,8 @@ where
     }
 }
 
-/// A source that is read on a thread of its own, ahead of its run; made by [`Futureproof::read_ahead`].
+/// A source that is read on a thread of its own, ahead of its run; made by
+/// [`Futureproof::read_ahead`](crate::Futureproof::read_ahead).
 ///
 /// As part of a [`Remainder`](crate::Remainder) it gives what was read and not pulled, and goes on with the source.
 #[must_use = "iterators are lazy and do nothing unless consumed"]
