@@ -8,6 +8,7 @@ use crate::cancel::CancellationToken;
 use crate::engine::driver::Driver;
 use crate::engine::job::Shared;
 use crate::engine::options::Options;
+use crate::engine::pace::Pace;
 use crate::engine::stage::{Dispatch, Spawner, Stage};
 use crate::engine::stages::{Pipeline, StageList, Staged, Stages};
 use crate::engine::workers::Workers;
@@ -338,6 +339,30 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// ```
     pub fn deadline(mut self, after: Duration) -> Self {
         self.options.deadline = Some(after);
+        self
+    }
+
+    /// Starts at most `calls` tasks in each `per`, evenly spread: for services that ask for it.
+    ///
+    /// Further attempts of [`retry`](MapTasks::retry) count as well. Tasks that wait for their time hold no worker; a cancel, a deadline or
+    /// a drop does not wait for them. After a pause there is no burst to catch up: a run makes up for five milliseconds at most,
+    /// so that timers that are late do not slow it down. 0 calls, or a `per` of 0, is no limit.
+    ///
+    /// In a run of several [stages](Self::stage), it limits how often the first stage starts.
+    ///
+    /// Each run has a limit of its own. For one that several runs share, call a limiter of the `governor` crate in the function.
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let start = Instant::now();
+    /// let run = (0..5).futureproof(Raise).rate_limit(100, Duration::from_secs(1));
+    /// assert_eq!(run.map_tasks(infallible(|n: &u32| n + 1)).count(), 5);
+    /// assert!(start.elapsed() >= Duration::from_millis(40)); // one at once, and four at 10 ms each
+    /// ```
+    pub fn rate_limit(mut self, calls: u32, per: Duration) -> Self {
+        self.options.pace = Pace::new(calls, per);
         self
     }
 

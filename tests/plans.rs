@@ -174,6 +174,8 @@ struct Plan {
     seed: u64,
     /// The function changes its items.
     changes_items: bool,
+    /// How many tasks may start in a second.
+    rate: Option<u32>,
 }
 
 impl Plan {
@@ -227,6 +229,7 @@ impl Plan {
             has_monitor: random.one_in(64),
             seed: random.next(),
             changes_items: random.one_in(2),
+            rate: random.one_in(16).then(|| 100_000 << random.below(6)),
         }
     }
 
@@ -637,6 +640,9 @@ fn check(seed: u64, workplace: &Workplace) {
     }
     if matches!(plan.leave, Leave::Cancelled | Leave::CancelledInside) {
         options = options.cancel_on(&token);
+    }
+    if let Some(rate) = plan.rate {
+        options = options.rate_limit(rate, Duration::from_secs(1));
     }
     if plan.leave == Leave::Late {
         options = options.deadline(Duration::from_micros(plan.step as u64 * 10));

@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::mem;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::ending::Ending;
 use crate::engine::chunk::{BoxedChunk, Chunk};
@@ -220,10 +220,14 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             if self.can_feed() {
                 self.feed();
                 has_fed = true;
-            } else if self.may_pull() && !(is_idle && self.ends_when_idle()) {
-                // Else it could be fed: so the source has nothing yet, and may have something later.
+            } else if self.may_pull()
+                && self.has_nothing_ready()
+                && !(is_idle && self.ends_when_idle())
+            {
+                // The source may have something later.
                 self.wait(true);
-            } else if !is_idle {
+            } else if !is_idle || self.may_pull() && !self.has_nothing_ready() {
+                // If all else allows it, tasks may not start yet.
                 self.wait(false);
             } else {
                 // Unless there is nothing to do because of a stop of this very moment.
@@ -362,10 +366,35 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// Submits what has waited long enough for another attempt.
     fn resubmit(&mut self) {
-        while let Some(chunk) = self.in_flight.pop_due(self.workers.stop()) {
+        while self.may_start() > 0 {
+            let Some(chunk) = self.in_flight.pop_due(self.workers.stop()) else {
+                return;
+            };
             self.workers.counters().retry();
-            self.workers.submit(chunk);
+            self.submit(chunk);
         }
+        self.in_flight.give_up_stopped(self.workers.stop());
+    }
+
+    fn submit(&mut self, chunk: BoxedChunk<I::Item, T, E>) {
+        if let Some(pace) = &mut self.options.pace {
+            pace.start(chunk.pending.len(), now());
+        }
+        self.workers.submit(chunk);
+    }
+
+    /// How many tasks the rate limit lets start now.
+    fn may_start(&self) -> usize {
+        match &self.options.pace {
+            None => usize::MAX,
+            // Nothing is queued, as it would start at another time.
+            Some(_) if !self.has_idle_worker() => 0,
+            Some(pace) => pace.ready(now()),
+        }
+    }
+
+    fn has_idle_worker(&self) -> bool {
+        self.workers.outstanding() < self.workers.width()
     }
 
     /// Begins to deliver `chunk`; the one before has been emptied.
@@ -392,7 +421,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 
     fn can_feed(&self) -> bool {
-        self.may_pull() && !self.has_nothing_ready()
+        self.may_pull() && !self.has_nothing_ready() && self.may_start() > 0
     }
 
     /// Whether the window lets the source be pulled now.
@@ -421,6 +450,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             .next()
             .min(self.options.share(window, width))
             .min(room.try_into().unwrap_or(usize::MAX))
+            .min(self.may_start().max(1))
     }
 
     /// Pulls a chunk's items and submits them.
@@ -465,7 +495,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             let mut chunk = mem::replace(&mut self.filling, next);
             chunk.set_pending();
             chunk.grain = self.sizing.grain(self.workers.width());
-            self.workers.submit(chunk);
+            self.submit(chunk);
         }
     }
 
@@ -483,12 +513,15 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     fn wait(&mut self, for_source: bool) {
         let start = now();
         let outstanding = self.workers.outstanding();
+        let is_paced = self.may_start() == 0;
         self.block(for_source);
         let time = now() - start;
         let width = self.workers.width();
         let timings = &mut self.workers.timings;
         if for_source && outstanding < width {
             timings.pulled(time);
+        } else if outstanding == 0 && is_paced {
+            timings.waited_for_rate_limit(time);
         } else if outstanding == 0 {
             timings.waited_for_retries(time);
         } else {
@@ -496,10 +529,25 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         }
     }
 
+    /// When there may be something to start, if nothing else happens: an attempt that is due, or what the rate limit holds back.
+    fn next_start(&self) -> Option<Instant> {
+        let due = self.in_flight.next_due();
+        let Some(pace) = &self.options.pace else {
+            return due;
+        };
+        if !self.has_idle_worker() {
+            return None;
+        }
+        let may_start = pace.next().unwrap_or_else(now);
+        let can_pull = self.may_pull() && !self.has_nothing_ready();
+        let pull = can_pull.then_some(may_start);
+        pull.or_else(|| due.map(|due| due.max(may_start)))
+    }
+
     fn block(&self, for_source: bool) {
         let (workers, wake) = (&self.workers, self.workers.wake());
         let source = incoming(&self.ops, &self.source).filter(|_| for_source);
-        let until = [workers.stop().deadline(), self.in_flight.next_due()]
+        let until = [workers.stop().deadline(), self.next_start()]
             .into_iter()
             .flatten()
             .min();

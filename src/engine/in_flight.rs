@@ -167,8 +167,14 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
 
     /// An item that has waited long enough for another attempt.
     pub(crate) fn pop_due(&mut self, stop: &Stop) -> Option<BoxedChunk<I, T, E>> {
+        self.give_up_stopped(stop);
+        self.waiting.pop_due()
+    }
+
+    /// What a stop keeps from being tried again waits no longer.
+    pub(crate) fn give_up_stopped(&mut self, stop: &Stop) {
         if self.waiting.is_empty() {
-            return None;
+            return;
         }
         // The limit falls a few times at most, so what waits is gone through a few times at most.
         let limit = stop.limit();
@@ -176,7 +182,6 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
             self.limit = limit;
             self.give_up(|index| index < limit);
         }
-        self.waiting.pop_due()
     }
 
     /// Those that may not start any more do not wait for another attempt.

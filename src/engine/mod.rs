@@ -8,6 +8,7 @@ pub(crate) mod job;
 pub(crate) mod open_chunk;
 pub(crate) mod options;
 pub(crate) mod order;
+pub(crate) mod pace;
 pub(crate) mod retry;
 pub(crate) mod run_queue;
 pub(crate) mod sizing;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cancel::CancellationToken;
+use crate::engine::pace::Pace;
 use crate::observe::counters::Snapshot;
 use crate::observe::instrument::Instruments;
 use crate::observe::log_lines;
@@ -39,6 +40,8 @@ pub(crate) struct Options {
     pub(crate) name: String,
     pub(crate) tokens: Vec<CancellationToken>,
     pub(crate) deadline: Option<Duration>,
+    /// How often tasks may start.
+    pub(crate) pace: Option<Pace>,
     /// How many items there are, where the source does not know.
     pub(crate) total: Option<u64>,
     /// The function takes its items, so that nothing can be tried again.
@@ -61,6 +64,7 @@ impl Options {
             takes_items: false,
             tokens: Vec::new(),
             deadline: None,
+            pace: None,
         }
     }
 

@@ -43,6 +43,7 @@ pub struct Report {
     consumer: Duration,
     waited: Duration,
     retries: Duration,
+    paced: Duration,
     calls: u64,
     workers: Vec<WorkerTime>,
     slowest: Vec<SlowTask>,
@@ -132,7 +133,7 @@ impl Report {
 
     /// Time in which the thread that calls `next` waited for results, or for retries to be due.
     pub fn waited(&self) -> Duration {
-        self.waited + self.retries
+        self.waited + self.retries + self.paced
     }
 
     /// The time of each worker, in the order in which they first finished something.
@@ -225,6 +226,7 @@ impl Report {
             consumer: share(self.consumer, elapsed),
             waited: share(self.waited, elapsed),
             retries: share(self.retries, elapsed),
+            paced: share(self.paced, elapsed),
             workers: stages.fold(workers, f64::max),
             slowest: slowest.map_or(0.0, |slow| share(slow.duration, elapsed)),
             index: slowest.map_or(0, |slow| slow.indices.start),
@@ -300,6 +302,8 @@ pub enum Bottleneck {
     SlowTask,
     /// Nothing was left to do but to wait until failed items may be tried again.
     Retries,
+    /// Tasks waited for their [rate limit](crate::Futureproof::rate_limit).
+    RateLimit,
     /// Results are not taken up quickly enough. What is done with them may be part of the function.
     Consumer,
 }
@@ -313,6 +317,8 @@ pub(crate) struct Load {
     /// Waiting for workers, and for nobody as only retries were left.
     pub(crate) waited: f64,
     pub(crate) retries: f64,
+    /// Waiting for the rate limit.
+    pub(crate) paced: f64,
     /// Of the time that all workers have together.
     pub(crate) workers: f64,
     /// The slowest task that ran alone.
@@ -327,7 +333,10 @@ impl Load {
     pub(crate) fn bottleneck(&self) -> Bottleneck {
         // Workers that are busy all the time limit the run, even if the caller is busy half of it.
         let workers = self.workers.max(self.waited);
-        if self.retries > self.source.max(self.consumer).max(workers) {
+        let others = self.source.max(self.consumer).max(workers);
+        if self.paced > others.max(self.retries) {
+            Bottleneck::RateLimit
+        } else if self.retries > others {
             Bottleneck::Retries
         } else if self.source > workers && self.source > self.consumer {
             Bottleneck::Source
@@ -349,6 +358,7 @@ impl fmt::Display for Load {
             Bottleneck::Workers => f.write_str("the workers")?,
             Bottleneck::SlowTask => write!(f, "task {} alone", self.index)?,
             Bottleneck::Retries => f.write_str("the delays of retries")?,
+            Bottleneck::RateLimit => f.write_str("its rate limit")?,
             Bottleneck::Consumer => f.write_str("the consumer")?,
         }
         write!(
@@ -357,7 +367,7 @@ impl fmt::Display for Load {
             100.0 * self.workers,
             100.0 * self.source,
             100.0 * self.consumer,
-            100.0 * (self.waited + self.retries),
+            100.0 * (self.waited + self.retries + self.paced),
         )
     }
 }
@@ -410,6 +420,7 @@ pub(crate) struct Timings {
     consumer: Duration,
     waited: Duration,
     retries: Duration,
+    paced: Duration,
     calls: u64,
     /// No more than there are workers.
     busy: Vec<(ThreadId, Duration)>,
@@ -434,6 +445,11 @@ impl Timings {
     /// So long there was nothing to do until a retry was due.
     pub(crate) fn waited_for_retries(&mut self, time: Duration) {
         self.retries += time;
+    }
+
+    /// So long nothing ran, as the rate limit let nothing start.
+    pub(crate) fn waited_for_rate_limit(&mut self, time: Duration) {
+        self.paced += time;
     }
 
     /// The consumer gets the tasks of an answer.
@@ -503,6 +519,7 @@ impl Timings {
             consumer: self.consumer + since,
             waited: self.waited,
             retries: self.retries,
+            paced: self.paced,
             calls: self.calls,
             workers: busy.map(worker).collect(),
             slowest: self.slowest.clone(),
