@@ -9,6 +9,7 @@ use std::str::FromStr;
 /// |---|---|---|---|
 /// | [`Raise`](Self::Raise) | the `Err` | – | no further task starts, those that run are [told](crate::CancellationToken::current) and waited for, and the run is over |
 /// | [`Tolerate(n)`](Self::Tolerate) | each `Err` | `warn!` each | as `Raise` at failure `n + 1` |
+/// | [`TolerateRate`](Self::TolerateRate) | each `Err` | `warn!` each | as `Raise` once too many of the last tasks failed |
 /// | [`Log`](Self::Log) | each `Err` | `error!` each, when it is delivered | goes on |
 /// | [`Ignore`](Self::Ignore) | each `Err` | – | goes on |
 ///
@@ -64,6 +65,29 @@ pub enum ErrorPolicy {
     /// assert_eq!(run.filter(|task| task.is_err()).count(), 4);
     /// ```
     Tolerate(u64),
+    /// Logs failures and continues, as long as no more than `failures` of the last `window` tasks failed. One more stops the run.
+    ///
+    /// Tasks count in the order in which they end, as in a circuit breaker with a sliding window. At the beginning of a run, the
+    /// tasks so far are the window.
+    ///
+    /// A `window` of 0, or one that is not larger than `failures`, never stops the run.
+    ///
+    /// ```
+    /// use futureproof::{ErrorPolicy, prelude::*};
+    ///
+    /// // One in twenty fails, and from 500 on, all of them.
+    /// let call = |n: &u32| if n % 20 == 0 || *n >= 500 { Err("no answer") } else { Ok(*n) };
+    /// let policy = ErrorPolicy::TolerateRate { failures: 10, window: 100 };
+    /// let run = (0..100_000u32).futureproof(policy).map_tasks(call);
+    /// let failures = run.filter(|task| task.is_err()).count();
+    /// assert!((30..200).contains(&failures));
+    /// ```
+    TolerateRate {
+        /// How many may fail.
+        failures: u32,
+        /// Of how many tasks.
+        window: u32,
+    },
 }
 
 impl ErrorPolicy {
@@ -72,15 +96,20 @@ impl ErrorPolicy {
         match self {
             Self::Raise => Some(0),
             Self::Tolerate(n) => Some(n),
-            Self::Log | Self::Ignore => None,
+            Self::Log | Self::Ignore | Self::TolerateRate { .. } => None,
         }
+    }
+
+    /// Whether failures can stop the run.
+    pub(crate) fn can_stop(self) -> bool {
+        matches!(self, Self::TolerateRate { .. }) || self.tolerated().is_some()
     }
 
     /// The level at which a delivered failure is logged, if it is.
     pub(crate) fn log_level(self) -> Option<log::Level> {
         match self {
             Self::Log => Some(log::Level::Error),
-            Self::Tolerate(_) => Some(log::Level::Warn),
+            Self::Tolerate(_) | Self::TolerateRate { .. } => Some(log::Level::Warn),
             Self::Raise | Self::Ignore => None,
         }
     }
@@ -93,6 +122,7 @@ impl fmt::Display for ErrorPolicy {
             Self::Log => f.write_str("log"),
             Self::Ignore => f.write_str("ignore"),
             Self::Tolerate(n) => write!(f, "tolerate:{n}"),
+            Self::TolerateRate { failures, window } => write!(f, "tolerate:{failures}/{window}"),
         }
     }
 }
@@ -103,12 +133,12 @@ impl fmt::Display for ErrorPolicy {
 /// let error = "explode".parse::<futureproof::ErrorPolicy>().unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "unknown error policy \"explode\": expected raise, log, ignore or tolerate:N (N a count of failures)"
+///     "unknown error policy \"explode\": expected raise, log, ignore, tolerate:N (N failures) or tolerate:N/M (N of the last M tasks)"
 /// );
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown error policy {text:?}: expected raise, log, ignore or tolerate:N (N a count of failures)"
+    "unknown error policy {text:?}: expected raise, log, ignore, tolerate:N (N failures) or tolerate:N/M (N of the last M tasks)"
 )]
 pub struct ParseErrorPolicyError {
     text: String,
@@ -117,7 +147,7 @@ pub struct ParseErrorPolicyError {
 impl FromStr for ErrorPolicy {
     type Err = ParseErrorPolicyError;
 
-    /// Reads `raise`, `log`, `ignore` or `tolerate:N`, in upper or lower case.
+    /// Reads `raise`, `log`, `ignore`, `tolerate:N` or `tolerate:N/M`, in upper or lower case.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let lower = text.trim().to_ascii_lowercase();
         match lower.as_str() {
@@ -126,10 +156,16 @@ impl FromStr for ErrorPolicy {
             "ignore" => return Ok(Self::Ignore),
             _ => {}
         }
-        lower
-            .strip_prefix("tolerate:")
-            .and_then(|count| count.parse().ok())
-            .map(Self::Tolerate)
+        let budget = lower.strip_prefix("tolerate:");
+        let rate = budget.and_then(|budget| budget.split_once('/'));
+        let rate = rate.and_then(|(failures, window)| {
+            Some(Self::TolerateRate {
+                failures: failures.parse().ok()?,
+                window: window.parse().ok()?,
+            })
+        });
+        let count = budget.and_then(|count| count.parse().ok());
+        rate.or(count.map(Self::Tolerate))
             .ok_or_else(|| ParseErrorPolicyError {
                 text: text.to_owned(),
             })
@@ -148,6 +184,10 @@ mod tests {
             ErrorPolicy::Ignore,
             ErrorPolicy::Tolerate(0),
             ErrorPolicy::Tolerate(u64::MAX),
+            ErrorPolicy::TolerateRate {
+                failures: 5,
+                window: u32::MAX,
+            },
         ] {
             assert_eq!(policy.to_string().parse(), Ok(policy));
             assert_eq!(policy.to_string().to_uppercase().parse(), Ok(policy));
@@ -164,6 +204,9 @@ mod tests {
             "tolerate:-1",
             "tolerate:x",
             "tolerate:99999999999999999999",
+            "tolerate:5/",
+            "tolerate:/5",
+            "tolerate:5/x",
         ] {
             let error = text.parse::<ErrorPolicy>().unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")), "{error}");

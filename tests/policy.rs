@@ -4,6 +4,7 @@ mod common;
 
 use std::error::Error as _;
 use std::ops::Range;
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
@@ -660,5 +661,82 @@ fn the_end_does_not_wait_for_what_others_do_on_the_pool() {
             7
         );
         gate.open();
+    });
+}
+
+const RATE: ErrorPolicy = ErrorPolicy::TolerateRate {
+    failures: 3,
+    window: 20,
+};
+
+/// On one thread, tasks end in the order of the source.
+#[test]
+fn a_run_goes_on_while_few_of_the_last_tasks_fail() {
+    watchdog(|| {
+        for is_ordered in [false, true] {
+            // Three in each twenty, for ever; by an error, a panic, or after all attempts.
+            let run = (0..2_000u32).futureproof(RATE).num_threads(1);
+            let run = if is_ordered { run.ordered() } else { run };
+            let call = |n: &u32| match n % 20 {
+                0 | 9 => Err("no answer"),
+                10 => resume_unwind(Box::new("no hook is called")),
+                _ => Ok(*n),
+            };
+            let mut run = run.map_tasks(call).retry(|| [Duration::ZERO]);
+            let run = run.by_ref();
+            assert_eq!(run.filter(Result::is_err).count(), 300);
+            // The fourth of twenty, and not the fourth of twenty-one.
+            for (fourth, is_over) in [(1_019u32, true), (1_020, false)] {
+                let run = (0..2_000u32).futureproof(RATE).num_threads(1);
+                let run = if is_ordered { run.ordered() } else { run };
+                let fails = move |n: &u32| [1_000, 1_005, 1_018, fourth].contains(n);
+                let mut run = run.map_tasks(move |n: &u32| if fails(n) { Err(*n) } else { Ok(()) });
+                let failed: Vec<u64> = run
+                    .by_ref()
+                    .filter_map(Result::err)
+                    .map(|it| it.index())
+                    .collect();
+                assert_eq!(failed, [1_000, 1_005, 1_018, u64::from(fourth)]);
+                let ending = if is_over {
+                    Ending::Failed
+                } else {
+                    Ending::Exhausted
+                };
+                assert_eq!(run.ending(), Some(ending), "{fourth}");
+                assert_eq!(run.progress().snapshot().failed(), 4);
+            }
+        }
+    });
+}
+
+/// A service that goes away: on any width, the run ends soon after, and what still runs is told.
+#[test]
+fn a_run_stops_once_most_tasks_fail() {
+    watchdog(|| {
+        for (width, is_staged) in [(1, false), (4, false), (2, true)] {
+            let calls = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&calls);
+            let call = move |n: &u32| {
+                count.fetch_add(1, SeqCst);
+                if *n < 500 { Ok(*n) } else { Err("gone") }
+            };
+            let run = (0..).futureproof(RATE).num_threads(width);
+            let (failed, ending) = if is_staged {
+                let run = run.stage(|n: &u32| Ok(*n)).num_threads(width);
+                let mut run = run.map_tasks(call);
+                (run.by_ref().filter(Result::is_err).count(), run.ending())
+            } else {
+                let mut run = run.map_tasks(call);
+                (run.by_ref().filter(Result::is_err).count(), run.ending())
+            };
+            assert_eq!(ending, Some(Ending::Failed));
+            // Others fail at the same time; and each thread may be at one.
+            assert!((4..4 + 2 * width).contains(&failed), "{failed} of {width}");
+            assert!(
+                calls.load(SeqCst) < 500 + 4 + 2 * width,
+                "{}",
+                calls.load(SeqCst)
+            );
+        }
     });
 }

@@ -141,30 +141,38 @@ impl<I, T, E> Chunk<I, T, E> {
         self.failures.iter().filter(is_panic).count()
     }
 
-    /// Runs the items that were begun, until somebody wants one of them. Returns whether more may follow.
+    /// Runs the items that were begun, until somebody wants one of them. Returns whether more may follow. `is_last`: what
+    /// succeeds has come to its end.
     pub(crate) fn run(
         &mut self,
         f: &impl Fn(&mut I) -> Result<T, E>,
         stop: &Stop,
+        is_last: bool,
         is_wanted: &AtomicBool,
         instrument: &impl Instrument,
     ) -> bool
     where
         E: fmt::Debug,
     {
+        let (succeeded, failed) = (self.outputs.len(), self.failures.len());
         loop {
             // The function is treated as unwind safe, as rayon and `thread::spawn` treat theirs.
             // A `catch_unwind` per run of items rather than per item is what makes tiny tasks cheap.
             match panic::catch_unwind(AssertUnwindSafe(|| {
                 self.run_on(f, stop, is_wanted, instrument)
             })) {
-                Ok(may_go_on) => return may_go_on,
+                Ok(may_go_on) => {
+                    if is_last && self.failures.len() == failed {
+                        stop.succeeded(self.outputs.len() - succeeded);
+                    }
+                    return may_go_on;
+                }
                 Err(payload) => {
                     let offset = self.done();
                     let panic = Panic::new(payload);
                     instrument.panicked(self.first + offset as u64, panic.message());
                     self.failures.push((offset, Cause::Panicked(panic)));
-                    stop.failed(self.first + offset as u64);
+                    stop.failed(self.first + offset as u64, self.outputs.len() - succeeded);
                     if stop.awaits_failures() {
                         return true;
                     }
@@ -185,6 +193,7 @@ impl<I, T, E> Chunk<I, T, E> {
         E: fmt::Debug,
     {
         let start = self.done();
+        let succeeded = self.outputs.len();
         let Self {
             first,
             inputs,
@@ -214,7 +223,7 @@ impl<I, T, E> Chunk<I, T, E> {
                         continue;
                     }
                     if *is_final {
-                        stop.failed(index);
+                        stop.failed(index, outputs.len() - succeeded);
                     }
                     // It is to be found before another one begins that may wait to be told of it.
                     if !*is_final || stop.awaits_failures() {

@@ -175,7 +175,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         if let Some(level) = self.options.policy.log_level() {
             self.failure_log.write(self.options.title(), level, error);
         }
-        if self.workers.stop().delivered() {
+        if self.workers.stop().delivered(error.index()) {
             self.stop(Ending::Failed);
         }
     }

@@ -125,7 +125,7 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
             run.counters.complete(1, 1);
             // A panic has stopped the run where it happened.
             if matches!(cause, Cause::Failed(_)) {
-                run.stop.failed(outcome.index);
+                run.stop.failed(outcome.index, 0);
                 run.stop.handed_over(1);
             }
             return Some(outcome);

@@ -88,6 +88,11 @@ pub(crate) trait Sink<I, T, E>: Send + Sync {
         None
     }
 
+    /// Whether what succeeds has come to its end.
+    fn is_last(&self) -> bool {
+        true
+    }
+
     /// Takes what was run in a chunk, or in a part of one, and what may not start.
     fn send(&self, chunk: BoxedChunk<I, T, E>, width: usize);
 
@@ -348,7 +353,8 @@ where
     #[inline]
     fn run_all(&self, taken: &mut Taken<I, T, E>, f: &F, instrument: &impl Instrument) {
         let width = self.queue.width();
-        while taken.run(f, &self.sink.run().stop, instrument) {
+        let stop = &self.sink.run().stop;
+        while taken.run(f, stop, self.sink.is_last(), instrument) {
             let is_slow = taken.chunk.grain == 1;
             let is_flush_requested = |since| self.sink.is_flush_requested(since, is_slow);
             let (may_go_on, part) = taken.advance(width, is_flush_requested);

@@ -185,12 +185,19 @@ impl<I, T, E> Taken<I, T, E> {
 
     /// Runs what was begun. Returns whether more may follow.
     #[inline]
-    pub(crate) fn run<F>(&mut self, f: &F, stop: &Stop, instrument: &impl Instrument) -> bool
+    pub(crate) fn run<F>(
+        &mut self,
+        f: &F,
+        stop: &Stop,
+        is_last: bool,
+        instrument: &impl Instrument,
+    ) -> bool
     where
         F: Fn(&mut I) -> Result<T, E>,
         E: std::fmt::Debug,
     {
-        self.chunk.run(f, stop, &self.open.is_wanted, instrument)
+        self.chunk
+            .run(f, stop, is_last, &self.open.is_wanted, instrument)
     }
 
     /// Begins the next items. Returns whether there were any, and what has finished if a flush is requested.

@@ -115,7 +115,7 @@ impl Options {
 
     /// Whether something can end the run before its source does.
     pub(crate) fn can_stop(&self) -> bool {
-        self.policy.tolerated().is_some() || self.is_guarded()
+        self.policy.can_stop() || self.is_guarded()
     }
 
     /// How many items may be in flight, where `chosen` is the default.

@@ -145,6 +145,10 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
         Some(&self.stage)
     }
 
+    fn is_last(&self) -> bool {
+        false
+    }
+
     fn send(&self, chunk: BoxedChunk<Staged<I, U>, V, E>, width: usize) {
         for batch in self.sort(chunk, width) {
             self.next.queue(batch);

@@ -3,21 +3,21 @@
 //! Workers read this before each item, so it is a handful of relaxed loads. They may be relaxed because nothing is
 //! published through them: results travel under locks, and a stop that is seen one item later is still a stop.
 
-use std::sync::OnceLock;
+use std::collections::VecDeque;
+use std::sync::{OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cancel::CancellationToken;
 use crate::policy::ErrorPolicy;
 use crate::util::sync::atomic::{AtomicU64, Ordering};
-use crate::util::sync::now;
+use crate::util::sync::{Mutex, now};
 
 /// Stops a run: by a failure, a token, a deadline, or because it is left.
 #[derive(Debug)]
 pub(crate) struct Stop {
     /// No item at or past this index starts.
     limit: AtomicU64,
-    /// How many failures the run outlives; `None`: any number.
-    tolerated: Option<u64>,
+    policy: ErrorPolicy,
     /// In an ordered run, what comes before the failure that stops it still runs.
     ordered: bool,
     /// Final failures so far, and the highest index among them.
@@ -26,6 +26,11 @@ pub(crate) struct Stop {
     /// How many of them are on their way to the consumer, and how many have reached it.
     handed_over: AtomicU64,
     delivered: AtomicU64,
+    /// Under [`ErrorPolicy::TolerateRate`]: how many tasks have ended, and when the last failures came, counted in those.
+    ended: AtomicU64,
+    recent: Mutex<VecDeque<u64>>,
+    /// The failure that was one too many among those; `u64::MAX` if none was.
+    fatal: AtomicU64,
     /// Each of them stops the run.
     tokens: Vec<CancellationToken>,
     /// A child of all `tokens`: the token of the tasks. It is cancelled when nobody waits for them any more.
@@ -38,12 +43,15 @@ impl Stop {
     pub(crate) fn new(policy: ErrorPolicy, ordered: bool, tokens: Vec<CancellationToken>) -> Self {
         Self {
             limit: AtomicU64::new(u64::MAX),
-            tolerated: policy.tolerated(),
+            policy,
             ordered,
             failures: AtomicU64::new(0),
             highest: AtomicU64::new(0),
             handed_over: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            recent: Mutex::default(),
+            fatal: AtomicU64::new(u64::MAX),
             tasks_token: CancellationToken::child_of(&tokens),
             tokens,
             deadline: OnceLock::new(),
@@ -97,12 +105,24 @@ impl Stop {
 
     /// Whether failures can stop the run, so that somebody waits for them.
     pub(crate) fn awaits_failures(&self) -> bool {
-        self.tolerated.is_some()
+        self.policy.can_stop()
     }
 
-    /// A failure that no retry can mend has happened at `index`: stops the run if that is one too many.
-    pub(crate) fn failed(&self, index: u64) {
-        let Some(tolerated) = self.tolerated else {
+    /// So many tasks have succeeded.
+    #[inline]
+    pub(crate) fn succeeded(&self, tasks: usize) {
+        if let ErrorPolicy::TolerateRate { .. } = self.policy {
+            self.ended.fetch_add(tasks as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// A failure that no retry can mend has happened at `index`, after `succeeded` tasks that are not counted yet: stops the
+    /// run if that is one too many.
+    pub(crate) fn failed(&self, index: u64, succeeded: usize) {
+        if let ErrorPolicy::TolerateRate { failures, window } = self.policy {
+            return self.failed_of_window(index, succeeded, failures, window);
+        }
+        let Some(tolerated) = self.policy.tolerated() else {
             return;
         };
         // Each read-modify-write is atomic by itself, and that is enough: whoever finds the count
@@ -120,6 +140,27 @@ impl Stop {
         self.limit.fetch_min(limit, Ordering::Relaxed);
     }
 
+    fn failed_of_window(&self, index: u64, succeeded: usize, failures: u32, window: u32) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = succeeded as u64 + 1;
+        let place = self.ended.fetch_add(ended, Ordering::Relaxed) + ended;
+        recent.push_back(place);
+        if recent.len() as u64 <= u64::from(failures) {
+            return;
+        }
+        let first = recent.pop_front().unwrap_or(place);
+        if place - first >= u64::from(window) {
+            return;
+        }
+        let is_first = self.fatal.load(Ordering::Relaxed) == u64::MAX;
+        // In an ordered run, the earliest counts, as it is delivered first.
+        if is_first || self.ordered {
+            self.fatal.fetch_min(index, Ordering::Relaxed);
+        }
+        let limit = if self.ordered { index } else { 0 };
+        self.limit.fetch_min(limit, Ordering::Relaxed);
+    }
+
     /// So many final failures are on their way to the consumer. If the run does not outlive them, its tasks are told;
     /// but in an ordered run, what comes before the failure is wanted.
     ///
@@ -129,19 +170,27 @@ impl Stop {
             return;
         }
         let before = self.handed_over.fetch_add(failures, Ordering::AcqRel);
-        if self.is_too_many(before + failures) {
+        let is_over = match self.policy {
+            ErrorPolicy::TolerateRate { .. } => !self.may_go_on(),
+            _ => self.is_too_many(before + failures),
+        };
+        if is_over {
             self.cancel_tasks();
         }
     }
 
-    /// The consumer gets a failure. Returns whether it ends the run.
-    pub(crate) fn delivered(&self) -> bool {
+    /// The consumer gets the failure at `index`. Returns whether it ends the run.
+    pub(crate) fn delivered(&self, index: u64) -> bool {
+        if let ErrorPolicy::TolerateRate { .. } = self.policy {
+            return index == self.fatal.load(Ordering::Relaxed);
+        }
         let before = self.delivered.fetch_add(1, Ordering::Relaxed);
         self.is_too_many(before + 1)
     }
 
     fn is_too_many(&self, failures: u64) -> bool {
-        self.tolerated.is_some_and(|tolerated| failures > tolerated)
+        let tolerated = self.policy.tolerated();
+        tolerated.is_some_and(|tolerated| failures > tolerated)
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -205,9 +254,9 @@ mod tests {
     #[test]
     fn a_failure_past_the_tolerated_ones_stops_everything() {
         let stop = stop(Tolerate(1), false);
-        stop.failed(10);
+        stop.failed(10, 0);
         assert!(stop.allows(0) && stop.allows(1_000));
-        stop.failed(5);
+        stop.failed(5, 0);
         assert!(!stop.allows(0));
     }
 
@@ -227,7 +276,7 @@ mod tests {
     fn the_failure_that_ends_the_run_is_the_one_after_the_tolerated() {
         let stop = stop(Tolerate(2), false);
         assert_eq!(
-            [(); 4].map(|()| stop.delivered()),
+            [0; 4].map(|index| stop.delivered(index)),
             [false, false, true, true]
         );
     }
@@ -235,19 +284,19 @@ mod tests {
     #[test]
     fn in_order_what_comes_before_the_failure_still_runs() {
         let stop = stop(Raise, true);
-        stop.failed(10);
+        stop.failed(10, 0);
         assert!(stop.allows(9) && !stop.allows(10));
-        stop.failed(5);
+        stop.failed(5, 0);
         assert!(stop.allows(4) && !stop.allows(5));
-        stop.failed(8);
+        stop.failed(8, 0);
         assert!(!stop.allows(5));
     }
 
     #[test]
     fn in_order_tolerated_failures_leave_room_for_each_other() {
         let stop = stop(Tolerate(1), true);
-        stop.failed(10);
-        stop.failed(3);
+        stop.failed(10, 0);
+        stop.failed(3, 0);
         // In order, 10 is the second failure.
         assert!(stop.allows(9) && !stop.allows(10));
     }
@@ -255,10 +304,39 @@ mod tests {
     #[test]
     fn any_number_is_tolerated_without_a_budget() {
         let stop = stop(Ignore, false);
-        (0..100).for_each(|index| stop.failed(index));
+        (0..100).for_each(|index| stop.failed(index, 0));
         assert!(stop.allows(0));
         stop.stop();
         assert!(!stop.allows(0));
+    }
+
+    #[test]
+    fn too_many_of_the_last_tasks_stop_everything() {
+        let policy = ErrorPolicy::TolerateRate {
+            failures: 2,
+            window: 10,
+        };
+        let rare = stop(policy, false);
+        // Three of ten would be too many, three of eleven are not.
+        for index in (0..100).step_by(5) {
+            rare.failed(index, 4);
+        }
+        assert!(rare.allows(1_000));
+        let often = stop(policy, false);
+        often.succeeded(100);
+        [100, 103].iter().for_each(|index| often.failed(*index, 0));
+        often.succeeded(7);
+        assert!(often.allows(0));
+        // The tenth since the first of them.
+        often.failed(110, 0);
+        assert!(!often.allows(0));
+        assert_eq!(
+            [100, 103, 110].map(|it| often.delivered(it)),
+            [false, false, true]
+        );
+        let ordered = stop(policy, true);
+        [5, 3, 9].iter().for_each(|index| ordered.failed(*index, 0));
+        assert!(ordered.allows(8) && !ordered.allows(9));
     }
 
     #[test]
