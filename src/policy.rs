@@ -7,7 +7,7 @@ use std::str::FromStr;
 ///
 /// | policy | yields | logs | then |
 /// |---|---|---|---|
-/// | [`Raise`](Self::Raise) | the `Err`, and nothing after it | – | no further task starts; running ones are waited for |
+/// | [`Raise`](Self::Raise) | the `Err`, and nothing after it | – | no new task starts; running ones are waited for |
 /// | [`Tolerate(n)`](Self::Tolerate) | each `Err` | `warn!` each | as `Raise` at failure `n + 1` |
 /// | [`Log`](Self::Log) | each `Err` | `error!` each, when it is delivered | continues |
 /// | [`Ignore`](Self::Ignore) | each `Err` | – | continues |

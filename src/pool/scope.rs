@@ -63,7 +63,8 @@ impl fmt::Debug for Scope<'_, '_> {
 /// let text = String::from("to be or not to be");
 /// let lengths: Vec<&str> = futureproof::scope(2, |scope| {
 ///     let words = text.split(' ').futureproof(Raise).on(scope);
-///     words.map_tasks(infallible(|word: &&str| word.trim_start_matches('t'))).map(|task| task.unwrap().output).collect()
+///     let trim = infallible(|word: &&str| word.trim_start_matches('t'));
+///     words.map_tasks(trim).map(|task| task.unwrap().output).collect()
 /// });
 /// assert_eq!(lengths.len(), 6); // slices of `text`
 /// ```
