@@ -175,8 +175,8 @@ impl Progress {
 
 /// The counts of a run at one moment.
 ///
-/// While the run goes on, `failed ≤ completed ≤ pulled` in every snapshot. The counts are updated once per chunk: once per task for slow
-/// tasks, about every 100 µs for tiny ones.
+/// While the run goes on, `failed ≤ completed ≤ pulled` in every snapshot. The counts are updated once per chunk:
+/// once per task for slow tasks, about every 100 µs for tiny ones.
 ///
 /// ```
 /// use futureproof::prelude::*;

@@ -43,7 +43,8 @@ impl<I> Incoming for Items<I> {
     }
 }
 
-/// An iterator to be read ahead in a run, created by [`FutureproofIterator::read_ahead`].
+/// An iterator to be read ahead in a run, created by
+/// [`FutureproofIterator::read_ahead`](crate::FutureproofIterator::read_ahead).
 ///
 /// It is not an iterator. Behind an adaptor, the run could not know that its source reads ahead, and would block with
 /// it.
@@ -77,7 +78,8 @@ where
     }
 }
 
-/// A source that is read ahead on its own thread, created by [`Futureproof::read_ahead`].
+/// A source that is read ahead on its own thread, created by
+/// [`Futureproof::read_ahead`](crate::Futureproof::read_ahead).
 ///
 /// As part of a [`Remainder`](crate::Remainder), it yields what was read and not pulled, then continues with the
 /// source.
