@@ -1,4 +1,4 @@
-//! The way in: an iterator becomes a run, option by option.
+//! The builder: turns an iterator into a run, option by option.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,11 +19,12 @@ use crate::pool::{OwnPool, Spawn};
 use crate::source::{Owned, QueueItems, QueueSource, ReadAhead, SourceOps, ToReadAhead};
 use crate::util::panics::CatchDrop;
 
-/// Adds [`futureproof`](Self::futureproof) to every iterator.
+/// Adds [`futureproof`](Self::futureproof) and [`read_ahead`](Self::read_ahead) to every iterator.
 pub trait FutureproofIterator: Iterator + Sized {
-    /// Starts to describe a parallel run over this iterator's items; `policy` decides what a failure
-    /// does to it. Nothing runs before the first `next` of what
-    /// [`map_tasks`](Futureproof::map_tasks) returns.
+    /// Starts building a parallel run over the items of this iterator.
+    ///
+    /// `policy` decides what happens when a task fails. Nothing runs until the first call of `next` on the iterator
+    /// that [`map_tasks`](Futureproof::map_tasks) returns.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -38,8 +39,10 @@ pub trait FutureproofIterator: Iterator + Sized {
         Futureproof::new(self, None, policy)
     }
 
-    /// Short for [`futureproof`](Self::futureproof) and its step [`read_ahead`](Futureproof::read_ahead):
-    /// `iter.read_ahead(64).futureproof(Raise)`.
+    /// Reads this iterator ahead on its own thread.
+    ///
+    /// `iter.read_ahead(64).futureproof(Raise)` is the same as `iter.futureproof(Raise).read_ahead(64)`; see
+    /// [`Futureproof::read_ahead`].
     fn read_ahead(self, limit: usize) -> ToReadAhead<Self>
     where
         Self: Send + 'static,
@@ -56,7 +59,9 @@ where
     I: Iterator + Send + 'static,
     I::Item: Send + 'static,
 {
-    /// As [`FutureproofIterator::futureproof`], followed by [`Futureproof::read_ahead`].
+    /// Starts building a run that reads its source ahead.
+    ///
+    /// The same as [`FutureproofIterator::futureproof`] followed by [`Futureproof::read_ahead`].
     pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<ReadAhead<I>> {
         let (source, limit) = self.into_parts();
         source.futureproof(policy).read_ahead(limit)
@@ -64,23 +69,31 @@ where
 }
 
 impl<T> QueueSource<T> {
-    /// As [`FutureproofIterator::futureproof`], for a run that ends when the queue is empty and nothing is in flight.
+    /// Starts building a run over the queue.
+    ///
+    /// Like [`FutureproofIterator::futureproof`], but the run ends only when the queue is empty and nothing is in
+    /// flight.
     pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<QueueItems<T>> {
         self.into_items().futureproof(policy)
     }
 }
 
 impl<T> QueueItems<T> {
-    /// As [`QueueSource::futureproof`]: for what is left in a [`Remainder`](crate::Remainder).
+    /// Starts building a run over the items left in the queue of a [`Remainder`](crate::Remainder).
+    ///
+    /// Like [`QueueSource::futureproof`].
     pub fn futureproof(self, policy: ErrorPolicy) -> Futureproof<Self> {
         Futureproof::new(self, Some(Self::OPS), policy)
     }
 }
 
-/// The options of a run, each with a default that is right for most.
+/// The options of a run. The defaults suit most jobs.
 ///
-/// Made by [`FutureproofIterator::futureproof`], finished by [`map_tasks`](Self::map_tasks). No value of
-/// an option is an error; 0 means "chosen for you" for every count.
+/// Created by [`FutureproofIterator::futureproof`] and finished by [`map_tasks`](Self::map_tasks). All methods here
+/// come before `map_tasks`; [`retry`](MapTasks::retry), [`retry_with`](MapTasks::retry_with),
+/// [`retry_if`](MapTasks::retry_if) and [`describe`](MapTasks::describe) come after it.
+///
+/// No value of an option is an error. For every count, 0 means that the library chooses.
 ///
 /// ```
 /// use futureproof::prelude::*;
@@ -100,7 +113,7 @@ pub struct Futureproof<I: Iterator, P = OwnPool, S = ()> {
 }
 
 impl<I: Iterator> Futureproof<I> {
-    /// `ops`: for a source that may have nothing to give for a while.
+    /// `ops`: set for a source that can be empty now and have items later.
     fn new(source: I, ops: Option<SourceOps<I>>, policy: ErrorPolicy) -> Self {
         Self {
             source,
@@ -113,10 +126,12 @@ impl<I: Iterator> Futureproof<I> {
 }
 
 impl<I: Iterator, P, S> Futureproof<I, P, S> {
-    /// How many threads the run's own pool has. 0, the default, is rayon's default: the environment's
-    /// `RAYON_NUM_THREADS`, or one per core. For tasks that wait rather than compute, ask for more.
+    /// Sets how many threads the run's own pool has.
     ///
-    /// A pool that is given with [`on`](Self::on) brings its own width.
+    /// The default, 0, is rayon's: the environment variable `RAYON_NUM_THREADS`, or one thread per core. If your
+    /// tasks wait rather than compute, ask for more threads than cores.
+    ///
+    /// A rayon pool or a [`Scope`](crate::Scope) passed to [`on`](Self::on) keeps its own number of threads.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -128,11 +143,14 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         self
     }
 
-    /// How many items may be pulled and not yet delivered, at most: queued, running, waiting for a
-    /// retry or finished. This is what bounds memory.
+    /// Limits how many items are in flight, which bounds memory.
     ///
-    /// 0, the default, follows the cost of a task: eight slow tasks a thread, or four milliseconds of
-    /// quick ones, as far as that is not more than some 64 Ki items. A run of several [stages](Self::stage) counts the threads of all.
+    /// An item is in flight from the moment it is pulled until it is delivered: queued, running, waiting for a retry,
+    /// or finished.
+    ///
+    /// The default, 0, follows the cost of a task: eight slow tasks per thread, or a few milliseconds' worth of quick
+    /// ones, up to about 64 Ki items per thread. A run of several [stages](Self::stage) counts the threads of all of
+    /// them.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -145,17 +163,17 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         self
     }
 
-    /// Pulls the source on its own thread, up to `limit` items ahead, so that a source that blocks does not delay
-    /// results. 0 means 64; more than 65,536 are not read ahead.
+    /// Pulls the source on its own thread, so that a source that blocks does not delay results.
     ///
-    /// For a source such as a socket or a directory walk over a network. Without this, a run pulls its source on the
-    /// consumer's thread, and delivers nothing while that blocks.
+    /// Up to `limit` items are read ahead. 0 means 64; the maximum is 65,536.
     ///
-    /// A [`Queue`](crate::Queue) never blocks, so it is not read ahead.
+    /// Use it for a source that blocks, such as a socket or a directory walk over a network. Without it, the run
+    /// pulls its source on the consumer's thread, and delivers nothing while the source blocks. A
+    /// [`Queue`](crate::Queue) never blocks, so it is not read ahead.
     ///
-    /// What was read ahead is held besides [`max_in_flight`](Self::max_in_flight). Leaving the run never waits for
-    /// the source: its thread ends with the pull that is under way. A source that can look at
-    /// [`CancellationToken::current`] in its `next` is told when nobody wants its items any more.
+    /// Items that were read ahead do not count towards [`max_in_flight`](Self::max_in_flight). Leaving the run never
+    /// waits for the source: its thread ends when the current pull returns. The source can look at
+    /// [`CancellationToken::current`] in its `next` to learn that its items are no longer wanted.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -163,7 +181,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     ///
     /// let (sender, receiver) = mpsc::channel();
     /// sender.send(1).unwrap();
-    /// // The channel stays open: a pull of the second item blocks.
+    /// // The channel stays open, so pulling a second item blocks.
     /// let run = receiver.into_iter().futureproof(Raise).read_ahead(16);
     /// let mut run = run.map_tasks(infallible(|n: &i32| n + 1));
     /// assert_eq!(run.next().unwrap().unwrap().output, 2);
@@ -184,10 +202,10 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         }
     }
 
-    /// How many items travel together to a worker and back; 65,536 at most.
+    /// Sets how many items are sent to a worker together, 65,536 at most.
     ///
-    /// 0, the default, adapts it while the run goes on: 1 where a task or a pull takes long, more for
-    /// tiny ones. A fixed size serves tests, and tasks whose cost swings widely.
+    /// The default, 0, adapts while the run goes on: 1 where a task or a pull is slow, more for tiny tasks. A fixed
+    /// size is useful in tests, and for tasks whose cost varies widely.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -201,9 +219,8 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
 
     /// Delivers tasks in the order of the source instead of the order in which they finish.
     ///
-    /// Tasks that wait for their turn count as in flight, so a slow one stops new ones from starting
-    /// once the window is full. Under [`Raise`](ErrorPolicy::Raise), every task before the failed one
-    /// is delivered first.
+    /// Finished tasks that wait for their turn count as in flight. So one slow task stops new ones from starting once
+    /// the window is full. Under [`Raise`](ErrorPolicy::Raise), every task before the failed one is delivered first.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -216,17 +233,20 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         self
     }
 
-    /// How often the monitor tells, through [`log`] at `info!` with target `futureproof`, how the run is
-    /// going. The default is every 2 s; the first and the last line come in any case.
+    /// Sets how often the monitor logs progress.
     ///
-    /// With [`Duration::ZERO`] there is no line and no [`on_progress`](Self::on_progress). There is no thread
-    /// either, nor where nobody would see the lines, unless [`warn_after`](Self::warn_after), a progress bar or
-    /// the feature `metrics` needs it.
+    /// The monitor logs with [`log`] at `info!`, target `futureproof`. The default interval is 2 s. The first and the
+    /// last line are always logged, however short the run.
+    ///
+    /// [`Duration::ZERO`] turns off the lines and [`on_progress`](Self::on_progress). The monitor's thread starts
+    /// only if something needs it: an enabled `info!` log, `on_progress`, [`warn_after`](Self::warn_after), a
+    /// progress bar or the feature `metrics`.
     ///
     /// ```
     /// # use futureproof::prelude::*;
     /// # use std::time::Duration;
-    /// let run = (0..100).futureproof(Raise).monitor_interval(Duration::from_secs(60)).map_tasks(infallible(|n: &u32| *n));
+    /// let run = (0..100).futureproof(Raise).monitor_interval(Duration::from_secs(60));
+    /// let run = run.map_tasks(infallible(|n: &u32| *n));
     /// assert_eq!(run.count(), 100);
     /// ```
     pub fn monitor_interval(mut self, every: Duration) -> Self {
@@ -234,10 +254,10 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         self
     }
 
-    /// Has the monitor call `f` at every [interval](Self::monitor_interval), and once at the end.
+    /// Calls `f` with the run's counts at every [interval](Self::monitor_interval), and once at the end.
     ///
-    /// It is called on the monitor's thread, so it costs the run nothing. If it panics, nothing else is
-    /// lost.
+    /// `f` is called on the monitor's thread, so it does not slow the run down. The end of the run waits for it for
+    /// up to a second. If `f` panics, the panic is caught and nothing else is lost.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -251,21 +271,22 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         self
     }
 
-    /// Warns, through [`log`] at `warn!`, of every task that has been running for `duration`, by its index and its
-    /// worker's name, and again each time that has doubled.
+    /// Logs a warning for every task that has been running for `duration`.
     ///
-    /// A call that runs cannot be stopped; this tells which one it is. With it, a worker notes the index of
-    /// each task, which costs a few nanoseconds.
+    /// The warning gives the task's index and the name of its worker. It comes again each time the running time has
+    /// doubled. A running call cannot be stopped; this tells you which one it is.
     ///
-    /// The monitor looks four times in that time, so a task is told of when it has run for something between
-    /// `duration` and 5/4 of it; one that is over before that look is not. The time that is told is exact for the
-    /// first task of a [chunk](Self::chunk_size), and that is every task where all are slow; for one that others
-    /// came before in its chunk, it is up to a quarter of `duration` too short.
+    /// Checked every `duration / 4`, so a warning comes between 1× and 1.25× `duration`; tasks over by then are not
+    /// reported. The reported time is exact for the first task of a [chunk](Self::chunk_size), and slow tasks are in
+    /// chunks of one. For a later task of a chunk it can be up to `duration / 4` too short.
+    ///
+    /// It costs a few nanoseconds per task.
     ///
     /// ```
     /// # use futureproof::prelude::*;
     /// # use std::time::Duration;
-    /// let run = (0..100).futureproof(Raise).warn_after(Duration::from_secs(30)).map_tasks(infallible(|n: &u32| n + 1));
+    /// let run = (0..100).futureproof(Raise).warn_after(Duration::from_secs(30));
+    /// let run = run.map_tasks(infallible(|n: &u32| n + 1));
     /// assert_eq!(run.count(), 100);
     /// // WARN futureproof: task 17 has been running for 30.1s, on futureproof-3
     /// ```
@@ -274,8 +295,10 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         self
     }
 
-    /// How many items there will be, for the time left that the monitor tells, [`Snapshot::eta`](crate::Snapshot::eta) and a progress
-    /// bar: where the source does not know, as behind a `filter`. Nothing else depends on it, so an estimate will do.
+    /// Sets how many items to expect, for a source that does not know, such as a `filter`.
+    ///
+    /// The number is used for the time left in log lines, for [`Snapshot::eta`](crate::Snapshot::eta) and for a
+    /// progress bar. Nothing else depends on it, so an estimate will do.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -289,8 +312,9 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         self
     }
 
-    /// Names the run, in its log lines and its threads: `NAME-0`, `NAME-1` … The default is
-    /// `futureproof`.
+    /// Names the run in log lines and its threads: `NAME-0`, `NAME-1` and so on.
+    ///
+    /// The default is `futureproof`.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -299,17 +323,21 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// assert_eq!(run.next().unwrap().unwrap().output.as_deref(), Some("thumbnails-0"));
     /// ```
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        // A thread cannot be named with a NUL.
+        // A thread's name cannot contain a NUL.
         self.spawner.name = name.into().replace('\0', "");
         self
     }
 
-    /// Stops the run when `token` is cancelled: no further call starts, and a consumer that is blocked
-    /// in `next` gets `None` at once. See [`CancellationToken`]. Whoever collects the tasks asks [`ending`](MapTasks::ending), or
-    /// takes [`checked`](MapTasks::checked), where it is an error that a run was cancelled.
+    /// Stops the run when `token` is cancelled.
     ///
-    /// It can be called several times: each of the tokens stops the run. A token hands its deadline on: with
-    /// [`CancellationToken::current`] inside a task, an inner run ends when the outer one's deadline comes.
+    /// No further call starts, and a consumer that is blocked in `next` gets `None` at once. See
+    /// [`CancellationToken`].
+    ///
+    /// The iterator just ends, so what you collect may be incomplete. Ask [`ending`](MapTasks::ending), or use
+    /// [`checked`](MapTasks::checked), which yields an error for a cancelled run.
+    ///
+    /// Can be called several times: each of the tokens stops the run. The run also inherits a token's deadline. So if
+    /// a task passes [`CancellationToken::current`] to an inner run, the inner run ends at the outer run's deadline.
     ///
     /// ```
     /// # use futureproof::{Ending, prelude::*};
@@ -325,15 +353,19 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         self
     }
 
-    /// Stops the run, as a cancel does, when this time has passed since the first `next`. The iterator then just ends: whoever
-    /// collects it asks [`ending`](MapTasks::ending), or takes [`checked`](MapTasks::checked), where that is an error.
+    /// Stops the run when `after` has passed since the first `next`.
     ///
-    /// With a deadline, workers read the clock before each item, which costs some 20 ns.
+    /// It stops the run as a [cancel](Self::cancel_on) does. The iterator just ends, so what you collect may be
+    /// incomplete. Ask [`ending`](MapTasks::ending), or use [`checked`](MapTasks::checked), which yields an error for
+    /// a run that reached its deadline.
+    ///
+    /// Workers then read the clock before each item, which costs about 20 ns.
     ///
     /// ```
     /// # use futureproof::{Ending, prelude::*};
     /// # use std::time::Duration;
-    /// let mut run = (0u64..).futureproof(Raise).deadline(Duration::from_millis(20)).map_tasks(infallible(|n: &u64| n + 1));
+    /// let run = (0u64..).futureproof(Raise).deadline(Duration::from_millis(20));
+    /// let mut run = run.map_tasks(infallible(|n: &u64| n + 1));
     /// assert!(run.by_ref().count() > 0);
     /// assert_eq!(run.ending(), Some(Ending::DeadlineExceeded));
     /// ```
@@ -342,15 +374,15 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         self
     }
 
-    /// Starts at most `calls` tasks in each `per`, evenly spread: for services that ask for it.
+    /// Limits how often tasks start: at most `calls` in each `per`, evenly spread.
     ///
-    /// Further attempts of [`retry`](MapTasks::retry) count as well. Tasks that wait for their time hold no worker; a cancel, a deadline or
-    /// a drop does not wait for them. After a pause there is no burst to catch up: a run makes up for five milliseconds at most,
-    /// so that timers that are late do not slow it down. 0 calls, or a `per` of 0, is no limit.
+    /// Retries count as well. A task that waits for its time holds no worker, and a cancel, a deadline or a drop does not
+    /// wait for it. There is no burst after a pause: a run catches up by five milliseconds at most, for timers that are
+    /// late. 0 calls, or a `per` of zero, means no limit.
     ///
-    /// In a run of several [stages](Self::stage), it limits how often the first stage starts.
+    /// In a run with several [stages](Self::stage), the limit applies to the first one.
     ///
-    /// Each run has a limit of its own. For one that several runs share, call a limiter of the `governor` crate in the function.
+    /// Each run has its own limit. To share one between runs, call a limiter from the `governor` crate in the function.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -359,20 +391,21 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// let start = Instant::now();
     /// let run = (0..5).futureproof(Raise).rate_limit(100, Duration::from_secs(1));
     /// assert_eq!(run.map_tasks(infallible(|n: &u32| n + 1)).count(), 5);
-    /// assert!(start.elapsed() >= Duration::from_millis(40)); // one at once, and four at 10 ms each
+    /// assert!(start.elapsed() >= Duration::from_millis(40)); // the first at once, then one every 10 ms
     /// ```
     pub fn rate_limit(mut self, calls: u32, per: Duration) -> Self {
         self.options.pace = Pace::new(calls, per);
         self
     }
 
-    /// Runs the tasks elsewhere than on a pool of the run's own: on an `Arc<rayon::ThreadPool>` that many
-    /// runs share, on a [`&Scope`](crate::Scope) to borrow from the stack, or on anything that is
-    /// [`Spawn`].
+    /// Runs the tasks on `pool` instead of a pool of the run's own.
     ///
-    /// A consumer that is itself on a thread of that pool works as well while it waits, and pulls nothing meanwhile. So its
-    /// tasks must not wait for items that are still to be pulled. If a task on pool `a` waits for one on pool `b`, which waits for one on
-    /// `a`, they wait for ever.
+    /// `pool` is an `Arc<rayon::ThreadPool>`, which several runs can share, a [`&Scope`](crate::Scope), to borrow
+    /// from the stack, or anything else that implements [`Spawn`].
+    ///
+    /// If the consumer itself is on a thread of that pool, it runs tasks while it waits, and pulls nothing meanwhile.
+    /// So its tasks must not wait for items that are still to be pulled. Tasks that wait for each other across pools
+    /// deadlock: one on pool `a` waits for one on pool `b`, which waits for one on `a`.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -400,7 +433,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         }
     }
 
-    /// What was described so far is a stage; what follows describes the next.
+    /// Ends the current stage; later options are for the next one.
     fn add_stage<F, L>(
         mut self,
         f: F,
@@ -418,7 +451,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
         }
     }
 
-    /// Makes the run. `dispatch` makes its stages, for what they are to share.
+    /// Builds the run. `dispatch` builds its stages from the state that they share.
     fn into_run<'a, T, E: fmt::Debug>(
         mut self,
         dispatch: impl FnOnce(
@@ -427,7 +460,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
             &Arc<Shared<I::Item, T, E>>,
         ) -> Box<dyn Dispatch<I::Item, T, E> + 'a>,
     ) -> MapTasks<'a, I, T, E> {
-        // The last stage's name is the run's, or else that of the first that has one.
+        // The run is named after its last stage, or else after the first stage that has a name.
         if !self.spawner.name.is_empty() {
             self.options.name.clone_from(&self.spawner.name);
         }
@@ -438,10 +471,10 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
 }
 
 impl<I: Iterator, P> Futureproof<I, P> {
-    /// Runs `f` on the items as a stage of its own, on threads of its own, and what it makes goes on to what follows: to the
-    /// next stage, or to the function of [`map_tasks`](Self::map_tasks).
+    /// Runs `f` on the items as a stage with its own threads, and passes its outputs on.
     ///
-    /// For work of which one part waits and the other computes: each has as many threads as it needs.
+    /// They go to the next stage, or to the function of [`map_tasks`](Self::map_tasks). Use stages where one part of
+    /// the work waits and another computes: each gets as many threads as it needs.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -456,22 +489,24 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// }
     /// ```
     ///
-    /// [`num_threads`](Self::num_threads), [`on`](Self::on) and [`name`](Self::name) before a stage are that stage's; all else is the
-    /// run's: one policy, one window, one index. A failure in any stage is the item's failure. It goes past the later stages, and a
-    /// policy that stops the run stops all of them. [`TaskError::stage`](crate::TaskError::stage) tells where it was. Another
-    /// [attempt](MapTasks::retry) starts at the first stage.
+    /// **Options.** [`num_threads`](Self::num_threads), [`on`](Self::on) and [`name`](Self::name) apply to the stage
+    /// that they precede. Everything else applies to the whole run: there is one policy, one window and one index.
+    /// The threads of a stage without a name are called `stage-0-0`, `stage-0-1` and so on.
     ///
-    /// What a stage makes is lent to the next: `&V` for `stage` and `map_tasks`, `&mut V` for `map_tasks_mut`; `map_tasks_owned` takes it.
-    /// Functions for `map_tasks`, of [`with_state`](crate::with_state) say, are functions for stages as well.
+    /// **Failures.** A failure in any stage is the item's failure. The item skips the later stages, and a policy that
+    /// stops the run stops all stages. [`TaskError::stage`](crate::TaskError::stage) says where the item failed. A
+    /// [retry](MapTasks::retry) starts again at the first stage.
     ///
-    /// Stages that share a pool, each [`on`](Self::on) the same one, run one after the other: the thread that has finished an item in one
-    /// stage goes on with it in the next.
+    /// **Types.** Each function borrows the output of the stage before: `stage` and `map_tasks` take `&V`,
+    /// `map_tasks_mut` takes `&mut V`, and `map_tasks_owned` takes `V`. Any function for `map_tasks`, such as one
+    /// made by [`with_state`](crate::with_state), works in a stage too. All stages have the same error type. If yours
+    /// differ, convert them to `anyhow::Error` or to an error of your own (`.map_err(Mine::Fetch)`).
     ///
-    /// All stages have the same type of error: where theirs differ, let each end with `anyhow::Error`, or with an error of your own
-    /// (`.map_err(Mine::Fetch)`). The threads of a stage without a name are called `stage-0-0`, `stage-0-1` and so on.
+    /// **Pools.** If two stages share a pool, each [`on`](Self::on) the same one, the thread that finishes an item in
+    /// one stage goes on with it in the next.
     ///
-    /// To borrow from the stack, each stage has a [`scope`](crate::scope) of its own, the first stage's inside the next one's. (A stage that is
-    /// lent something for a scope cannot follow one with a pool of its own.)
+    /// To borrow from the stack, give each stage its own [`scope`](crate::scope), the first stage's inside the next
+    /// one's. A stage that borrows this way cannot follow a stage that has a pool of its own.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -480,14 +515,15 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// let limit = 4;
     /// let long = futureproof::scope(2, |parsers| {
     ///     futureproof::scope(8, |fetchers| {
-    ///         let run = words.iter().futureproof(Raise).on(fetchers).stage(|word: &&String| Ok::<_, String>(word.len()));
+    ///         let length = |word: &&String| Ok::<_, String>(word.len());
+    ///         let run = words.iter().futureproof(Raise).on(fetchers).stage(length);
     ///         run.on(parsers).map_tasks(|len: &usize| Ok(*len > limit)).flatten().filter(|task| task.output).count()
     ///     })
     /// });
     /// assert_eq!(long, 1);
     /// ```
     ///
-    /// [`Report::stages`](crate::Report::stages) tells which stage limits the run.
+    /// [`Report::stages`](crate::Report::stages) shows which stage limits the run.
     pub fn stage<V, E, F>(self, f: F) -> Futureproof<I, OwnPool, Stages<(), P, F, V>>
     where
         F: Fn(&I::Item) -> Result<V, E>,
@@ -495,30 +531,46 @@ impl<I: Iterator, P> Futureproof<I, P> {
         self.add_stage(f, Stages::new)
     }
 
-    /// Runs `f` on the items in parallel, and gives the finished tasks as an iterator.
+    /// Runs `f` on the items in parallel, and returns the finished tasks as an iterator.
     ///
-    /// Nothing happens before its first `next`. Items are pulled on the thread that calls `next`, so
-    /// the source need not be `Send`.
+    /// Nothing happens before the first `next`. The source is pulled on the thread that calls `next`, so it need not
+    /// be `Send`.
     ///
-    /// `f` borrows its item; the item comes back with the task. What `f` returns as `Err`, and its panics, are
-    /// failures; an error value inside an `Ok` is not. To change an item, there is [`map_tasks_mut`](Self::map_tasks_mut), and to
-    /// take it, [`map_tasks_owned`](Self::map_tasks_owned). An item may be a closure:
+    /// `f` borrows its item, and the item comes back with the task. A task fails if `f` returns an `Err` or panics;
+    /// an error value inside an `Ok` is not a failure. To change the items, use
+    /// [`map_tasks_mut`](Self::map_tasks_mut); to consume them, use [`map_tasks_owned`](Self::map_tasks_owned).
+    ///
+    /// If your function takes `&str` or `&Path` and the items are `String` or `PathBuf`, wrap it in a closure:
     ///
     /// ```
     /// use futureproof::prelude::*;
     ///
-    /// // Closures as items, of different kinds.
+    /// fn parse(text: &str) -> Result<u32, std::num::ParseIntError> {
+    ///     text.parse()
+    /// }
+    ///
+    /// let texts = vec!["1".to_owned(), "2".to_owned()];
+    /// let run = texts.into_iter().futureproof(Raise).map_tasks(|text: &String| parse(text));
+    /// assert_eq!(run.map(|task| task.unwrap().output).sum::<u32>(), 3);
+    /// ```
+    ///
+    /// The items can be closures:
+    ///
+    /// ```
+    /// use futureproof::prelude::*;
+    ///
+    /// // Closures of different types.
     /// type Job = Box<dyn Fn() -> Result<usize, std::num::ParseIntError> + Send>;
     /// let jobs: Vec<Job> = vec![Box::new(|| Ok(42)), Box::new(|| "7".parse())];
     /// let run = jobs.into_iter().futureproof(Raise).map_tasks(|job| job());
     /// assert_eq!(run.map(|task| task.unwrap().output).sum::<usize>(), 49);
     /// ```
     ///
-    /// Where `f` uses rayon itself, it must not hold a lock that another task takes while it does so: a
-    /// worker that waits inside rayon takes up another task in the meantime, on the same stack, and that
-    /// one would wait for the first for ever. No lock of this crate is held while `f` runs.
+    /// If `f` uses rayon itself, it must not hold a lock during that which another task takes. A worker that waits
+    /// inside rayon runs another task meanwhile, on the same stack; if that task takes the lock, both wait forever.
+    /// This crate holds no lock while `f` runs.
     ///
-    /// What `f` captures must be shareable between threads:
+    /// The values that `f` captures must be `Send` and `Sync`:
     ///
     /// ```compile_fail,E0277
     /// use futureproof::prelude::*;
@@ -538,10 +590,10 @@ impl<I: Iterator, P> Futureproof<I, P> {
         self.map_tasks_mut(move |item: &mut I::Item| f(item))
     }
 
-    /// As [`map_tasks`](Self::map_tasks), for a function that changes its items: they come back changed. It costs the same.
+    /// Runs a function that changes its items, like [`map_tasks`](Self::map_tasks) otherwise.
     ///
-    /// What a call that fails or panics has left of its item comes back with the failure. Another
-    /// [attempt](MapTasks::retry) gets the item as the one before has left it.
+    /// The items come back changed. If a call fails or panics, its item comes back as the call left it, and a
+    /// [retry](MapTasks::retry) gets it in that state. The cost is the same as that of `map_tasks`.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -566,12 +618,13 @@ impl<I: Iterator, P> Futureproof<I, P> {
         self.into_run(|(), spawner, shared| Box::new(Stage::new(spawner, f, Arc::clone(shared))))
     }
 
-    /// As [`map_tasks`](Self::map_tasks), for a function that takes its items: closures that can be called once, files to read
-    /// to their end, values to be sent on.
+    /// Runs a function that consumes its items, like [`map_tasks`](Self::map_tasks) otherwise.
     ///
-    /// The [`input`](crate::Task::input) of a task is `None` once the function has had it, and `Some` where it was never called. A
-    /// function that has had its item cannot be given it again: with [`retry`](MapTasks::retry), the first error stands, and the log says so
-    /// once.
+    /// Use it for closures that can be called once, files to read to their end, or values to send on.
+    ///
+    /// The [`input`](crate::Task::input) of a task is `None` once the function has taken it, and `Some` if the
+    /// function was never called. Since the item is gone, [`retry`](MapTasks::retry) has no effect here: the first
+    /// error stands, and a warning is logged.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -602,7 +655,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
         run.options.takes_items = true;
         run.map_tasks_mut(move |item: &mut Option<I::Item>| match item.take() {
             Some(item) => f(item),
-            // Nothing that was taken is tried again.
+            // An item that was taken is never retried.
             None => unreachable!("an item is given to its function once"),
         })
     }
@@ -614,7 +667,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
 )]
 impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
     #[expect(clippy::type_complexity, reason = "the list of stages is the type")]
-    /// One more [stage](Futureproof::stage): `f` is lent what the one before has made.
+    /// Adds another [stage](Futureproof::stage); `f` borrows the output of the stage before.
     pub fn stage<V, E, F>(
         self,
         f: F,
@@ -625,7 +678,7 @@ impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
         self.add_stage(f, Stages::new)
     }
 
-    /// As [`Futureproof::map_tasks`], on what the last [stage](Futureproof::stage) has made.
+    /// Runs `f` on the outputs of the last [stage](Futureproof::stage), like [`Futureproof::map_tasks`].
     pub fn map_tasks<'a, 's, 'l, T, E, F>(self, f: F) -> MapTasks<'a, I, T, E>
     where
         's: 'l + 'a,
@@ -641,8 +694,9 @@ impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
         self.map_tasks_mut(move |value: &mut U| f(value))
     }
 
-    /// As [`Futureproof::map_tasks_mut`], on what the last [stage](Futureproof::stage) has made. What `f` changes of it is
-    /// seen by nobody else: the task's input is the source's item.
+    /// Runs `f` on the outputs of the last [stage](Futureproof::stage), like [`Futureproof::map_tasks_mut`].
+    ///
+    /// The changes that `f` makes are not returned: the task's input is the source's item.
     pub fn map_tasks_mut<'a, 's, 'l, T, E, F>(self, f: F) -> MapTasks<'a, I, T, E>
     where
         's: 'l + 'a,
@@ -663,8 +717,9 @@ impl<I: Iterator, P, L, Q, G, U> Futureproof<I, P, Stages<L, Q, G, U>> {
         )
     }
 
-    /// As [`Futureproof::map_tasks_owned`], on what the last [stage](Futureproof::stage) has made. The task's input is the
-    /// source's item, and another [attempt](MapTasks::retry) makes it anew.
+    /// Runs `f` on the outputs of the last [stage](Futureproof::stage), like [`Futureproof::map_tasks_owned`].
+    ///
+    /// The task's input is the source's item. A [retry](MapTasks::retry) runs the stages again, so it works here.
     pub fn map_tasks_owned<'a, 's, 'l, T, E, F>(self, f: F) -> MapTasks<'a, I, T, E>
     where
         's: 'l + 'a,

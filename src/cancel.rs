@@ -1,4 +1,4 @@
-//! The token that stops runs, and that tells a task that nobody waits for it any more.
+//! The token that stops runs, and that tells a task that its result is no longer wanted.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,10 +19,10 @@ thread_local! {
     static CURRENT: RefCell<Option<CancellationToken>> = const { RefCell::new(None) };
 }
 
-/// Stops the runs that it was given to, from any thread.
+/// Stops the runs that it was passed to, from any thread.
 ///
-/// Clones share one state, and are equal. One token may serve many runs. It may be cancelled twice, before a run
-/// starts or after it has ended. A consumer that is blocked in `next()` wakes at once.
+/// Clones share one state and compare equal. One token can serve many runs. It can be cancelled before a run starts,
+/// after the run ended, or twice. A consumer that is blocked in `next` wakes at once.
 ///
 /// ```
 /// use futureproof::prelude::*;
@@ -35,10 +35,10 @@ thread_local! {
 /// assert_eq!(run.ending(), Some(futureproof::Ending::Cancelled));
 /// ```
 ///
-/// From Ctrl-C, with the `ctrlc` crate: `ctrlc::set_handler(move || token.cancel())`.
+/// To stop on Ctrl-C, use the `ctrlc` crate: `ctrlc::set_handler(move || token.cancel())`.
 ///
-/// A call of the function that already runs is not interrupted. If it takes long, let it look at
-/// [`current`](Self::current) now and then.
+/// A running call of the function is not interrupted. If it takes long, let it check [`current`](Self::current) now
+/// and then.
 #[derive(Clone)]
 pub struct CancellationToken {
     state: Arc<State>,
@@ -46,20 +46,20 @@ pub struct CancellationToken {
 
 struct State {
     is_cancelled: AtomicBool,
-    /// `None` once it is cancelled.
+    /// `None` once cancelled.
     listeners: Mutex<Option<Listeners>>,
-    /// Nothing is ever sent. It is disconnected when the token is cancelled.
+    /// Never carries a message; disconnected by a cancel.
     disconnected: Receiver<Infallible>,
-    /// From then on it counts as cancelled.
+    /// From this time on the token counts as cancelled.
     deadline: OnceLock<Instant>,
-    /// What cancels it with its parents.
+    /// The callbacks in its parents that cancel it.
     parents: OnceLock<Vec<OnCancel>>,
 }
 
 struct Listeners {
-    /// Dropped at the cancel: that wakes every consumer that waits for it.
+    /// Dropped by a cancel, which wakes every waiting consumer.
     _connected: Sender<Infallible>,
-    /// In the order in which they came.
+    /// In the order of registration.
     callbacks: BTreeMap<u64, Callback>,
     next: u64,
 }
@@ -67,7 +67,7 @@ struct Listeners {
 type Callback = Box<dyn FnOnce() + Send>;
 
 impl CancellationToken {
-    /// A token that is not cancelled.
+    /// Creates a token that is not cancelled.
     pub fn new() -> Self {
         let (connected, disconnected) = bounded(0);
         let listeners = Listeners {
@@ -86,7 +86,9 @@ impl CancellationToken {
         }
     }
 
-    /// A token that is cancelled with this one, and that can be cancelled by itself.
+    /// Returns a new token that is cancelled with this one.
+    ///
+    /// Cancelling the new token does not cancel this one.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -103,11 +105,11 @@ impl CancellationToken {
         Self::child_of(slice::from_ref(self))
     }
 
-    /// A token that is cancelled with any of `parents`.
+    /// Returns a new token that is cancelled with any of `parents`.
     pub(crate) fn child_of(parents: &[Self]) -> Self {
         let child = Self::new();
         let link = |parent: &Self| {
-            // Weak, as the child owns what is returned here.
+            // Weak, because the child owns this callback's registration.
             let child = Arc::downgrade(&child.state);
             parent.on_cancel(move || {
                 if let Some(state) = child.upgrade() {
@@ -120,14 +122,15 @@ impl CancellationToken {
         child
     }
 
-    /// The token of the task that this thread runs. It is cancelled once nobody waits for the task any more, as its
-    /// run was cancelled, has met its deadline or is being dropped.
+    /// Returns the token of the task that this thread runs.
     ///
-    /// For functions that take long: one that looks at it now and then need not be waited for. It is cancelled
-    /// at the moment when a failure stops the run as well; in an ordered run, when that failure is delivered.
+    /// It is cancelled once the task's result is no longer wanted: the run was cancelled, has reached its deadline,
+    /// is being dropped, or was stopped by a failure. (An ordered run cancels it only when that failure is
+    /// delivered.) If your function takes long, check the token now and then and return early, so that nobody has to
+    /// wait.
     ///
-    /// On a thread that runs no task, this is a token that nobody cancels. So it is on the threads that a task
-    /// starts itself or has rayon use: there, a clone does.
+    /// On a thread that runs no task, this returns a token that nobody cancels. This includes threads that a task
+    /// starts itself or uses through rayon: pass them a clone.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -143,35 +146,39 @@ impl CancellationToken {
     /// drop(run); // waits for what runs, which is not long
     /// ```
     pub fn current() -> Self {
-        // At a thread's very end there is no such place any more.
+        // The thread-local is gone while a thread ends.
         let current = CURRENT.try_with(|current| current.borrow().clone());
         current.ok().flatten().unwrap_or_default()
     }
 
-    /// Stops every run that this token was given to: no further call of their functions starts.
+    /// Cancels the token, which stops every run that it was passed to: no further call starts.
     pub fn cancel(&self) {
-        // Release, for whoever looks at `is_cancelled` to learn that something was made ready.
+        // Release: what was written before the cancel is visible to whoever sees it.
         self.state.is_cancelled.store(true, Ordering::Release);
         let listeners = self.listeners().take();
-        // Not under the lock: they are the user's.
+        // Not under the lock, because callbacks are user code.
         for (_, callback) in listeners.into_iter().flat_map(|it| it.callbacks) {
             catch_panic(callback);
         }
     }
 
-    /// Whether [`cancel`](Self::cancel) was called on this token, a clone of it or its parent.
+    /// Returns whether this token, a clone of it or a parent was cancelled.
+    ///
+    /// For the token of a task it is also `true` once the run's deadline has passed.
     pub fn is_cancelled(&self) -> bool {
         // Acquire: pairs with the store in `cancel`.
         self.state.is_cancelled.load(Ordering::Acquire)
             || self.deadline().is_some_and(|deadline| now() >= deadline)
     }
 
-    /// Registers `f` to run on the thread that cancels, or at once if the token is already cancelled. Dropping what is
-    /// returned unregisters it; if a cancel is under way just then, `f` may still be called a moment later.
+    /// Registers `f` to run on the thread that cancels, or at once if already cancelled. Dropping the guard
+    /// unregisters it.
     ///
-    /// Use it to interrupt what can be interrupted from outside: a wait on a condition variable, a socket, a database
-    /// query. `f` should be quick, since other callbacks wait for it. If it panics, nothing else is lost. A
-    /// run's deadline calls it when the run's consumer notices the deadline, in `next`.
+    /// If a cancel is under way during that drop, `f` may still be called a moment later.
+    ///
+    /// Use it to interrupt a wait on a condition variable, a socket or a database query. Keep `f` quick, because
+    /// other callbacks wait for it. If `f` panics, nothing else is lost. At a run's deadline, `f` is called when the
+    /// consumer notices the deadline, in `next`.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -206,17 +213,17 @@ impl CancellationToken {
     }
 
     fn listeners(&self) -> MutexGuard<'_, Option<Listeners>> {
-        // Nothing that could panic is done under the lock.
+        // Nothing under the lock can panic.
         let listeners = self.state.listeners.lock();
         listeners.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Becomes ready, disconnected, when the token is cancelled.
+    /// A channel that is disconnected by a cancel, to wait for one.
     pub(crate) fn disconnected(&self) -> &Receiver<Infallible> {
         &self.state.disconnected
     }
 
-    /// When it counts as cancelled although nobody has cancelled it.
+    /// When it counts as cancelled without a call of `cancel`.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let own = self.state.deadline.get().copied();
         let parents = self.state.parents.get().into_iter().flatten();
@@ -228,7 +235,7 @@ impl CancellationToken {
         let _ = self.state.deadline.set(deadline);
     }
 
-    /// This is the current token of this thread for as long as what is returned lives.
+    /// Makes this the current token of this thread until the guard is dropped.
     pub(crate) fn enter(&self) -> Entered {
         let token = Some(self.clone());
         Entered {
@@ -243,7 +250,7 @@ impl Default for CancellationToken {
     }
 }
 
-/// Clones of one token are equal.
+/// Clones of the same token are equal.
 impl PartialEq for CancellationToken {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.state, &other.state)
@@ -260,7 +267,9 @@ impl fmt::Debug for CancellationToken {
     }
 }
 
-/// A registered callback; made by [`CancellationToken::on_cancel`]. Dropping it unregisters the callback.
+/// A guard that keeps a callback registered, returned by [`CancellationToken::on_cancel`].
+///
+/// Dropping it unregisters the callback.
 #[derive(Debug)]
 #[must_use = "dropping it unregisters the callback"]
 pub struct OnCancel {
@@ -272,12 +281,12 @@ impl Drop for OnCancel {
     fn drop(&mut self) {
         let take = |listeners: &mut Listeners| listeners.callbacks.remove(&self.key);
         let callback = self.token.listeners().as_mut().and_then(take);
-        // Not under the lock.
+        // Not under the lock, because its captures are user values.
         drop_catching(callback);
     }
 }
 
-/// A stretch of time in which a thread runs tasks of one run.
+/// While it lives, the thread runs tasks of one run.
 pub(crate) struct Entered {
     previous: Option<CancellationToken>,
 }
@@ -314,7 +323,7 @@ mod tests {
         let grandchild = child.child_token();
         parents[1].cancel();
         assert!(child.is_cancelled() && grandchild.is_cancelled() && !parents[0].is_cancelled());
-        // Of one that is cancelled already.
+        // A child of a cancelled token is cancelled.
         assert!(parents[1].child_token().is_cancelled());
     }
 

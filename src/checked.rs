@@ -1,4 +1,4 @@
-//! A run whose end cannot be overlooked.
+//! A run that yields an error if it was cut short.
 
 use std::error::Error;
 use std::fmt;
@@ -10,11 +10,11 @@ use crate::run_error::RunError;
 use crate::task::{Task, TaskError};
 
 impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
-    /// The same tasks, with errors that go with `?` everywhere, and one more where the run was cut short.
+    /// Returns an iterator over the same tasks that reports a run cut short, with errors that work with `?`.
     ///
-    /// Failures are [erased](TaskError::erase). A run that a [token](crate::Futureproof::cancel_on) or a
-    /// [deadline](crate::Futureproof::deadline) has cut short yields as its last item an `Err` that says so. So what is
-    /// collected into a `Result` is everything, or an error. (`flatten` drops this error too: it is for who wants no errors at all.)
+    /// Each failure is [erased](TaskError::erase) to a [`RunError`]. If a [token](crate::Futureproof::cancel_on) or a
+    /// [deadline](crate::Futureproof::deadline) cuts the run short, the last item is an `Err` that says so. So if you
+    /// collect into a `Result`, you get everything or an error. (`flatten` drops this error too.)
     ///
     /// ```
     /// use futureproof::{Ending, prelude::*};
@@ -31,7 +31,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert!(error.to_string().starts_with("the run was cancelled after "));
     /// ```
     ///
-    /// Costs less than a nanosecond a task.
+    /// It costs less than a nanosecond per task.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -58,16 +58,18 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     }
 }
 
-/// The tasks of a run, and how it was cut short, if it was; made by [`MapTasks::checked`].
+/// An iterator over the tasks of a run that ends with an error if the run was cut short.
+///
+/// Created by [`MapTasks::checked`].
 #[must_use = "iterators are lazy and do nothing unless consumed"]
 pub struct Checked<'a, I: Iterator, T, E> {
     run: MapTasks<'a, I, T, E>,
-    /// The last `Err` has been yielded.
+    /// Whether the run's end was reported, if it was cut short.
     has_told: bool,
 }
 
 impl<'a, I: Iterator, T, E> Checked<'a, I, T, E> {
-    /// The run: for its counts, and for how it ended.
+    /// Returns the run, for example to look at its counts or its ending.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -81,12 +83,12 @@ impl<'a, I: Iterator, T, E> Checked<'a, I, T, E> {
         &self.run
     }
 
-    /// The run itself, for its [remainder](MapTasks::into_remainder).
+    /// Returns the run itself, for example to get its [remainder](MapTasks::into_remainder).
     pub fn into_inner(self) -> MapTasks<'a, I, T, E> {
         self.run
     }
 
-    /// How the run was cut short, once it was.
+    /// The error that says how the run was cut short, if it was.
     fn cut_short(&self) -> Option<RunError> {
         let ending = self.run.ending()?;
         match ending {

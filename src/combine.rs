@@ -1,4 +1,4 @@
-//! Functions that wrap the user's function: what they add costs the engine no line.
+//! Functions that wrap the user's function. The engine knows nothing of them.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -9,8 +9,9 @@ use thread_local::ThreadLocal;
 
 use crate::util::panics::CatchDrop;
 
-/// Makes a function that cannot fail one that can be given to
-/// [`map_tasks`](crate::Futureproof::map_tasks). It may still panic.
+/// Wraps a function that cannot fail, for [`map_tasks`](crate::Futureproof::map_tasks).
+///
+/// The function may still panic.
 ///
 /// ```
 /// use futureproof::prelude::*;
@@ -20,22 +21,23 @@ use crate::util::panics::CatchDrop;
 /// assert_eq!(sum, 385);
 /// ```
 ///
-/// A function for `map_tasks_mut` or `map_tasks_owned` that cannot fail ends with `Ok::<_, Infallible>(…)`, from `std::convert`.
+/// For `map_tasks_mut` and `map_tasks_owned`, end the function with `Ok::<_, Infallible>(…)` instead; `Infallible` is
+/// in `std::convert`.
 pub fn infallible<I: ?Sized, T>(f: impl Fn(&I) -> T) -> impl Fn(&I) -> Result<T, Infallible> {
     move |input| Ok(f(input))
 }
 
-/// Gives each worker thread a state of its own, such as a connection or a buffer.
+/// Gives each worker thread its own state, such as a connection or a buffer.
 ///
-/// `init` is called on a worker the first time that it needs a state; the states are dropped with the
-/// run. A call that panics takes its state with it, and the next one on that thread gets a fresh one.
-/// So does a call that starts inside another on the same thread, which happens where `f` uses rayon:
-/// a waiting worker takes up other jobs. An `init` that panics is the failure of the task that
-/// needed it.
+/// `init` is called on a worker when it first needs a state. The states are dropped with the run.
 ///
-/// Where `init` can fail, let the state be an `Option` that `f` fills. A task whose attempt fails is a failure, to be tried
-/// [again](crate::MapTasks::retry) perhaps, and the next task tries anew; a `Result` as the state would have one failure
-/// fail every later task of that worker.
+/// A call that panics loses its state, and the next call on that thread gets a new one. A call that starts inside
+/// another one on the same thread gets a new state too. This happens if `f` uses rayon, because a worker that waits
+/// inside rayon runs other jobs. If `init` panics, the task that needed the state fails.
+///
+/// If `init` can fail, make the state an `Option` that `f` fills, as below. Then a failed attempt is an ordinary
+/// failure, which can be [retried](crate::MapTasks::retry), and the next task tries again. With a `Result` as the
+/// state, one failure would fail every later task of that worker.
 ///
 /// ```
 /// use futureproof::prelude::*;
@@ -56,7 +58,7 @@ pub fn infallible<I: ?Sized, T>(f: impl Fn(&I) -> T) -> impl Fn(&I) -> Result<T,
 /// # assert_eq!(run.flatten().count(), 100);
 /// ```
 ///
-/// Costs a few nanoseconds a call, whatever the size of `S`.
+/// It costs a few nanoseconds per call, whatever the size of `S`.
 ///
 /// ```
 /// use futureproof::prelude::*;
@@ -84,8 +86,8 @@ where
     S: Send,
     I: ?Sized,
 {
-    // Boxed, so that taking a state out for a call and putting it back moves one word. Each is dropped by itself,
-    // as a call that panics drops it during the unwind.
+    // Boxed, so that taking a state out and putting it back moves one word. Each has its own `CatchDrop`, because a
+    // call that panics drops it while unwinding.
     let states = ThreadLocal::<Cell<Option<CatchDrop<Box<S>>>>>::new();
     move |input| {
         let slot = states.get_or_default();
@@ -98,9 +100,10 @@ where
     }
 }
 
-/// A state for each worker, to be had back after the run: counts, sums, maps that are merged at the end.
+/// A state for each worker that you get back after the run: counts, sums, or maps to merge at the end.
 ///
-/// As with [`with_state`], `init` makes a state when a worker first needs one. The tasks need not give back what they add to it:
+/// As with [`with_state`], `init` makes a state when a worker first needs one. The tasks do not have to return what
+/// they add to the state:
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -123,20 +126,20 @@ where
 /// # Ok::<(), futureproof::RunError>(())
 /// ```
 ///
-/// A call that panics takes its state with it. A call that starts inside another on the same thread, which happens where the function uses
-/// rayon, gets a state of its own, so there can be more of them than workers.
+/// A call that panics loses its state. A call that starts inside another one on the same thread, which happens if the
+/// function uses rayon, gets its own state. So there can be more states than workers.
 pub struct PerWorker<S: Send> {
     shared: Arc<States<S>>,
 }
 
 struct States<S: Send> {
     init: Box<dyn Fn() -> S + Send + Sync>,
-    // Each is dropped by itself, as a call that panics drops it during the unwind.
+    // Each has its own `CatchDrop`, because a call that panics drops it while unwinding.
     states: ThreadLocal<Mutex<Vec<CatchDrop<Box<S>>>>>,
 }
 
 impl<S: Send> PerWorker<S> {
-    /// States that `init` makes, on the workers, as they are needed.
+    /// Creates an empty set of states. `init` makes each state on its worker, when it is first needed.
     pub fn new(init: impl Fn() -> S + Send + Sync + 'static) -> Self {
         Self {
             shared: Arc::new(States {
@@ -146,10 +149,9 @@ impl<S: Send> PerWorker<S> {
         }
     }
 
-    /// A function for [`map_tasks`](crate::Futureproof::map_tasks) that is given its worker's state. Several functions, and several
-    /// runs, may share the states.
+    /// Returns a function for [`map_tasks`](crate::Futureproof::map_tasks) that gets its worker's state.
     ///
-    /// Costs some ten nanoseconds a call.
+    /// Several functions and several runs may share the states.
     pub fn with<I, T, E, F>(
         &self,
         f: F,
@@ -172,9 +174,11 @@ impl<S: Send> PerWorker<S> {
         }
     }
 
-    /// The states, in no order: to be asked for when the run has been dropped, as a `for` loop over it does at its end. Before that, calls may
-    /// go on, also after the failure that stops a run, and after a cancel. A state that a call is using at this moment is not among
-    /// them, nor is one that was lost to a panic.
+    /// Returns the states, in no particular order.
+    ///
+    /// Call this when the run has been dropped, as a `for` loop over it does at its end. Until then calls may still
+    /// be running, even after a failure or a cancel stopped the run. A state that is in use at that moment is not
+    /// returned, nor is one that was lost to a panic.
     pub fn into_vec(self) -> Vec<S> {
         let states = self.shared.states.iter();
         let take = |states: &Mutex<Vec<_>>| {

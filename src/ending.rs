@@ -1,4 +1,4 @@
-//! How a run ends.
+//! How a run ended.
 
 /// How a run ended; see [`MapTasks::ending`](crate::MapTasks::ending).
 ///
@@ -14,12 +14,13 @@
 pub enum Ending {
     /// Every item was processed and delivered, and no failure stopped the run.
     Exhausted,
-    /// The policy stopped the run at a failure.
+    /// A failure stopped the run, as the policy asked.
     Failed,
-    /// The run's [`CancellationToken`](crate::CancellationToken) was cancelled.
+    /// A [`CancellationToken`](crate::CancellationToken) of the run was cancelled, or the run's pool dropped its
+    /// jobs.
     Cancelled,
     /// The run's [deadline](crate::Futureproof::deadline) passed.
     DeadlineExceeded,
-    /// The source panicked. The panic itself has reached the caller of `next`.
+    /// The source panicked. The panic itself reached the caller of `next`.
     SourcePanicked,
 }

@@ -1,4 +1,4 @@
-//! A run as its consumer sees it: an iterator, its last options, and its end.
+//! The run as its consumer sees it: an iterator, with the options that come after `map_tasks`.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -15,13 +15,15 @@ use crate::task::{Remainder, Task, TaskError};
 use crate::util::TARGET;
 use crate::util::panics::catch_panic;
 
-/// The finished tasks of a run, as an iterator; made by [`map_tasks`](crate::Futureproof::map_tasks).
+/// An iterator over the finished tasks of a run, created by [`map_tasks`](crate::Futureproof::map_tasks).
 ///
-/// Tasks come in the order in which they finish, or [in the source's](crate::Futureproof::ordered).
-/// The source is pulled only in `next`. Dropping this stops the run: calls of the function that run are
-/// waited for, and none starts. Only where it is dropped by one of its own tasks does it not wait.
+/// Tasks come in the order in which they finish, or in the [order of the source](crate::Futureproof::ordered). The
+/// source is pulled only in `next`.
 ///
-/// Its type names neither the function nor the pool, so it can be a field or be returned:
+/// Dropping the iterator stops the run: no further call starts, and the drop waits for running calls. It does not
+/// wait if one of the run's own tasks drops it.
+///
+/// The type names neither the function nor the pool, so you can store it in a struct or return it:
 ///
 /// ```
 /// use futureproof::{MapTasks, prelude::*};
@@ -44,12 +46,13 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         Self { driver }
     }
 
-    /// Tries an item again when the function returns `Err`: after the first of `delays`, then after the
-    /// second, until one attempt succeeds or there is no further delay. The last error counts.
+    /// Retries items whose function returns `Err`, after the given delays.
     ///
-    /// `delays` is asked once for each item that fails (and once more for every 64 attempts), so its jitter
-    /// is fresh for each. An item that waits occupies no worker, and counts as in flight. A panic is not
-    /// tried again.
+    /// The first retry comes after the first of the `delays`, and so on, until an attempt succeeds or the delays are
+    /// used up. Then the last error is the task's failure. A panic is not retried.
+    ///
+    /// `delays` is called once for each item that fails, and once more for every 64 attempts, so random jitter
+    /// differs from item to item. An item that waits for its retry occupies no worker, and counts as in flight.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -63,7 +66,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// assert_eq!(run.progress().snapshot().retried(), 2);
     /// ```
     ///
-    /// With `backon`: `.retry(|| backon::ExponentialBuilder::default().build())`.
+    /// With the crate `backon`: `.retry(|| backon::ExponentialBuilder::default().build())`.
     pub fn retry<D: IntoIterator<Item = Duration>>(
         mut self,
         delays: impl Fn() -> D + Send + 'a,
@@ -74,10 +77,13 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self
     }
 
-    /// Tries an item again after as long as `f` says, which is given the error and how often the item was tried: for a server
-    /// that tells when to come back. `None` is final. It takes the place of [`retry`](Self::retry).
+    /// Retries items after the delay that `f` returns.
     ///
-    /// If `f` panics, the item is not tried again.
+    /// Use it where the error says when to come back, as some servers do. `f` gets the error and the number of
+    /// attempts so far; `None` makes the failure final. Replaces [`retry`](Self::retry): the last of the two that you
+    /// call counts.
+    ///
+    /// If `f` panics, the item is not retried.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -85,7 +91,9 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// use std::time::Duration;
     ///
     /// enum Refused { RetryAfter(Duration), Forbidden }
-    /// # impl std::fmt::Debug for Refused { fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result { f.write_str("refused") } }
+    /// # impl std::fmt::Debug for Refused {
+    /// #     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result { f.write_str("refused") }
+    /// # }
     /// let asked = AtomicU32::new(0);
     /// let ask = move |n: &u32| match (*n, asked.fetch_add(1, Ordering::Relaxed)) {
     ///     (0, 0..3) => Err(Refused::RetryAfter(Duration::from_millis(1))),
@@ -105,7 +113,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self
     }
 
-    /// Whether items can be tried again; if not, the log says so.
+    /// Whether items can be retried. Logs a warning if not.
     fn can_retry(&self) -> bool {
         if self.driver.options.takes_items {
             let title = self.driver.options.title();
@@ -116,8 +124,10 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         !self.driver.options.takes_items
     }
 
-    /// Tries only those errors again that `retryable` says are worth it. Without
-    /// [`retry`](Self::retry), there is nothing that it could allow. If it panics, the item is not tried again.
+    /// Retries only those errors for which `retryable` returns `true`.
+    ///
+    /// It has no effect without [`retry`](Self::retry) or [`retry_with`](Self::retry_with). If `retryable` panics,
+    /// the item is not retried.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -136,8 +146,9 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self
     }
 
-    /// Chooses what the log says of a failure, where the policy logs it. Without this it is the error's
-    /// `Debug`, which for `anyhow` shows the whole chain.
+    /// Sets the text that is logged for a failure, if the policy logs failures.
+    ///
+    /// The default is the error's `Debug`, which for `anyhow` shows the whole chain.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -151,7 +162,9 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self
     }
 
-    /// A handle on the run's counts, for another thread or for later.
+    /// Returns a handle on the run's counts.
+    ///
+    /// The handle can be sent to another thread, and stays valid after the run.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -164,8 +177,10 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         Progress::new(Arc::clone(self.driver.workers.counters()))
     }
 
-    /// Where the time of the run went, so far or up to its end: whether the source, the workers or the consumer
-    /// limit it, and which tasks took longest. See [`Report`]; the monitor's last line says the same.
+    /// Returns where the time of the run went, so far or in total.
+    ///
+    /// It shows whether the source, the workers or the consumer limit the run, and which tasks took longest. See
+    /// [`Report`]. The monitor's last line says the same.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -177,7 +192,7 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.driver.workers.report()
     }
 
-    /// How the run ended; `None` while it runs.
+    /// Returns how the run ended, or `None` while it runs.
     ///
     /// ```
     /// # use futureproof::{Ending, prelude::*};
@@ -190,8 +205,10 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
         self.driver.ending()
     }
 
-    /// Stops the run, waits for the calls that run, and hands back all that was not delivered: results,
-    /// items that were not run to an end, and the rest of the source.
+    /// Stops the run, and returns everything that was not delivered.
+    ///
+    /// That is the finished tasks, the items that were not completed, and the rest of the source. Waits for running
+    /// calls.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -210,11 +227,11 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
 impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
     type Item = Result<Task<I::Item, T>, TaskError<I::Item, E>>;
 
-    /// The next task that has finished; blocks until there is one.
+    /// Returns the next finished task. Blocks until there is one.
     ///
     /// # Panics
     ///
-    /// With the source's panic, and, at the first call, if the run's own threads cannot be had.
+    /// If the source panics, with its panic. At the first call also if no thread can be started.
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         match self.driver.next_fast() {
@@ -223,8 +240,7 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
         }
     }
 
-    /// What is in flight, and what the source says is still to come; at least 0 where something can stop
-    /// the run.
+    /// Counts what is in flight and what the source has left. The lower bound is 0 where something can stop the run.
     fn size_hint(&self) -> (usize, Option<usize>) {
         if self.ending().is_some() {
             return (0, Some(0));

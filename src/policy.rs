@@ -7,13 +7,15 @@ use std::str::FromStr;
 ///
 /// | policy | yields | logs | then |
 /// |---|---|---|---|
-/// | [`Raise`](Self::Raise) | the `Err` | – | no further task starts, those that run are [told](crate::CancellationToken::current) and waited for, and the run is over |
+/// | [`Raise`](Self::Raise) | the `Err`, and nothing after it | – | no new task starts; running ones are waited for |
 /// | [`Tolerate(n)`](Self::Tolerate) | each `Err` | `warn!` each | as `Raise` at failure `n + 1` |
-/// | [`TolerateRate`](Self::TolerateRate) | each `Err` | `warn!` each | as `Raise` once too many of the last tasks failed |
-/// | [`Log`](Self::Log) | each `Err` | `error!` each, when it is delivered | goes on |
-/// | [`Ignore`](Self::Ignore) | each `Err` | – | goes on |
+/// | [`TolerateRate`](Self::TolerateRate) | each `Err` | `warn!` each | as `Raise`, once too many of the last tasks failed |
+/// | [`Log`](Self::Log) | each `Err` | `error!` each, when it is delivered | continues |
+/// | [`Ignore`](Self::Ignore) | each `Err` | – | continues |
 ///
-/// A policy can be read from a command line or a file:
+/// When a failure stops the run, running tasks can [see it](crate::CancellationToken::current) and return early.
+///
+/// A policy can be parsed from a command line or a file:
 ///
 /// ```
 /// use futureproof::ErrorPolicy;
@@ -25,7 +27,7 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorPolicy {
-    /// The first failure stops the run.
+    /// Stops the run at the first failure. The default.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -37,7 +39,7 @@ pub enum ErrorPolicy {
     /// ```
     #[default]
     Raise,
-    /// Every failure is logged at `error!` when it is delivered, and the run goes on.
+    /// Logs every failure at `error!` when it is delivered, and continues.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -46,7 +48,7 @@ pub enum ErrorPolicy {
     /// assert_eq!(run.filter(|task| task.is_err()).count(), 5);
     /// ```
     Log,
-    /// Failures are delivered like any other result, and the run goes on.
+    /// Delivers failures like any other result, and continues.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -55,8 +57,10 @@ pub enum ErrorPolicy {
     /// assert_eq!(run.flatten().count(), 5); // the failures dropped
     /// ```
     Ignore,
-    /// So many failures are logged at `warn!` and gone past; the next one stops the run.
-    /// `Tolerate(0)` stops as `Raise` does.
+    /// Logs the first `n` failures and continues; failure `n + 1` stops the run.
+    ///
+    /// The level is `warn!`. Failure `n + 1` is logged as well. `Tolerate(0)` stops at the first failure, as `Raise`
+    /// does, but logs it.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -91,7 +95,7 @@ pub enum ErrorPolicy {
 }
 
 impl ErrorPolicy {
-    /// How many failures the run outlives; `None`: any number.
+    /// How many failures do not stop the run; `None` for any number.
     pub(crate) fn tolerated(self) -> Option<u64> {
         match self {
             Self::Raise => Some(0),
@@ -105,7 +109,7 @@ impl ErrorPolicy {
         matches!(self, Self::TolerateRate { .. }) || self.tolerated().is_some()
     }
 
-    /// The level at which a delivered failure is logged, if it is.
+    /// The level at which a delivered failure is logged; `None` for no log.
     pub(crate) fn log_level(self) -> Option<log::Level> {
         match self {
             Self::Log => Some(log::Level::Error),
@@ -127,7 +131,7 @@ impl fmt::Display for ErrorPolicy {
     }
 }
 
-/// A text that names no [`ErrorPolicy`].
+/// The error of parsing an [`ErrorPolicy`] from a string.
 ///
 /// ```
 /// let error = "explode".parse::<futureproof::ErrorPolicy>().unwrap_err();
@@ -147,7 +151,11 @@ pub struct ParseErrorPolicyError {
 impl FromStr for ErrorPolicy {
     type Err = ParseErrorPolicyError;
 
-    /// Reads `raise`, `log`, `ignore`, `tolerate:N` or `tolerate:N/M`, in upper or lower case.
+    /// Parses `raise`, `log`, `ignore`, `tolerate:N` or `tolerate:N/M`, in upper or lower case.
+    ///
+    /// # Errors
+    ///
+    /// If the string is anything else.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let lower = text.trim().to_ascii_lowercase();
         match lower.as_str() {

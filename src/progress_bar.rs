@@ -1,4 +1,4 @@
-//! A progress bar that the monitor feeds.
+//! A progress bar that the monitor updates.
 
 use std::time::Duration;
 
@@ -15,15 +15,19 @@ const KNOWN: &str =
 const UNKNOWN: &str = "{elapsed_precise} {spinner} {human_pos} done, {per_sec}{msg:.red}";
 
 impl<I: Iterator, P> Futureproof<I, P> {
-    /// Shows on `bar` how the run is going: a bar where the source's size is known, a spinner where it is not; the
-    /// rate, the time left, and failures in red. The last state stays on the terminal. Needs the feature `indicatif`.
+    /// Shows the progress of the run on `bar`.
     ///
-    /// The monitor's thread draws it ten times a second, so it costs the run nothing. It is independent of
-    /// [`monitor_interval`](Self::monitor_interval). Length and style are set here; for a style of your own,
-    /// move any bar from [`on_progress`](Self::on_progress).
+    /// Needs the feature `indicatif`. Draws a bar if the number of items is known, else a spinner, with the rate, the
+    /// time left, and failures in red. The last state stays on the terminal.
     ///
-    /// Where standard error is no terminal, nothing is drawn. Log lines would tear the bar:
-    /// `indicatif-log-bridge` prints them above it.
+    /// The monitor's thread draws it ten times a second, so it does not slow the run down. It does not depend on
+    /// [`monitor_interval`](Self::monitor_interval). Length and style are set for you; if you want your own style,
+    /// update your own bar from [`on_progress`](Self::on_progress).
+    ///
+    /// In a run of several [stages](Self::stage), call this before the first `stage`.
+    ///
+    /// Nothing is drawn if standard error is not a terminal. Log lines break the bar; `indicatif-log-bridge` prints
+    /// them above it.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -52,7 +56,7 @@ fn show(bar: &ProgressBar, snapshot: &Snapshot, event: Event) {
         if let Some(total) = snapshot.total() {
             bar.set_length(total);
         }
-        // It may have served another run.
+        // The bar may have been used by another run.
         bar.reset();
         bar.set_message("");
     }
@@ -62,7 +66,7 @@ fn show(bar: &ProgressBar, snapshot: &Snapshot, event: Event) {
     bar.set_position(snapshot.completed());
     bar.tick();
     if event == Event::End {
-        // Not `finish`: that would say that all is done, which a run that was stopped has not.
+        // Not `finish`, which would show a stopped run as complete.
         bar.abandon();
     }
 }

@@ -1,4 +1,4 @@
-//! An error that goes with `?` wherever the program is.
+//! An error that works with `?` everywhere.
 
 use std::error::Error;
 use std::fmt;
@@ -7,10 +7,11 @@ use crate::ending::Ending;
 use crate::task::{Cause, TaskError, in_stage};
 use crate::util::panics::drop_catching;
 
-/// What went wrong in a run, without the item: it can be sent anywhere, and `?` takes it to `anyhow::Result`, to
-/// `eyre::Result` and to `Result<_, Box<dyn Error>>`.
+/// An error of a run, without the item.
 ///
-/// It is made by [`TaskError::erase`](crate::TaskError::erase) and [`MapTasks::checked`](crate::MapTasks::checked).
+/// It is `Send`, `Sync` and `'static`, so `?` converts it to `anyhow::Error`, `eyre::Report` and `Box<dyn Error>`.
+///
+/// Created by [`TaskError::erase`](crate::TaskError::erase) and [`MapTasks::checked`](crate::MapTasks::checked).
 /// [`source()`](Error::source) is the function's own error, with its whole chain, or its panic.
 ///
 /// ```
@@ -32,10 +33,13 @@ enum What {
 }
 
 impl<I, E> TaskError<I, E> {
-    /// An error that `?` takes everywhere: to `anyhow::Result`, to `eyre::Result`, to `Result<_, Box<dyn Error>>`. The item
-    /// is let go, as it may borrow, or not be `Sync`.
+    /// Drops the item, and returns an error that works with `?` everywhere.
     ///
-    /// For every [`Error`], and for a `String`, a `&str`, an `anyhow::Error` or a `Box<dyn Error + Send + Sync>` as well.
+    /// `?` converts it to `anyhow::Error`, `eyre::Report` and `Box<dyn Error>`. The item is dropped because it may
+    /// borrow or not be `Sync`.
+    ///
+    /// The function's error can be any [`Error`], a `String`, a `&str`, an `anyhow::Error` or a `Box<dyn Error + Send
+    /// + Sync>`.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -52,7 +56,8 @@ impl<I, E> TaskError<I, E> {
     /// }
     /// assert_eq!(lengths(&["one".into(), "three".into()]).unwrap(), 8);
     /// let error = lengths(&["one".into(), "na\u{ef}ve".into()]).unwrap_err();
-    /// assert_eq!((error.to_string(), error.source().unwrap().to_string()), ("task 1 failed".into(), "not ASCII".into()));
+    /// assert_eq!(error.to_string(), "task 1 failed");
+    /// assert_eq!(error.source().unwrap().to_string(), "not ASCII");
     /// ```
     pub fn erase(self) -> RunError
     where
@@ -60,7 +65,7 @@ impl<I, E> TaskError<I, E> {
     {
         let stage = self.stage_of_several();
         let (index, input, cause) = self.into_parts();
-        // Its destructor may panic, and the failure is not to be lost to that.
+        // The item's destructor may panic; that must not lose the failure.
         drop_catching(input);
         let cause = match cause {
             Cause::Failed(error) => Cause::Failed(error.into()),
@@ -79,12 +84,12 @@ impl RunError {
         Self(Box::new(What::Task(index, stage, cause)))
     }
 
-    /// `delivered`: how many tasks came before that.
+    /// `delivered`: how many tasks were delivered before.
     pub(crate) fn cut_short(ending: Ending, delivered: u64) -> Self {
         Self(Box::new(What::CutShort(ending, delivered)))
     }
 
-    /// The place in the source of the item that failed, from 0; `None` where the run was cut short.
+    /// Returns the index of the failed task, from 0, or `None` if the run was cut short.
     pub fn index(&self) -> Option<u64> {
         match *self.0 {
             What::Task(index, ..) => Some(index),
@@ -92,7 +97,7 @@ impl RunError {
         }
     }
 
-    /// How the run ended, where it was cut short; `None` where a task failed.
+    /// Returns how the run was cut short, or `None` if a task failed.
     pub fn ending(&self) -> Option<Ending> {
         match *self.0 {
             What::Task(..) => None,
@@ -119,7 +124,7 @@ impl fmt::Display for RunError {
     }
 }
 
-/// As `Display`, with all that [`source`](Error::source) has to say.
+/// Like `Display`, followed by the whole chain of [sources](Error::source).
 impl fmt::Debug for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")?;

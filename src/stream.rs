@@ -1,4 +1,6 @@
 //! A run as a stream, for async code.
+//!
+//! A thread drives the run and puts results into a handover. The stream takes them from there when it is polled.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -26,9 +28,9 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    /// The same tasks as a [`Stream`], for async code on any runtime. Needs the feature `stream`.
+    /// Turns the run into a [`Stream`] of the same tasks, for async code on any runtime.
     ///
-    /// A thread of the stream's own, which the first poll starts, pulls the source and drives the run.
+    /// Needs the feature `stream`. The first poll starts a thread, which pulls the source and drives the run.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -64,32 +66,33 @@ where
     ///
     /// # What waits for what
     ///
-    /// - A poll waits for nothing. Whoever polls is woken by results (once a chunk), the end, and a cancel.
-    /// - The source waits for whoever polls: nothing is pulled while a result waits to be taken. So the window
-    ///   bounds what is in flight here as well.
-    /// - Finished results wait for a pull that is under way, since one thread pulls and hands over, unless
-    ///   the source [is read ahead](crate::Futureproof::read_ahead).
-    /// - `None` waits for the calls that run when the tasks are exhausted or the policy ends the run. By then the
-    ///   run's threads, the function and the source are gone.
-    /// - After a cancel or at the deadline, `None` waits for nothing, and no result is delivered any more
-    ///   but the failure that had ended the run before. Calls that run come to their end by themselves, and the
-    ///   threads then. If the source blocks at the deadline, nobody is woken until it returns; a poll gives `None`.
-    /// - A panic of the source reaches the next poll at once, without waiting for calls that run.
-    /// - A drop stops the run and waits for nothing. Calls that run can
-    ///   [learn of it](crate::CancellationToken::current); once they have come to their end, so do the threads. A call or
-    ///   a source that blocks keeps them until it returns. What was not delivered is dropped on the stream's thread;
-    ///   only if the run has never begun, the source and the function are dropped on the spot.
+    /// - **A poll** never blocks. The task that polls is woken by results (once per chunk), by the end and by a
+    ///   cancel.
+    /// - **The source** waits for the consumer: nothing is pulled while a result waits to be taken. So the window
+    ///   bounds memory here as well.
+    /// - **Finished results** wait while the source blocks, because one thread pulls the source and delivers. To
+    ///   avoid that, [read ahead](crate::Futureproof::read_ahead).
+    /// - **The end**, when the source is exhausted or the policy stops the run: `None` comes after running calls have
+    ///   ended. By then the run's threads, the function and the source are gone.
+    /// - **A cancel or a deadline**: `None` comes at once. No further results are delivered, except the failure that
+    ///   had ended the run before. Running calls end by themselves, and the threads with them. A deadline does not
+    ///   wake the task while the source blocks; a poll then yields `None`.
+    /// - **A panic of the source** reaches the next poll at once, without waiting for running calls.
+    /// - **A drop** stops the run and does not block. Running calls can [learn of
+    ///   it](crate::CancellationToken::current). The threads end when these calls have ended; a call or a source that
+    ///   blocks keeps them until it returns. Undelivered results are dropped on the stream's thread. If the run never
+    ///   began, the drop itself drops the source and the function.
     ///
     /// # What it costs
     ///
-    /// Each handover is a trip between threads. Measured on two cores: 60 ns per task of no work, and 20 to 30 µs per task
-    /// of 100 µs, beside 3 ns and 2 µs for the iterator.
+    /// Each handover is a trip between threads. Measured on two cores: 60 ns per task of no work, and 20 to 30 µs per
+    /// task of 100 µs. For the iterator it is 3 ns and 2 µs.
     ///
     /// # In a server
     ///
-    /// The stream is `Send`, `Unpin` and `'static`, so it can be spawned, and be the body of a response. Give all runs one
-    /// pool [to share](crate::Futureproof::on), `.on(Arc::clone(&pool))`: else each request makes one. When a client hangs
-    /// up, the server drops the body, so the stream, and that stops the run.
+    /// The stream is `Send`, `Unpin` and `'static`, so you can spawn it, or make it the body of a response. Let all
+    /// runs [share a pool](crate::Futureproof::on) with `.on(Arc::clone(&pool))`, or each request starts its own
+    /// threads. When a client disconnects, the server drops the body, and with it the stream; that stops the run.
     pub fn into_stream(self) -> TaskStream<I, T, E> {
         let handover = Arc::<Handover<_>>::default();
         let stop_handle = self.driver.workers.stop_handle();
@@ -111,22 +114,22 @@ where
     }
 }
 
-/// The finished tasks of a run, as a stream; made by [`MapTasks::into_stream`].
+/// A stream of the finished tasks of a run, created by [`MapTasks::into_stream`].
 #[must_use = "streams do nothing unless polled"]
 pub struct TaskStream<I: Iterator, T, E> {
-    /// Up to the first poll.
+    /// `None` after the first poll.
     thread: Option<StreamThread>,
     stop_handle: StopHandle<I::Item, T, E>,
-    /// Wakes whoever waits: the driver may be busy with a pull.
+    /// Wakes the polling task on a cancel, even if the driver is busy with a pull.
     _on_cancel: Vec<OnCancel>,
     handover: Arc<Handover<TaskResult<I::Item, T, E>>>,
     is_terminated: bool,
 }
 
-/// A thread that is to be started, and what it is to do. It has the run.
+/// The thread to start. Its work owns the run.
 struct StreamThread {
     name: String,
-    /// Whether calls may be running before it is started.
+    /// Whether calls may already be running.
     has_begun: bool,
     work: Box<dyn FnOnce() + Send>,
 }
@@ -140,24 +143,24 @@ impl StreamThread {
     }
 }
 
-/// Where the driver lays results down, and the stream takes them up.
+/// Passes results from the driver to the stream.
 struct Handover<R> {
     state: Mutex<State<R>>,
-    /// All results were taken, or nobody wants any.
+    /// Signals that all results were taken, or that the stream is gone.
     taken: Condvar,
 }
 
 struct State<R> {
     results: VecDeque<R>,
-    /// Whoever waits for results.
+    /// The task that waits for results.
     waker: Option<Waker>,
-    /// How the run has ended. The results that lie here came before that.
+    /// How the run ended. Results still in the queue came before that.
     ending: Option<Ending>,
-    /// The source's panic, for whoever polls.
+    /// The source's panic, for the next poll.
     panic: Option<Payload>,
-    /// Whether the driver lays down nothing more.
+    /// Whether the driver is done.
     is_over: bool,
-    /// Whether nobody takes up anything more.
+    /// Whether the stream is gone or has ended.
     is_abandoned: bool,
 }
 
@@ -188,12 +191,12 @@ impl<R> Handover<R> {
 
     fn wake(&self) {
         let waker = self.state().waker.take();
-        // It is the user's: its panics end here.
+        // The waker is user code, so its panics are caught.
         waker.map(|waker| catch_panic(|| waker.wake()));
     }
 
-    /// Lays `results` down and waits until they were taken. Returns whether more are wanted; if not, those that are
-    /// left are dropped here rather than on a thread that must not be kept.
+    /// Puts `results` and waits until they are taken. Returns whether more are wanted. If not, drops the rest here,
+    /// not on the thread of the consumer, which must not be held up.
     fn put(&self, results: VecDeque<R>, ending: Option<Ending>) -> bool {
         let mut state = self.state();
         state.results = results;
@@ -211,7 +214,7 @@ impl<R> Handover<R> {
         is_wanted
     }
 
-    /// The driver lays down nothing more.
+    /// Called when the driver is done, with the ending or the source's panic.
     fn end(&self, end: thread::Result<Option<Ending>>) {
         let (ending, mut panic) = match end {
             Ok(ending) => (ending, None),
@@ -228,7 +231,7 @@ impl<R> Handover<R> {
         drop_catching(panic);
     }
 
-    /// Nobody takes up anything more. Gives the panic that nobody has seen.
+    /// Called when the stream is gone or has ended. Returns a panic of the source that was not delivered.
     fn abandon(&self) -> Option<Payload> {
         let mut state = self.state();
         state.is_abandoned = true;
@@ -240,18 +243,18 @@ impl<R> Handover<R> {
     }
 }
 
-/// What the thread of a stream does.
+/// The body of the stream's thread.
 fn drive<I: Iterator, T, E>(
     mut run: MapTasks<'static, I, T, E>,
     handover: &Handover<TaskResult<I::Item, T, E>>,
 ) {
-    // The source's panics are for whoever polls.
+    // The source's panics go to the next poll.
     let end = panic::catch_unwind(AssertUnwindSafe(|| {
         while let Some(first) = run.next() {
-            // The rest of its chunk is there as well. Nothing is pulled for that, so the window holds.
+            // The rest of the chunk is ready too. Taking it pulls nothing, so the window holds.
             let mut results = VecDeque::from([first]);
             results.extend(std::iter::from_fn(|| run.driver.next_at_hand()));
-            // After a cancel nothing is delivered, but a failure is what came before it.
+            // A failure is delivered even if a cancel follows it.
             let ending = run.ending().filter(|ending| *ending == Ending::Failed);
             if !handover.put(results, ending) {
                 break;
@@ -262,18 +265,18 @@ fn drive<I: Iterator, T, E>(
     let is_at_rest = matches!(end, Ok(Some(Ending::Exhausted | Ending::Failed)))
         && !run.driver.workers.stop().is_interrupted();
     if is_at_rest {
-        // The destructor of the source may panic: that is for whoever polls as well.
+        // The source's destructor may panic, which goes to the next poll as well.
         let gone = panic::catch_unwind(AssertUnwindSafe(move || drop(run)));
         handover.end(gone.and(end));
     } else {
-        // Calls may run on, and nobody is to wait for them.
+        // Calls may still be running, and the consumer must not wait for them.
         handover.end(end);
         drop_catching(run);
     }
 }
 
 impl<I: Iterator, T, E> TaskStream<I, T, E> {
-    /// What there is for a poll. If that is nothing, `waker` will be woken.
+    /// Returns what is ready. If nothing is, stores `waker` to be woken later.
     fn take_up(&mut self, mut waker: Option<Waker>) -> Poll<Option<TaskResult<I::Item, T, E>>> {
         let mut state = self.handover.state();
         let interruption = self.stop_handle.interruption();
@@ -285,7 +288,7 @@ impl<I: Iterator, T, E> TaskStream<I, T, E> {
             }
             return Poll::Ready(Some(result));
         }
-        // An interrupted run may still be busy, and is left to its driver.
+        // An interrupted run may still be busy; its driver cleans up.
         if state.is_over || interruption.is_some() {
             drop(state);
             self.is_terminated = true;
@@ -300,7 +303,7 @@ impl<I: Iterator, T, E> TaskStream<I, T, E> {
         Poll::Pending
     }
 
-    /// How the run ended; `None` while it runs, and while results are to be delivered.
+    /// Returns how the run ended, or `None` while it runs or has results to deliver.
     pub fn ending(&self) -> Option<Ending> {
         let state = self.handover.state();
         let is_all = state.results.is_empty() || self.is_terminated;
@@ -316,11 +319,11 @@ where
 {
     type Item = Result<Task<I::Item, T>, TaskError<I::Item, E>>;
 
-    /// The next task that has finished.
+    /// Polls for the next finished task.
     ///
     /// # Panics
     ///
-    /// With the source's panic, and, at the first poll, if a thread cannot be had.
+    /// If the source panics, with its panic. At the first poll also if a thread cannot be started.
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.is_terminated {
             return Poll::Ready(None);
@@ -335,7 +338,8 @@ where
         if poll.is_ready() {
             return poll;
         }
-        // Cloned only where it is needed, and not under the lock. So there may be something by now.
+        // Cloning the waker is user code, so it is done only if needed and not under the lock. By now there may be a
+        // result.
         self.take_up(Some(cx.waker().clone()))
     }
 }
@@ -356,7 +360,8 @@ impl<I: Iterator, T, E> Drop for TaskStream<I, T, E> {
         self.stop_handle.stop();
         drop_catching(self.handover.abandon());
         if let Some(thread) = self.thread.take() {
-            // What runs is waited for, but not here. Without a thread there is no other place.
+            // If calls are running, the thread waits for them, not this drop. If it cannot be started, this drop
+            // does.
             if thread.has_begun {
                 let _ = thread.start();
             }

@@ -1,4 +1,4 @@
-//! What comes back: a task that succeeded, or the account of one that failed.
+//! What a run yields: tasks that succeeded, and errors for those that failed.
 
 use std::any::Any;
 use std::error::Error;
@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::util::panics::drop_catching;
 
-/// An item and what the function made of it.
+/// An item with the output of the function.
 ///
 /// ```
 /// use futureproof::prelude::*;
@@ -38,9 +38,7 @@ impl<I, T> Task<I, T> {
     }
 }
 
-/// A task that failed: which item it was, how often it was tried, and why it failed.
-///
-/// [`source()`](Error::source) is the function's own error, and `Display` does not repeat it:
+/// A failed task: its index, its item, the number of attempts, and the cause.
 ///
 /// ```
 /// use std::error::Error;
@@ -53,10 +51,10 @@ impl<I, T> Task<I, T> {
 /// assert_eq!(error.into_input(), "x");
 /// ```
 ///
-/// To print the reason in one go, there is [`cause`](Self::cause).
+/// To print the reason without walking the chain, use [`cause`](Self::cause).
 ///
-/// It is an [`Error`] where the function's error is one, and `'static` where the item and that error are. For `?`
-/// everywhere else, there is [`erase`](Self::erase), and [`checked`](crate::MapTasks::checked) for all tasks of a run.
+/// It implements [`Error`] if the function's error does, and is `'static` if the item and the function's error are.
+/// To use `?` anyway, call [`erase`](Self::erase), or [`checked`](crate::MapTasks::checked) for all tasks of a run.
 pub struct TaskError<I, E> {
     index: u64,
     input: I,
@@ -82,33 +80,37 @@ impl<I, E> TaskError<I, E> {
         }
     }
 
-    /// The item's place in the source, from 0.
+    /// Returns the item's place in the source, from 0.
     pub fn index(&self) -> u64 {
         self.index
     }
 
-    /// The item.
+    /// Returns the item.
     pub fn input(&self) -> &I {
         &self.input
     }
 
-    /// How often the function was called with this item: 1, or more where
-    /// [`retry`](crate::MapTasks::retry) was asked for.
+    /// Returns how often the function was called with this item.
+    ///
+    /// It is 1 unless the run [retries](crate::MapTasks::retry).
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// The [stage](crate::Futureproof::stage) in which it failed, from 0. 0 as well in a run of one function.
+    /// Returns the [stage](crate::Futureproof::stage) in which the task failed, from 0. A run without stages has only
+    /// stage 0.
     pub fn stage(&self) -> usize {
         self.stage.unwrap_or(0)
     }
 
-    /// The same, where the run has several.
+    /// The stage, if the run has several.
     pub(crate) fn stage_of_several(&self) -> Option<usize> {
         self.stage
     }
 
-    /// Why it failed: what the function returned the last time, or its panic. It reads as the one or the other does.
+    /// Returns why the task failed: the error of the last attempt, or the panic.
+    ///
+    /// Its `Display` is that of the error, or the panic's message.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -125,7 +127,7 @@ impl<I, E> TaskError<I, E> {
         &self.cause
     }
 
-    /// The error that the function returned the last time; `None` when it panicked.
+    /// Returns the error of the last attempt, or `None` if the function panicked.
     pub fn error(&self) -> Option<&E> {
         match &self.cause {
             Cause::Failed(error) => Some(error),
@@ -133,12 +135,12 @@ impl<I, E> TaskError<I, E> {
         }
     }
 
-    /// Whether the function panicked.
+    /// Returns whether the function panicked.
     pub fn is_panic(&self) -> bool {
         matches!(self.cause, Cause::Panicked(_))
     }
 
-    /// The text that the function panicked with, if it panicked and the payload is a text.
+    /// Returns the panic's message, if the function panicked and the payload is a string.
     pub fn panic_message(&self) -> Option<&str> {
         match &self.cause {
             Cause::Failed(_) => None,
@@ -146,7 +148,7 @@ impl<I, E> TaskError<I, E> {
         }
     }
 
-    /// The item, to be tried again elsewhere.
+    /// Returns the item, for example to process it again elsewhere.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -159,7 +161,7 @@ impl<I, E> TaskError<I, E> {
         self.input
     }
 
-    /// Index, item and cause.
+    /// Returns the index, the item and the cause.
     ///
     /// ```
     /// use futureproof::{Cause, prelude::*};
@@ -174,7 +176,7 @@ impl<I, E> TaskError<I, E> {
         (self.index, self.input, self.cause)
     }
 
-    /// Goes on with the task's panic on this thread, payload intact.
+    /// Resumes the task's panic on this thread, with its payload.
     ///
     /// ```should_panic
     /// use futureproof::prelude::*;
@@ -207,12 +209,12 @@ impl<I, E> fmt::Display for TaskError<I, E> {
     }
 }
 
-/// ` in stage 1`, where a run has several.
+/// ` in stage 1`, or nothing if the run has a single stage.
 pub(crate) fn in_stage(stage: Option<usize>) -> String {
     stage.map_or_else(String::new, |stage| format!(" in stage {stage}"))
 }
 
-/// Leaves the item out, so that it need not be `Debug`.
+/// Leaves the item out, so it need not be `Debug`.
 impl<I, E: fmt::Debug> fmt::Debug for TaskError<I, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TaskError")
@@ -229,7 +231,7 @@ impl<I, E: Error + 'static> Error for TaskError<I, E> {
     }
 }
 
-/// What a run yields: a task that succeeded, or the account of one that failed.
+/// What a run yields: a finished task, or the error of one that failed.
 ///
 /// ```
 /// use futureproof::{TaskResult, prelude::*};
@@ -245,7 +247,7 @@ impl<I, E: Error + 'static> Error for TaskError<I, E> {
 /// ```
 pub type TaskResult<I, T, E> = Result<Task<I, T>, TaskError<I, E>>;
 
-/// Why a task failed. See [`TaskError::cause`] and [`TaskError::into_parts`].
+/// Why a task failed; see [`TaskError::cause`] and [`TaskError::into_parts`].
 ///
 /// ```
 /// use futureproof::{Cause, prelude::*};
@@ -278,7 +280,7 @@ impl<E: fmt::Display> fmt::Display for Cause<E> {
     }
 }
 
-/// A caught panic, its payload kept.
+/// A caught panic, with its payload.
 ///
 /// ```
 /// use futureproof::{Cause, prelude::*};
@@ -290,7 +292,7 @@ impl<E: fmt::Display> fmt::Display for Cause<E> {
 /// assert_eq!(panic.into_payload().downcast_ref(), Some(&"oh no"));
 /// ```
 pub struct Panic {
-    // Boxed, so that a result grows by one word only for the panic that it does not have.
+    // Boxed, so that a panic adds only one word to the size of every result.
     caught: Box<Caught>,
 }
 
@@ -314,12 +316,12 @@ impl Panic {
         }
     }
 
-    /// The text of the panic, if its payload is a text, as that of `panic!("…")` is.
+    /// Returns the panic's message, if the payload is a string, as it is for `panic!("…")`.
     pub fn message(&self) -> Option<&str> {
         self.caught.message.as_deref()
     }
 
-    /// What the function panicked with.
+    /// Returns the payload of the panic.
     pub fn into_payload(mut self) -> Box<dyn Any + Send> {
         self.take().unwrap_or_else(|| Box::new(()))
     }
@@ -335,7 +337,7 @@ impl Panic {
 
 impl Drop for Panic {
     fn drop(&mut self) {
-        // The payload is the user's value: its destructor may panic, and this may run on a worker.
+        // The payload is a user's value. Its destructor may panic, and this may run on a worker.
         if let Some(payload) = self.take() {
             drop_catching(payload);
         }
@@ -361,7 +363,7 @@ impl fmt::Debug for Panic {
 
 impl Error for Panic {}
 
-/// As the error that the function returned, or as its panic.
+/// Transparent: has the source of the function's error.
 impl<E: Error + 'static> Error for Cause<E> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
@@ -371,9 +373,9 @@ impl<E: Error + 'static> Error for Cause<E> {
     }
 }
 
-/// What a stopped run still held, every pulled item in exactly one place.
+/// Everything that a stopped run did not deliver. Every pulled item is in exactly one place.
 ///
-/// It comes from [`MapTasks::into_remainder`](crate::MapTasks::into_remainder).
+/// Returned by [`MapTasks::into_remainder`](crate::MapTasks::into_remainder).
 ///
 /// ```
 /// use futureproof::prelude::*;
@@ -387,9 +389,9 @@ impl<E: Error + 'static> Error for Cause<E> {
 /// ```
 #[must_use = "it holds every task and item that was not delivered"]
 pub struct Remainder<I: Iterator, T, E> {
-    /// Finished, but not delivered.
+    /// Tasks that finished, but were not delivered.
     pub finished: Vec<TaskResult<I::Item, T, E>>,
-    /// Pulled, but never run to an end, with the index of each; in the order of the source.
+    /// Items that were pulled, but not completed, with their indices; in the order of the source.
     pub unprocessed: Vec<(u64, I::Item)>,
     /// The rest of the source.
     pub source: I,

@@ -1,4 +1,4 @@
-//! The counts of a run, written by those who do the work and read by those who watch.
+//! The counts of a run.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use crate::util::seeded_bugs;
 use crate::util::sync::atomic::{AtomicU64, Ordering};
 use crate::util::sync::now;
 
-/// A call's number and the index of its task.
+/// A call's number, and the index of its task.
 pub(crate) type Numbered = (u64, u64);
 
-/// The call that runs on a worker. Written by that worker only.
+/// The call that runs on a worker. Only that worker writes it.
 #[derive(Debug, Default)]
 pub(crate) struct Running {
-    /// The call, by its number; 0 is none.
+    /// The number of the call; 0 for none.
     call: AtomicU64,
     /// The index of its task.
     index: AtomicU64,
@@ -24,7 +24,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// The task at `index` begins, while none runs.
+    /// Begins a call for the task at `index`, while none runs.
     #[inline]
     pub(crate) fn begin(&self, index: u64) {
         let call = self.next();
@@ -32,7 +32,7 @@ impl Running {
         self.go_on((call, index));
     }
 
-    /// A observer never takes an index for that of another call: in between there is none.
+    /// Resumes a call. An observer never mixes up two calls' indices, because the call is 0 in between.
     #[inline]
     pub(crate) fn go_on(&self, (call, index): Numbered) {
         self.index.store(index, Ordering::Release);
@@ -44,13 +44,13 @@ impl Running {
         self.call.store(0, Ordering::Release);
     }
 
-    /// The number of the next call that begins.
+    /// The number of the next call.
     #[inline]
     pub(crate) fn next(&self) -> u64 {
         self.last.load(Ordering::Relaxed) + 1
     }
 
-    /// The call that runs and the index of its task.
+    /// The running call, and the index of its task.
     pub(crate) fn look(&self) -> Option<Numbered> {
         let call = self.call.load(Ordering::Acquire);
         let index = self.index.load(Ordering::Acquire);
@@ -58,28 +58,28 @@ impl Running {
     }
 }
 
-/// Counts of one run. Written once a chunk, never once an item.
+/// The counts of one run. Written once per chunk, never once per item.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pulled: AtomicU64,
     delivered: AtomicU64,
-    // Each is added to by itself: a sum and a part of it would be seen at odds.
+    // Counted separately, because a sum and a part of it could be read inconsistently.
     succeeded: AtomicU64,
     failed: AtomicU64,
     retried: AtomicU64,
     total: OnceLock<u64>,
-    /// Known at the end.
+    /// Set at the end.
     load: OnceLock<Load>,
-    /// Set when the run ends or is left, with how it has ended.
+    /// Set when the run ends or is left, with the ending if there is one.
     left: OnceLock<Option<Ending>>,
     started: OnceLock<Instant>,
     ended: OnceLock<Instant>,
 }
 
-// A observer must never see more completed than pulled, or more delivered than completed. So what counts
-// later in a task's life is read first, with an acquire that pairs with the writer's release.
+// An observer must never see more completed than pulled, or more delivered than completed. So `snapshot` reads first
+// what is counted later in a task's life, with an acquire that pairs with the writer's release.
 impl Counters {
-    /// The run starts, over a source of this size, if that is known.
+    /// Starts the clock. `total`: the number of items, if known.
     pub(crate) fn start(&self, total: Option<u64>) {
         let _ = self.started.set(now());
         if let Some(total) = total {
@@ -91,12 +91,12 @@ impl Counters {
         let _ = self.ended.set(now());
     }
 
-    /// The run has ended in this way, or is being left before it has. What runs may still be waited for.
+    /// Records that the run ended, or is being left without an ending. Calls may still be running.
     pub(crate) fn leave(&self, ending: Option<Ending>) {
         let _ = self.left.set(ending);
     }
 
-    /// So many items were pulled so far. Called before they are submitted.
+    /// Sets how many items were pulled so far. Called before they are submitted.
     pub(crate) fn set_pulled(&self, pulled: u64) {
         self.pulled.store(pulled, Ordering::Release);
     }
@@ -105,7 +105,7 @@ impl Counters {
         self.delivered.store(delivered, Ordering::Release);
     }
 
-    /// So many tasks came to their end, so many of them by a final failure.
+    /// Adds completed tasks. `failed` of them failed for good.
     pub(crate) fn complete(&self, tasks: u64, failed: u64) {
         let succeeded = tasks - failed;
         if !seeded_bugs::adds_in_two_steps(&self.succeeded, succeeded) {
@@ -120,7 +120,7 @@ impl Counters {
         self.retried.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Who was how busy.
+    /// Records the shares of time.
     pub(crate) fn set_load(&self, load: Load) {
         let _ = self.load.set(load);
     }
@@ -154,8 +154,9 @@ impl Counters {
     }
 }
 
-/// A view of a run's counts that can be kept and sent to other threads; see
-/// [`MapTasks::progress`](crate::MapTasks::progress).
+/// A handle on the counts of a run, which can be cloned and sent to other threads.
+///
+/// Returned by [`MapTasks::progress`](crate::MapTasks::progress).
 #[derive(Clone, Debug)]
 pub struct Progress {
     counters: Arc<Counters>,
@@ -166,7 +167,7 @@ impl Progress {
         Self { counters }
     }
 
-    /// The counts as they are now.
+    /// Returns the current counts.
     pub fn snapshot(&self) -> Snapshot {
         self.counters.snapshot()
     }
@@ -174,8 +175,8 @@ impl Progress {
 
 /// The counts of a run at one moment.
 ///
-/// While it runs, `failed ≤ completed ≤ pulled` in every snapshot. Figures are brought up to date once
-/// a chunk: for slow tasks that is once a task, for tiny ones about every 100 µs.
+/// While the run goes on, `failed ≤ completed ≤ pulled` in every snapshot. The counts are updated once per chunk:
+/// once per task for slow tasks, about every 100 µs for tiny ones.
 ///
 /// ```
 /// use futureproof::prelude::*;
@@ -201,52 +202,55 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Tasks that came to their end, failed ones included.
+    /// Returns how many tasks have finished, failed ones included.
     pub fn completed(&self) -> u64 {
         self.completed
     }
 
-    /// Tasks that failed for good.
+    /// Returns how many tasks have failed for good.
     pub fn failed(&self) -> u64 {
         self.failed
     }
 
-    /// Attempts beyond the first.
+    /// Returns how many attempts were retries.
     pub fn retried(&self) -> u64 {
         self.retried
     }
 
-    /// Items pulled from the source.
+    /// Returns how many items were pulled from the source.
     pub fn pulled(&self) -> u64 {
         self.pulled
     }
 
-    /// Items pulled and not yet delivered: queued, running, waiting for another attempt, or finished.
+    /// Returns how many items are pulled and not yet delivered: queued, running, waiting for a retry, or finished.
     pub fn in_flight(&self) -> u64 {
         self.pulled.saturating_sub(self.delivered)
     }
 
-    /// The size of the source, where its `size_hint` tells it exactly.
+    /// Returns the number of items, if it is known.
+    ///
+    /// It is the number given to [`total`](crate::Futureproof::total), or else the source's `size_hint`, if that is
+    /// exact.
     pub fn total(&self) -> Option<u64> {
         self.total
     }
 
-    /// Time since the first `next`, up to the end of the run.
+    /// Returns the time since the first `next`, up to the end of the run.
     pub fn elapsed(&self) -> Duration {
         self.elapsed
     }
 
-    /// Completed tasks per second since the start; 0 when no time has passed.
+    /// Returns how many tasks were completed per second since the start, or 0 if no time has passed.
     pub fn rate(&self) -> f64 {
         per_second(self.completed, self.elapsed)
     }
 
-    /// Whether the run has ended or is being left, and how it has ended.
+    /// Whether the run has ended or is being left, and how it ended.
     pub(crate) fn left(&self) -> Option<Option<Ending>> {
         self.left
     }
 
-    /// Who was how busy; known at the end.
+    /// The shares of time; known at the end.
     pub(crate) fn load(&self) -> Option<Load> {
         self.load
     }
@@ -256,7 +260,9 @@ impl Snapshot {
         self.elapsed = elapsed;
     }
 
-    /// Time left at the rate so far; `None` while that cannot be told, and for ever if the run has stopped before its end.
+    /// Returns the time left at the rate so far.
+    ///
+    /// It is `None` if the total is not known, if nothing is completed yet, or if the run stopped early.
     pub fn eta(&self) -> Option<Duration> {
         let left = self.total?.saturating_sub(self.completed);
         if left == 0 {

@@ -1,4 +1,4 @@
-//! What is done around each call of the function, where somebody watches the tasks.
+//! Wraps each call of the function for those who watch tasks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use crate::observe::slow_tasks::{SlotGuard, WorkerSlots};
 #[cfg(feature = "tracing")]
 use crate::observe::spans::{Inside, Trace};
 
-/// Calls the function for a worker.
+/// Wraps a worker's calls of the function.
 pub(crate) trait Instrument {
     /// Calls `f` for the task at `index`.
     fn call<T, E: fmt::Debug>(&self, index: u64, f: impl FnOnce() -> Result<T, E>) -> Result<T, E>;
 
-    /// The call for the task at `index` has panicked.
+    /// Told that the call for the task at `index` panicked.
     fn panicked(&self, _index: u64, _message: Option<&str>) {}
 }
 
-/// Nobody watches: the function is just called.
+/// Calls the function without watching.
 pub(crate) struct NoInstrument;
 
 impl Instrument for NoInstrument {
@@ -27,7 +27,7 @@ impl Instrument for NoInstrument {
     }
 }
 
-/// Who watches the tasks of a run.
+/// What watches the tasks of a run.
 #[derive(Debug)]
 pub(crate) struct Instruments {
     pub(crate) slots: Option<Arc<WorkerSlots>>,
@@ -44,7 +44,7 @@ impl Instruments {
         }
     }
 
-    /// For a chunk of this many attempts that begins now, up to the drop of what this returns.
+    /// Begins to watch a chunk, until the returned value is dropped. `None` if nothing watches.
     #[inline]
     pub(crate) fn instrument(
         &self,
@@ -68,7 +68,7 @@ impl Instruments {
     }
 }
 
-/// Who watches a chunk.
+/// What watches a chunk.
 pub(crate) struct ChunkInstrument<'a> {
     slot_guard: Option<SlotGuard<'a>>,
     #[cfg(feature = "tracing")]
@@ -76,7 +76,7 @@ pub(crate) struct ChunkInstrument<'a> {
 }
 
 impl ChunkInstrument<'_> {
-    /// Whether somebody watches each task.
+    /// Whether each task is watched.
     pub(crate) fn is_per_task(&self) -> bool {
         #[cfg(feature = "tracing")]
         if self.spans().is_some() {

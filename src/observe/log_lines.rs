@@ -1,4 +1,4 @@
-//! The lines in the log: how a run is going, and what failed.
+//! Log lines: progress and failures.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -13,14 +13,14 @@ use crate::util::TARGET;
 use crate::util::panics::{CatchDrop, catch_panic};
 use crate::util::sync::now;
 
-/// Writes how the run called `name` is going, unless nobody would see it.
+/// Logs the progress of the run called `name`; `None` if no logger would show it.
 pub(crate) fn observer(name: &str, every: Duration) -> Option<Observer> {
     let is_logged = || log_enabled!(target: TARGET, Level::Info);
     if every.is_zero() || catch_panic(is_logged) != Some(true) {
         return None;
     }
     let name = name.to_owned();
-    // The counts of the last line, and when it was written.
+    // The counts of the last line, and its time.
     let mut last: Option<(Snapshot, Instant)> = None;
     Some(Observer::new(every, move |snapshot, event| {
         let time = now();
@@ -37,7 +37,7 @@ pub(crate) fn observer(name: &str, every: Duration) -> Option<Observer> {
     }))
 }
 
-/// A run that took less is not worth a word on what limited it.
+/// Shorter runs do not log what limited them.
 const TOLD: Duration = Duration::from_millis(100);
 
 fn items(snapshot: &Snapshot) -> String {
@@ -46,7 +46,7 @@ fn items(snapshot: &Snapshot) -> String {
         .map_or_else(String::new, |total| format!(", {total} items"))
 }
 
-/// After the end, while calls run on.
+/// For a run that has ended while calls still run.
 fn waits(ending: Option<Ending>) -> String {
     let how = match ending {
         Some(Ending::Exhausted) => "all items are done",
@@ -110,7 +110,7 @@ fn duration(time: Duration) -> String {
 
 type Describe<'a, I, E> = Box<dyn Fn(&TaskError<I, E>) -> String + Send + 'a>;
 
-/// Writes failures to the log, in the words of the user's or of the error's `Debug`.
+/// Logs failures, with the user's description or the error's `Debug`.
 pub(crate) struct FailureLog<'a, I, E> {
     describe: Option<CatchDrop<Describe<'a, I, E>>>,
     debug: fn(&E) -> String,
@@ -131,7 +131,7 @@ impl<'a, I, E> FailureLog<'a, I, E> {
         self.describe = Some(CatchDrop::new(Box::new(text)));
     }
 
-    /// Writes one line, whatever panics on the way.
+    /// Logs one line. Panics of user code are caught.
     pub(crate) fn write(&self, title: &str, level: Level, error: &TaskError<I, E>) {
         let text = catch_panic(|| self.text_of(error))
             .unwrap_or_else(|| "(the error panicked when it was formatted)".into());

@@ -17,7 +17,7 @@ const RETRIES: &str = "futureproof_retries_total";
 const IN_FLIGHT: &str = "futureproof_tasks_in_flight";
 const DURATION: &str = "futureproof_task_duration_seconds";
 
-/// Dispatch over what was added since the last time. Runs of the same name add up.
+/// Adds what was counted since the last time. Runs with the same name add up.
 pub(crate) fn observer(name: &str) -> Observer {
     describe_counter!(
         TASKS,
@@ -37,7 +37,7 @@ pub(crate) fn observer(name: &str) -> Observer {
     let in_flight = gauge!(IN_FLIGHT, "run" => run());
     let mut last = (0, 0, 0, 0);
     Observer::new(EVERY, move |snapshot, event| {
-        // After the end nothing is in flight, delivered or not.
+        // After the end nothing is in flight, whether it was delivered or not.
         let flying = if event == Event::End {
             0
         } else {
@@ -49,8 +49,8 @@ pub(crate) fn observer(name: &str) -> Observer {
             snapshot.retried(),
             flying,
         );
-        // A recorder may panic. What is added then is lost, and not added twice; the gauge comes first, as it
-        // must come back to 0.
+        // A recorder may panic. Then that addition is lost, and not made twice. The gauge comes first, because it
+        // must return to 0.
         let before = mem::replace(&mut last, now);
         in_flight.increment(now.3 as f64 - before.3 as f64);
         succeeded.increment(now.0 - before.0);
@@ -59,7 +59,7 @@ pub(crate) fn observer(name: &str) -> Observer {
     })
 }
 
-/// Takes the durations of tasks: one sample a chunk, the mean of its tasks.
+/// Records the durations of tasks: one sample per chunk, the mean of its tasks.
 pub(crate) fn durations(name: &str) -> Histogram {
     describe_histogram!(
         DURATION,

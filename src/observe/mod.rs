@@ -1,4 +1,4 @@
-//! What is known of a run, while it runs and after it, and who is told.
+//! Watching a run: counts, timings, log lines, metrics and spans.
 
 pub(crate) mod counters;
 pub(crate) mod instrument;

@@ -1,4 +1,4 @@
-//! The thread that watches a run. It takes no worker, and is woken at once at the end.
+//! The thread that watches a run. It is no worker, and wakes at once at the end.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,7 +14,7 @@ use crate::util::sync::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::util::sync::now;
 use crate::util::sync::thread::{self, JoinHandle};
 
-/// When an observer is told.
+/// Why an observer is called.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
     Start,
@@ -24,11 +24,11 @@ pub(crate) enum Event {
 
 type Observe = CatchDrop<Box<dyn FnMut(&Snapshot, Event) + Send>>;
 
-/// Somebody who is told the counts at the start, at every interval of theirs, and at the end.
+/// A callback that gets the counts at the start, at every interval of its own, and at the end.
 pub(crate) struct Observer {
     pub(crate) every: Duration,
     observe: Observe,
-    /// When it is next their turn; `None` is never.
+    /// When it is called next; `None` for never.
     due: Option<Instant>,
 }
 
@@ -50,12 +50,12 @@ impl Observer {
     }
 }
 
-/// A running monitor. Dropping it tells the last counts and joins the thread.
+/// A running monitor. Dropping it calls the observers for the last time and joins the thread.
 #[derive(Debug)]
 pub(crate) struct Monitor {
-    // Nothing is sent: dropping the sender wakes the thread.
+    // Nothing is sent; dropping the sender wakes the thread.
     alive: Option<Sender<Infallible>>,
-    /// Nothing is sent here either: the thread drops its end when it is done.
+    /// Nothing is sent here either; the thread drops the sender when it is done.
     done: Receiver<Infallible>,
     thread: Option<JoinHandle<()>>,
     name: String,
@@ -65,7 +65,7 @@ pub(crate) struct Monitor {
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Monitor {
-    /// Starts a monitor, if anybody would see what it says.
+    /// Starts a monitor, if there are observers.
     pub(crate) fn start(
         name: &str,
         counters: Arc<Counters>,
@@ -93,9 +93,9 @@ impl Monitor {
 }
 
 impl Monitor {
-    /// Whether all observers were told the last counts; waits for them, but not for ever.
+    /// Waits up to `PATIENCE` until all observers have had the last counts. Returns whether they have.
     fn is_done(&self) -> bool {
-        // There, time passes at random.
+        // Under shuttle, time passes at random.
         cfg!(shuttle) || self.done.recv_deadline(now() + PATIENCE) != Err(RecvTimeoutError::Timeout)
     }
 }
@@ -103,14 +103,14 @@ impl Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.alive = None;
-        // A progress callback may own, and drop, the very run that it watches.
+        // A progress callback may own and drop the very run that it watches.
         if let Some(thread) = self
             .thread
             .take()
             .filter(|it| it.thread().id() != thread::current().id())
         {
             if self.is_done() {
-                // It contains the panics of user code, so it ends well.
+                // Panics of user code are caught, so the thread does not panic.
                 let _ = thread.join();
             } else {
                 let name = &self.name;
@@ -149,11 +149,11 @@ fn watch(
             break;
         }
     }
-    // They hold values of the user's, and this may be the last that holds them.
+    // They hold user values, and may be their last owners.
     drop_catching(observers);
 }
 
-/// Waits until the run ends (`true`) or `until` has come; `None` never comes.
+/// Waits for the end of the run (`true`) or for `until`; `None` is never.
 fn wait(stop: &Receiver<Infallible>, until: Option<Instant>) -> bool {
     match until {
         Some(until) => stop.recv_deadline(until) != Err(RecvTimeoutError::Timeout),

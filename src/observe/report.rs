@@ -1,4 +1,4 @@
-//! Where the time of a run went: in the source, in the function or with the consumer.
+//! Where the time of a run went: in the source, in the function, or with the consumer.
 
 use std::fmt;
 use std::ops::Range;
@@ -14,15 +14,14 @@ use crate::util::sync::thread::ThreadId;
 /// How many of the slowest tasks are kept.
 const SLOWEST: usize = 5;
 
-/// Where the time of a run went; made by [`MapTasks::report`](crate::MapTasks::report).
+/// Where the time of a run went; returned by [`MapTasks::report`](crate::MapTasks::report).
 ///
-/// A run has three parties. The *source* is pulled and the *consumer* handles results, both on the thread that
-/// calls `next`; the *workers* call the function. Where that thread is busy with one of the two nearly all the time, that
-/// is what limits the run, and the only part that is worth being made faster. Where it mostly waits for results,
-/// the workers do, or else a single task that takes longer than its share of all.
+/// The thread that calls `next` pulls the *source* and runs the *consumer*, which handles the results. The *workers*
+/// call the function. If that thread spends nearly all its time in the source or the consumer, that one limits the
+/// run. If it mostly waits for results, the workers limit the run, or a single task that takes longer than its share.
 ///
-/// The clock is read once a chunk. So times are exact where tasks take about as long as their neighbours and 100 µs or
-/// more, since those travel alone; tiny ones are timed together, and so is a slow one among them.
+/// The clock is read once per chunk. So times are exact for tasks of 100 µs or more that take about as long as their
+/// neighbours, because each has a chunk of its own. Tiny tasks are timed together, and so is a slow one among them.
 ///
 /// ```
 /// use futureproof::{Bottleneck, prelude::*};
@@ -59,24 +58,26 @@ pub struct StageTime {
 }
 
 impl StageTime {
-    /// The stage's name; empty if it has none.
+    /// Returns the stage's name, or an empty string if it has none.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How many threads it has.
+    /// Returns how many threads the stage has.
     pub fn num_threads(&self) -> usize {
         self.num_threads
     }
 
-    /// How long its threads were inside its function, all together.
+    /// Returns how long its threads were inside its function, added up.
     pub fn busy(&self) -> Duration {
         self.busy
     }
 }
 
-/// The time of one worker. Where jobs run on more threads than there are workers, such as a new one for each job, theirs
-/// is added to that of the least busy.
+/// The time of one worker.
+///
+/// If jobs run on more threads than there are workers, such as a new thread for each job, the extra time is added to
+/// the least busy worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkerTime {
     busy: Duration,
@@ -84,18 +85,20 @@ pub struct WorkerTime {
 }
 
 impl WorkerTime {
-    /// How long it was inside the function.
+    /// Returns how long the worker was inside the function.
     pub fn busy(&self) -> Duration {
         self.busy
     }
 
-    /// How long it had nothing to do, or did not exist.
+    /// Returns how long the worker had nothing to do, or did not exist.
     pub fn idle(&self) -> Duration {
         self.idle
     }
 }
 
-/// A task that took long, or several that travelled together; see [`Report::slowest`]. Each attempt counts for itself.
+/// A slow task, or several that were in one chunk; see [`Report::slowest`].
+///
+/// Each attempt is counted separately.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlowTask {
     indices: Range<u64>,
@@ -103,40 +106,42 @@ pub struct SlowTask {
 }
 
 impl SlowTask {
-    /// The index of the task; several, where it did not travel alone.
+    /// Returns the index of the task, or the indices of all tasks of the chunk.
     pub fn indices(&self) -> Range<u64> {
         self.indices.clone()
     }
 
-    /// How long all of them took together.
+    /// Returns how long they took together.
     pub fn duration(&self) -> Duration {
         self.duration
     }
 }
 
 impl Report {
-    /// Time since the first `next`, up to the end of the run.
+    /// Returns the time since the first `next`, up to the end of the run.
     pub fn elapsed(&self) -> Duration {
         self.elapsed
     }
 
-    /// Time in the source's `next`; for one that is [read ahead](crate::Futureproof::read_ahead), time in
-    /// which workers waited for it.
+    /// Returns the time spent in the source's `next`.
+    ///
+    /// For a source that is [read ahead](crate::Futureproof::read_ahead), it is the time in which workers waited for
+    /// it.
     pub fn source(&self) -> Duration {
         self.source
     }
 
-    /// Time between two calls of `next`: results were there, and the consumer was busy.
+    /// Returns the time between calls of `next`, when results were ready and the consumer was busy.
     pub fn consumer(&self) -> Duration {
         self.consumer
     }
 
-    /// Time in which the thread that calls `next` waited for results, or for retries to be due.
+    /// Returns how long the thread that calls `next` waited for results or for retries.
     pub fn waited(&self) -> Duration {
         self.waited + self.retries + self.paced
     }
 
-    /// The time of each worker, in the order in which they first finished something.
+    /// Returns the time of each worker, in the order in which they first finished something.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -150,8 +155,10 @@ impl Report {
         &self.workers
     }
 
-    /// The time of each stage, where the run has [several](crate::Futureproof::stage); the one whose threads are busy most of the time
-    /// limits the run. [`workers`](Self::workers), [`mean`](Self::mean) and [`slowest`](Self::slowest) are those of the last one.
+    /// Returns the time of each stage, if the run has [several](crate::Futureproof::stage).
+    ///
+    /// The stage whose threads are busy most of the time limits the run. [`workers`](Self::workers),
+    /// [`mean`](Self::mean) and [`slowest`](Self::slowest) are those of the last stage.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -168,7 +175,7 @@ impl Report {
         &self.stages
     }
 
-    /// What is known of the stages.
+    /// Sets the times of the stages.
     pub(crate) fn set_stages(&mut self, stages: &[Arc<StageCounters>]) {
         let time = |stage: &Arc<StageCounters>| StageTime {
             name: stage.name().to_owned(),
@@ -178,7 +185,7 @@ impl Report {
         self.stages = stages.iter().map(time).collect();
     }
 
-    /// How long a call took, on average: a task, or one attempt at it.
+    /// Returns how long a call took on average: a task, or one attempt at it.
     pub fn mean(&self) -> Duration {
         let busy: Duration = self.workers.iter().map(WorkerTime::busy).sum();
         match self.calls {
@@ -187,7 +194,7 @@ impl Report {
         }
     }
 
-    /// The tasks that took longest, the slowest first: five at most.
+    /// Returns the tasks that took longest, the slowest first, five at most.
     ///
     /// ```
     /// # use futureproof::prelude::*;
@@ -201,7 +208,7 @@ impl Report {
         &self.slowest
     }
 
-    /// What would have to be quicker for the run to be quicker.
+    /// Returns what limits the run.
     pub fn bottleneck(&self) -> Bottleneck {
         self.load().bottleneck()
     }
@@ -234,7 +241,7 @@ impl Report {
     }
 }
 
-/// A sentence, and a line for each of the slowest tasks.
+/// Writes a summary, and a line for each stage and each of the slowest tasks.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -274,7 +281,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Who limits a run; see [`Report::bottleneck`](crate::Report::bottleneck).
+/// What limits a run; see [`Report::bottleneck`](crate::Report::bottleneck).
 ///
 /// ```
 /// use futureproof::{Bottleneck, prelude::*};
@@ -292,19 +299,19 @@ impl fmt::Display for Report {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Bottleneck {
-    /// Items come too slowly. [`read_ahead`](crate::Futureproof::read_ahead) may help, or a
-    /// source that only names the work and leaves the reading to the function.
+    /// The source is too slow. [`read_ahead`](crate::Futureproof::read_ahead) may help, or a source that only names
+    /// the work and leaves the reading to the function.
     Source,
-    /// The function takes the time, as it should: more threads help if there are cores for them.
+    /// The function takes the time, as it should. More threads help if there are cores for them.
     Workers,
-    /// One task, the first of [`Report::slowest`](crate::Report::slowest), takes so long that the others are done meanwhile: more threads do
-    /// not help. Let it come first, or cut it in pieces.
+    /// One task, the first of [`Report::slowest`](crate::Report::slowest), outlasts all others, so more threads do
+    /// not help. Start it first, or split it.
     SlowTask,
-    /// Nothing was left to do but to wait until failed items may be tried again.
+    /// The run mostly waited until failed items could be retried.
     Retries,
-    /// Tasks waited for their [rate limit](crate::Futureproof::rate_limit).
+    /// The run mostly waited for its [rate limit](crate::Futureproof::rate_limit).
     RateLimit,
-    /// Results are not taken up quickly enough. What is done with them may be part of the function.
+    /// The consumer is too slow. Move some of its work into the function.
     Consumer,
 }
 
@@ -314,24 +321,25 @@ pub(crate) struct Load {
     /// What the thread that calls `next` did.
     pub(crate) source: f64,
     pub(crate) consumer: f64,
-    /// Waiting for workers, and for nobody as only retries were left.
+    /// Waiting for workers, and waiting when only retries were left.
     pub(crate) waited: f64,
     pub(crate) retries: f64,
     /// Waiting for the rate limit.
     pub(crate) paced: f64,
-    /// Of the time that all workers have together.
+    /// Of the workers' total time.
     pub(crate) workers: f64,
-    /// The slowest task that ran alone.
+    /// The slowest task that had a chunk of its own.
     pub(crate) slowest: f64,
     pub(crate) index: u64,
 }
 
-/// A task that takes at least this share of a run limits it, if the workers are not busy for as much as that of its share.
+/// A single task limits the run if it takes at least the first share of its time, and the workers are busy for less
+/// than the second share of the task's share.
 const ALONE: (f64, f64) = (0.5, 0.75);
 
 impl Load {
     pub(crate) fn bottleneck(&self) -> Bottleneck {
-        // Workers that are busy all the time limit the run, even if the caller is busy half of it.
+        // Busy workers limit the run even if the caller is busy half of the time.
         let workers = self.workers.max(self.waited);
         let others = self.source.max(self.consumer).max(workers);
         if self.paced > others.max(self.retries) {
@@ -372,7 +380,7 @@ impl fmt::Display for Load {
     }
 }
 
-/// What the workers of a stage count, once a chunk.
+/// What the workers of a stage count, once per chunk.
 #[derive(Debug)]
 pub(crate) struct StageCounters {
     name: String,
@@ -394,7 +402,7 @@ impl StageCounters {
             .store(num_threads as u64, Ordering::Relaxed);
     }
 
-    /// A chunk took so long.
+    /// Adds the time that a chunk took.
     pub(crate) fn ran(&self, busy: Duration) {
         self.nanos
             .fetch_add(busy.as_nanos() as u64, Ordering::Relaxed);
@@ -413,7 +421,7 @@ impl StageCounters {
     }
 }
 
-/// What the caller's half writes down on the way: a few additions a chunk.
+/// What the caller's half records: a few additions per chunk.
 #[derive(Debug, Default)]
 pub(crate) struct Timings {
     source: Duration,
@@ -422,49 +430,49 @@ pub(crate) struct Timings {
     retries: Duration,
     paced: Duration,
     calls: u64,
-    /// No more than there are workers.
+    /// At most one entry per worker.
     busy: Vec<(ThreadId, Duration)>,
     slowest: Vec<SlowTask>,
-    /// Since when the consumer has had its last answer.
+    /// When the consumer got its last chunk.
     handed_over: Option<Instant>,
     #[cfg(feature = "metrics")]
     pub(crate) durations: Option<metrics::Histogram>,
 }
 
 impl Timings {
-    /// So long was spent in the source, or in waiting for it.
+    /// Adds time in the source, or waiting for it.
     pub(crate) fn pulled(&mut self, time: Duration) {
         self.source += time;
     }
 
-    /// So long the caller waited for workers.
+    /// Adds time in which the caller waited for workers.
     pub(crate) fn waited(&mut self, time: Duration) {
         self.waited += time;
     }
 
-    /// So long there was nothing to do until a retry was due.
+    /// Adds time in which there was nothing to do until a retry was due.
     pub(crate) fn waited_for_retries(&mut self, time: Duration) {
         self.retries += time;
     }
 
-    /// So long nothing ran, as the rate limit let nothing start.
+    /// Nothing ran for this long because of the rate limit.
     pub(crate) fn waited_for_rate_limit(&mut self, time: Duration) {
         self.paced += time;
     }
 
-    /// The consumer gets the tasks of an answer.
+    /// The consumer gets the tasks of a chunk.
     pub(crate) fn hand_over(&mut self) {
         self.handed_over = Some(now());
     }
 
-    /// It is back, and asks for more.
+    /// The consumer asks for more.
     pub(crate) fn take_back(&mut self) {
         if let Some(since) = self.handed_over.take() {
             self.consumer += now() - since;
         }
     }
 
-    /// These tasks took `busy` on `worker`, one of `width`.
+    /// Records that these tasks took `busy` on `worker`, one of `width`.
     pub(crate) fn ran(
         &mut self,
         indices: Range<u64>,
@@ -480,7 +488,7 @@ impl Timings {
         }
         let known = self.busy.iter().position(|(id, _)| *id == worker);
         let place = match known {
-            // A pool may have a new thread for each job.
+            // A pool may use a new thread for each job.
             None if self.busy.len() >= width => {
                 let sums = self.busy.iter().enumerate();
                 sums.min_by_key(|(_, (_, sum))| *sum)
@@ -501,7 +509,7 @@ impl Timings {
         }
     }
 
-    /// What is known so far, of a run on `width` workers.
+    /// The report so far, for a run on `width` workers.
     pub(crate) fn report(&self, elapsed: Duration, width: usize) -> Report {
         let busy = self.busy.iter().map(|(_, busy)| *busy);
         let missing = width.saturating_sub(self.busy.len());
@@ -572,15 +580,15 @@ mod tests {
             ([10, 20, 70, 0], 180, Bottleneck::Workers),
             ([10, 80, 10, 0], 20, Bottleneck::Consumer),
             ([0, 0, 0, 0], 0, Bottleneck::Workers),
-            // The caller is quick enough beside workers that are busy all the time.
+            // The caller is quick enough if the workers are busy all the time.
             ([50, 50, 0, 0], 190, Bottleneck::Workers),
             ([10, 60, 30, 0], 190, Bottleneck::Workers),
             // Shares count: two workers have twice the time.
             ([60, 10, 0, 0], 100, Bottleneck::Source),
-            // Others have the workers' cores, say.
+            // For example, other programs use the cores.
             ([10, 20, 60, 0], 10, Bottleneck::Workers),
             ([5, 5, 20, 60], 10, Bottleneck::Retries),
-            // In a draw the workers are named, else the consumer.
+            // In a tie the workers are named, else the consumer.
             ([50, 50, 50, 0], 0, Bottleneck::Workers),
             ([50, 50, 0, 0], 0, Bottleneck::Consumer),
             ([0, 50, 50, 50], 0, Bottleneck::Workers),
@@ -605,12 +613,12 @@ mod tests {
     fn a_task_that_outlasts_the_others_is_the_bottleneck() {
         for (slow, others, indices, who) in [
             (90, 20, 7..8, Bottleneck::SlowTask),
-            // The workers have as much to do besides.
+            // The workers have as much other work.
             (90, 60, 7..8, Bottleneck::Workers),
             (50, 24, 7..8, Bottleneck::SlowTask),
             // It takes less than half of the time.
             (49, 0, 7..8, Bottleneck::Workers),
-            // Nobody knows which one.
+            // It is not known which of the two it is.
             (90, 20, 7..9, Bottleneck::Workers),
         ] {
             let mut timings = Timings::default();

@@ -1,4 +1,4 @@
-//! Warns of tasks that run for long.
+//! Warns about tasks that run for long.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,28 +16,28 @@ use crate::util::TARGET;
 use crate::util::sync::thread::{self, ThreadId};
 use crate::util::sync::{Mutex, MutexGuard, now};
 
-/// What each worker is doing, for the monitor to look at now and then. Once a task, a worker only writes down its
-/// index; the rest is written once a chunk.
+/// What each worker is doing, for the monitor to look at. A worker writes the index once per task, and the rest once
+/// per chunk.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerSlots {
     slots: ThreadLocal<WorkerSlot>,
 }
 
-/// One worker's.
+/// The slot of one worker.
 #[derive(Debug, Default)]
 struct WorkerSlot {
     running: Running,
-    /// Held for a moment only, and never while code of others runs.
+    /// Held briefly, and never while user code runs.
     open: Mutex<Open>,
 }
 
-/// Which thread has the slot, and the chunks that it runs.
+/// The thread that has the slot, and the chunks that it runs.
 #[derive(Debug, Default)]
 struct Open {
-    /// A slot may outlive a thread, and go to the next one.
+    /// A slot may outlive its thread, and be reused by another.
     thread: Option<ThreadId>,
     worker: String,
-    /// The chunk that runs comes last: a worker that waits inside rayon may take up another meanwhile.
+    /// The running chunk is the last one; a worker that waits inside rayon may run another chunk meanwhile.
     chunks: Vec<OpenChunk>,
 }
 
@@ -45,24 +45,24 @@ struct Open {
 struct OpenChunk {
     start: Instant,
     stage: Option<usize>,
-    /// The number of its first call, which begins when the chunk does.
+    /// The number of its first call, which begins with the chunk.
     first: u64,
-    /// Its call that waits for the end of the chunk after this.
+    /// Its call that is interrupted by the next chunk.
     waiting: Option<Numbered>,
 }
 
-/// A worker's, while it runs a chunk. Dropping it ends that.
+/// Marks that a worker runs a chunk, until dropped.
 pub(crate) struct SlotGuard<'a> {
     slot: &'a WorkerSlot,
 }
 
-/// A call that runs. Dropping it ends that.
+/// Marks that a call runs, until dropped.
 pub(crate) struct Call<'a> {
     running: &'a Running,
 }
 
 impl WorkerSlots {
-    /// This thread begins a chunk, at the time `start`; of `stage`, where there are several.
+    /// Marks that this thread begins a chunk at `start`; `stage`, if the run has several.
     pub(crate) fn enter(&self, stage: Option<usize>, start: Instant) -> SlotGuard<'_> {
         let slot = self.slots.get_or_default();
         let mut open = slot.open();
@@ -92,7 +92,7 @@ impl WorkerSlot {
 }
 
 impl SlotGuard<'_> {
-    /// The task at `index` begins.
+    /// Marks that the task at `index` begins.
     #[inline]
     pub(crate) fn begin(&self, index: u64) -> Call<'_> {
         let running = &self.slot.running;
@@ -118,18 +118,18 @@ impl Drop for SlotGuard<'_> {
     }
 }
 
-/// A call that was seen.
+/// A call that was seen running.
 struct Sighting {
-    /// When it began, as far as that is known; else when it was first seen.
+    /// When it began, if known; else when it was first seen.
     since: Instant,
-    /// Warned of when it has lasted so long.
+    /// Warn when it has run for this long.
     limit: Duration,
 }
 
 /// The calls of the last look, by slot and number.
 type Sightings = HashMap<(usize, u64), Sighting>;
 
-/// Warns of every task of the run called `name` that has been running for `after`, and again at each doubling.
+/// Warns about each task that has been running for `after`, and again at each doubling.
 pub(crate) fn observer(name: &str, after: Duration, slots: Arc<WorkerSlots>) -> Observer {
     let after = after.max(Duration::from_millis(1));
     let name = name.to_owned();
@@ -144,7 +144,7 @@ pub(crate) fn observer(name: &str, after: Duration, slots: Arc<WorkerSlots>) -> 
     })
 }
 
-/// The task of a call.
+/// A task that has run for too long.
 struct Overdue {
     index: u64,
     stage: Option<usize>,
@@ -156,7 +156,7 @@ impl fmt::Display for Overdue {
     }
 }
 
-/// The worker, the task and the time of each call that has passed a limit since the last look.
+/// The worker, the task and the running time of each call that passed its limit since the last look.
 fn overdue(
     slots: &WorkerSlots,
     sightings: &mut Sightings,
@@ -166,7 +166,7 @@ fn overdue(
     let mut overdue = Vec::new();
     let mut before = mem::take(sightings);
     for slot in &slots.slots {
-        // A slot stays where it is for as long as the run.
+        // A slot does not move while the run lives.
         let place = std::ptr::from_ref(slot).addr();
         let open = slot.open();
         for (n, chunk) in open.chunks.iter().enumerate() {
@@ -206,7 +206,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// The indices that are told of, by a monitor that looks at the slots whenever it is asked to.
+    /// Returns the indices and times of the overdue tasks at each look.
     fn looker(slots: &WorkerSlots) -> impl FnMut(Instant) -> Vec<(u64, Duration)> {
         let mut sightings = Sightings::new();
         move |time| {
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(times.collect::<Vec<_>>(), told);
         drop(call);
         assert_eq!(look(start + 1_000 * MS), []);
-        // Nothing stays of a chunk, or a long run would fill its memory with them.
+        // Nothing is left of a chunk, or a long run would fill its memory.
         drop(slot_guard);
         assert!(slots.enter(None, start).slot.open().chunks.len() == 1);
     }
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(look(start + 9 * MS), []);
         assert_eq!(look(start + 11 * MS), [(7, 11 * MS)]);
         drop(first);
-        // Of the next, only a clock for each task could tell when it began.
+        // When the next one began is unknown, as there is no clock per task.
         let _second = slot_guard.begin(8);
         assert_eq!(look(start + 50 * MS), []);
         assert_eq!(look(start + 60 * MS), [(8, 10 * MS)]);

@@ -1,6 +1,6 @@
 //! Spans and events of a run, for `tracing`.
 //!
-//! A subscriber is user code: its panics are caught wherever it is called or dropped.
+//! A subscriber is user code, so its panics are caught wherever it is called or dropped.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
@@ -13,19 +13,19 @@ use tracing::{Level, Span, debug, debug_span, enabled, info_span};
 use crate::util::panics::{CatchDrop, catch_panic};
 use crate::util::sync::{Mutex, MutexGuard};
 
-/// What a run and its tasks tell.
+/// The spans of a run and its tasks.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
-    /// There from the start to the end.
+    /// Set from the start of the run to its end.
     run: Mutex<Option<Arc<Run>>>,
 }
 
 #[derive(Debug)]
 struct Run {
-    /// The parent of the spans of tasks, which are on other threads.
+    /// The parent of the tasks' spans, which are on other threads.
     span: CatchDrop<Span>,
-    /// That of the thread where the run began: on the workers it may be another. It comes after the span, which
-    /// must not be the last to hold it.
+    /// The subscriber of the thread that began the run; workers may have another one. Declared after the span, so
+    /// that the span does not hold it last.
     subscriber: CatchDrop<Dispatch>,
 }
 
@@ -34,7 +34,7 @@ impl Trace {
         self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The run called `name` starts, inside the span that the caller is in.
+    /// Starts the run's span inside the current span.
     pub(crate) fn start(&self, name: &str) {
         let current = || dispatcher::get_default(Dispatch::clone);
         let is_somebody = |it: &Dispatch| catch_panic(|| it.is::<NoSubscriber>()) == Some(false);
@@ -53,13 +53,13 @@ impl Trace {
         drop(run);
     }
 
-    /// Whether anybody listens at all. Quick, as it is asked once a chunk.
+    /// Whether there is any subscriber. Quick, because it is asked once per chunk.
     #[inline]
     pub(crate) fn is_on(&self) -> bool {
         LevelFilter::current() != LevelFilter::OFF
     }
 
-    /// From here on, what is told on this thread is told to the run's subscriber.
+    /// Makes the run's subscriber the current one on this thread, until the returned value is dropped.
     pub(crate) fn enter(&self, stage: Option<usize>, attempt: u32) -> Option<Inside> {
         let run = self.run().clone()?;
         let guard = catch_panic(|| dispatcher::set_default(&run.subscriber))?;
@@ -77,13 +77,13 @@ impl Trace {
 
 /// A chunk of a run, on its worker.
 pub(crate) struct Inside {
-    // Dropped before the run, as that may be the last owner of the subscriber.
+    // Dropped before the run, which may be the last owner of the subscriber.
     _guard: CatchDrop<DefaultGuard>,
     run: Arc<Run>,
-    /// Where there are several.
+    /// If the run has several.
     stage: Option<usize>,
     attempt: u32,
-    /// Whether anybody wants the spans of tasks.
+    /// Whether the spans of tasks are enabled.
     pub(crate) has_spans: bool,
 }
 
@@ -98,12 +98,12 @@ impl Inside {
         index: u64,
         f: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
-        // Not `entered`: it would leave the span and close it in one drop, where each may panic.
+        // Not `entered`, which would exit and close the span in one drop, and each may panic.
         let span = CatchDrop::new(catch_panic(|| self.task(index)).unwrap_or_else(Span::none));
         let _entered = CatchDrop::new(catch_panic(|| span.enter()));
         let result = f();
         if let Err(error) = &result {
-            // Formatted here, since a panic of the error's own must not become one of the task.
+            // Formatted here, because a panic of its `Debug` must not become a panic of the task.
             let text = catch_panic(|| format!("{error:?}"));
             let text = text
                 .as_deref()
@@ -113,7 +113,7 @@ impl Inside {
         result
     }
 
-    /// By now, the panic has ended the task's own span.
+    /// Has the run's span as parent, because the panic has closed the task's span.
     pub(crate) fn panicked(&self, index: u64, message: Option<&str>) {
         let (run, stage, attempt) = (&*self.run.span, self.stage, self.attempt);
         catch_panic(|| {

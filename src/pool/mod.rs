@@ -1,4 +1,4 @@
-//! Where jobs run: a pool of the run's own, a pool that is shared, or a scope that lends from the stack.
+//! Where jobs run: the run's own pool, a shared pool, or a scope that lets them borrow from the stack.
 
 mod own;
 #[cfg(not(shuttle))]

@@ -1,4 +1,4 @@
-//! The pool of a run's own: its threads start as work needs them, and are gone when it is.
+//! The run's own pool. Its threads start when work needs them, and are joined when it is dropped.
 
 use std::error::Error;
 use std::io;
@@ -16,7 +16,9 @@ use crate::util::sync::rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder, max
 use crate::util::sync::thread::{self, JoinHandle};
 use crate::util::sync::{Mutex, MutexGuard, now};
 
-/// The default: a pool that is made for the run and goes with it. Nobody needs to name it, but for a type:
+/// The default pool: created for one run, and dropped with it.
+///
+/// You need its name only to write down a type:
 ///
 /// ```
 /// use futureproof::{Futureproof, OwnPool, prelude::*};
@@ -27,10 +29,10 @@ use crate::util::sync::{Mutex, MutexGuard, now};
 /// assert_eq!(careful(0..10).map_tasks(infallible(|n: &u32| n + 1)).count(), 10);
 /// ```
 ///
-/// Its threads start as work needs them: the first with the first job, and one more whenever a job is queued and all
-/// threads have one. If a job takes longer than a moment and the caller waits for it, the others start as well (up to 64),
-/// for a function that uses rayon itself. On more threads than that, a function must not call `rayon::broadcast`: it waits
-/// for all of them.
+/// The first thread starts with the pool, and another one whenever a job is queued and all threads are busy. If the
+/// caller waits for a job that takes longer than a moment, the other threads start as well, up to 64, so that a
+/// function can use rayon itself. With more than 64 threads, a function must not call `rayon::broadcast`, because it
+/// waits for all of them.
 #[derive(Debug, Default)]
 pub struct OwnPool {
     pool: Option<JoiningPool>,
@@ -57,8 +59,7 @@ impl Spawn<'static> for OwnPool {
 }
 
 impl OwnPool {
-    /// The caller waits until `is_over`, and starts the threads that are left if that takes more than a moment.
-    /// Returns whether it is over.
+    /// Waits a moment for `is_over`, then starts the remaining threads. Returns whether it is over.
     pub(crate) fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
         self.pool
             .as_ref()
@@ -66,10 +67,10 @@ impl OwnPool {
     }
 }
 
-/// A pool whose threads are gone when it is dropped. rayon's own drop does not wait.
+/// A pool that joins its threads when it is dropped. rayon's own drop does not wait.
 #[derive(Debug)]
 pub(super) struct JoiningPool {
-    // Dropped first: that is what makes the threads end.
+    // Dropped first, which makes the threads end.
     pub(super) pool: ThreadPool,
     starter: Joiner,
     built: Instant,
@@ -79,12 +80,12 @@ pub(super) struct JoiningPool {
 #[derive(Debug)]
 struct Joiner(Arc<Starter>);
 
-/// How long a caller waits before it starts the threads that no job has asked for, and up to how many there are then.
+/// How long a caller waits before it starts the threads that no job has needed, and how many it starts at most.
 const MOMENT: Duration = Duration::from_micros(50);
 const READY: usize = 64;
 
 impl JoiningPool {
-    /// Makes a pool, and starts the first of its threads.
+    /// Builds a pool, and starts its first thread.
     pub(super) fn build(num_threads: usize, name: &str) -> Self {
         let name = if name.is_empty() { "futureproof" } else { name };
         let built = Self::try_build(num_threads, name).and_then(|pool| {
@@ -127,13 +128,13 @@ impl JoiningPool {
         })
     }
 
-    /// Starts other threads unless the first alone is quick enough. Returns whether `is_over`.
+    /// Starts more threads unless the first one is quick enough. Returns whether `is_over`.
     fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
         let left = lock(&self.starter.0.unstarted).len();
         if left <= self.pool.current_num_threads().saturating_sub(READY) {
             return false;
         }
-        // Not blocking, for so short a time: to be woken would take as long.
+        // Spins, because blocking and waking up would take as long.
         while now() - self.built < MOMENT {
             if is_over() {
                 return true;
@@ -157,7 +158,7 @@ impl JoiningPool {
 
 impl Drop for JoiningPool {
     fn drop(&mut self) {
-        // No job that is left starts one more.
+        // No remaining job starts another thread.
         lock(&self.starter.0.unstarted).clear();
     }
 }
@@ -165,41 +166,41 @@ impl Drop for JoiningPool {
 impl Drop for Joiner {
     fn drop(&mut self) {
         let handles = mem::take(&mut *lock(&self.0.handles));
-        // One of these threads cannot wait for itself, nor for others that may wait for it.
+        // A thread of the pool must not wait for itself, nor for others that may wait for it.
         let current = thread::current().id();
         if handles.iter().any(|it| it.thread().id() == current) {
             return;
         }
         for handle in handles {
-            // A worker that panicked has aborted the process: there is no result to look at.
+            // A worker that panicked has aborted the process, so the result says nothing.
             let _ = handle.join();
         }
     }
 }
 
-/// Starts the threads of a pool, and joins them.
+/// Starts the threads of a pool, and keeps their handles.
 #[derive(Debug)]
 pub(super) struct Starter {
-    /// Workers that have no thread yet, the last first. To rayon, they are busy.
+    /// Workers without a thread, the last one first. rayon takes them for busy.
     unstarted: Mutex<Vec<ThreadBuilder>>,
     handles: Mutex<Vec<JoinHandle<()>>>,
-    /// Threads that run; `usize::MAX` once no more can be started.
+    /// Running threads; `usize::MAX` once no more can start.
     started: AtomicUsize,
-    /// Jobs that have not begun, and those that have and are not over.
+    /// Jobs that have not begun, and jobs that are running.
     queued: AtomicUsize,
     running: AtomicUsize,
     name: String,
 }
 
 impl Starter {
-    /// A job is queued. If all threads have one, it gets a new thread: they may be busy for long.
+    /// Counts a queued job. Starts a thread if all are busy, as they may be for long.
     pub(super) fn queue(starter: &Arc<Self>) -> Arc<Self> {
         starter.queued.fetch_add(1, Ordering::SeqCst);
         starter.start_if_short();
         Arc::clone(starter)
     }
 
-    /// A job is run. Whatever it does, those that are queued behind it have a thread to run on.
+    /// Runs a job. First makes sure that the jobs queued behind it have a thread, whatever this one does.
     pub(super) fn run(&self, job: impl FnOnce()) {
         self.running.fetch_add(1, Ordering::SeqCst);
         self.queued.fetch_sub(1, Ordering::SeqCst);
@@ -208,8 +209,8 @@ impl Starter {
         self.running.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Starts a thread for what is queued if all others have a job. Of a job that begins and one that is queued at the same time,
-    /// one sees the other: each has written before it reads.
+    /// Starts a thread if jobs are queued and all threads are busy. If one job begins while another is queued, one of
+    /// the two sees the other, because each writes before it reads.
     fn start_if_short(&self) {
         let started = self.started.load(Ordering::SeqCst);
         if self.running.load(Ordering::SeqCst) >= started && self.queued.load(Ordering::SeqCst) > 0
@@ -218,7 +219,7 @@ impl Starter {
         }
     }
 
-    /// Starts one more thread; `false` if all have been started.
+    /// Starts one more thread. Returns `false` if all have started.
     fn try_start_another(&self, unstarted: &mut Vec<ThreadBuilder>) -> io::Result<bool> {
         let Some(worker) = unstarted.pop() else {
             self.started.store(usize::MAX, Ordering::SeqCst);
@@ -226,13 +227,13 @@ impl Starter {
         };
         let builder = thread::Builder::new().name(format!("{}-{}", self.name, worker.index()));
         let handle = builder.spawn(|| worker.run())?;
-        // Still under the lock of `unstarted`: once nothing is left to be started, all handles are here.
+        // Still under the lock of `unstarted`, so that once it is empty all handles are here.
         lock(&self.handles).push(handle);
         self.started.fetch_add(1, Ordering::SeqCst);
         Ok(true)
     }
 
-    /// Starts one more thread, if that can be. At least one runs, so the others can be done without.
+    /// Starts one more thread if possible. If not, logs a warning; at least one thread runs already.
     fn start_another(&self) -> bool {
         let mut unstarted = lock(&self.unstarted);
         match self.try_start_another(&mut unstarted) {

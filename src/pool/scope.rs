@@ -1,4 +1,4 @@
-//! A scope lends from the stack.
+//! A pool whose jobs can borrow from the stack.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,9 @@ use rayon_core::ThreadPool;
 use super::own::{JoiningPool, Starter};
 use super::spawn::Spawn;
 
-/// Threads that runs can use to borrow from the stack; see [`scope`]. Functions can be given it:
+/// Threads on which runs can borrow from the stack; see [`scope`].
+///
+/// You can pass it to functions:
 ///
 /// ```
 /// use futureproof::{Scope, prelude::*};
@@ -49,10 +51,11 @@ impl fmt::Debug for Scope<'_, '_> {
     }
 }
 
-/// Makes a pool of `num_threads` threads, 0 for rayon's default, on which runs can borrow what
-/// outlives the call: their function, their items and their results.
+/// Starts `num_threads` threads on which runs can borrow from the stack.
 ///
-/// `f` itself runs on the calling thread. The threads are gone when `scope` returns.
+/// 0 means rayon's default. The function, the items and the results of a run [`on`](crate::Futureproof::on) the scope
+/// can borrow anything that outlives this call. `f` itself runs on the calling thread. The threads have ended when
+/// `scope` returns.
 ///
 /// ```
 /// use futureproof::prelude::*;
@@ -60,12 +63,13 @@ impl fmt::Debug for Scope<'_, '_> {
 /// let text = String::from("to be or not to be");
 /// let lengths: Vec<&str> = futureproof::scope(2, |scope| {
 ///     let words = text.split(' ').futureproof(Raise).on(scope);
-///     words.map_tasks(infallible(|word: &&str| word.trim_start_matches('t'))).map(|task| task.unwrap().output).collect()
+///     let trim = infallible(|word: &&str| word.trim_start_matches('t'));
+///     words.map_tasks(trim).map(|task| task.unwrap().output).collect()
 /// });
 /// assert_eq!(lengths.len(), 6); // slices of `text`
 /// ```
 ///
-/// What does not live long enough is refused:
+/// Borrowing something that does not live long enough does not compile:
 ///
 /// ```compile_fail,E0597
 /// use futureproof::prelude::*;
@@ -78,7 +82,7 @@ impl fmt::Debug for Scope<'_, '_> {
 ///
 /// # Panics
 ///
-/// If the threads cannot be had, and with the panic of `f`.
+/// If the threads cannot be started. If `f` panics, with its panic.
 pub fn scope<'e, R>(num_threads: usize, f: impl for<'x> FnOnce(&Scope<'x, 'e>) -> R) -> R {
     let joining = JoiningPool::build(num_threads, "");
     joining.start_ready();

@@ -1,15 +1,14 @@
-//! What a pool is to a run.
+//! The trait of pools.
 
 use std::sync::Arc;
 use std::thread;
 
 use rayon_core::ThreadPool;
 
-/// Something that runs jobs on its threads: what [`Futureproof::on`](crate::Futureproof::on) takes.
+/// A pool: runs jobs on its threads. [`Futureproof::on`](crate::Futureproof::on) takes any of these.
 ///
-/// It is implemented for `Arc<rayon::ThreadPool>` and, for borrowing from the stack, for [`&Scope`](crate::Scope)
-/// and `&rayon::Scope`. Implement it to run jobs on threads of another kind; `'s` is what the jobs
-/// may borrow.
+/// Implemented for `Arc<rayon::ThreadPool>`, for [`&Scope`](crate::Scope) and for `&rayon::Scope`. Implement it to
+/// run jobs on other kinds of threads. `'s` is the lifetime of what the jobs may borrow.
 ///
 /// ```
 /// use futureproof::{Spawn, prelude::*};
@@ -32,15 +31,18 @@ use rayon_core::ThreadPool;
     note = "`on` takes an `Arc<rayon::ThreadPool>`, a `&futureproof::Scope`, a `&rayon::Scope`, or a type that implements `Spawn`"
 )]
 pub trait Spawn<'s>: Send {
-    /// Runs `job` once, on another thread, now or later. A job that is dropped instead is made up for by those that
-    /// run; if there are none, the run ends as if it were [cancelled](crate::Ending::Cancelled), earlier than its
-    /// `size_hint` may have said.
+    /// Runs `job` once, on another thread, now or later.
     ///
-    /// Jobs do not panic, and a job waits for another for a fraction of a millisecond at most.
+    /// Jobs do not panic. A job waits for another one for a fraction of a millisecond at most.
+    ///
+    /// If a job is dropped instead, the other jobs do its work. If there are no others, the run ends as if it were
+    /// [cancelled](crate::Ending::Cancelled), possibly with fewer tasks than its `size_hint` said.
     fn spawn(&self, job: impl FnOnce() + Send + 's);
 
-    /// Gets ready. Called once, at the run's first `next`, with what the builder was given; 0 threads
-    /// and an empty name mean the default. Returns how many jobs can run at once.
+    /// Prepares the pool, and returns how many jobs can run at once.
+    ///
+    /// Called once, at the first `next` of the run, with the builder's options. 0 threads and an empty name mean the
+    /// defaults.
     fn open(&mut self, num_threads: usize, name: &str) -> usize {
         let _ = name;
         if num_threads > 0 {
@@ -50,13 +52,15 @@ pub trait Spawn<'s>: Send {
         }
     }
 
-    /// Whether the current thread is one that jobs run on, so that waiting here for a job could be
-    /// waiting for oneself. The caller then works as well, on what no other thread has begun.
+    /// Returns whether the current thread belongs to the pool.
+    ///
+    /// A consumer on such a thread runs tasks while it waits, because it might otherwise wait for itself. The default
+    /// is `false`.
     fn is_current(&self) -> bool {
         false
     }
 
-    // Whether `is_current` is certain: then a stage goes on here with what the one before has made here.
+    // Whether `is_current` is exact. Then a thread that finishes an item in one stage may go on with it in the next.
     #[doc(hidden)]
     fn knows_its_threads(&self) -> bool {
         true
@@ -77,8 +81,10 @@ impl Spawn<'static> for Arc<ThreadPool> {
     }
 }
 
-/// A scope of rayon's does not tell its pool. So its width is what `num_threads` says or else
-/// rayon's default, and on any thread of any rayon pool its jobs run inline. [`scope`](crate::scope) knows better.
+/// A rayon scope does not expose its pool.
+///
+/// So its number of threads is `num_threads`, or else rayon's default, and a consumer on any rayon thread counts as
+/// one of its threads. Prefer [`scope`](crate::scope), which knows its pool.
 impl<'e> Spawn<'e> for &rayon_core::Scope<'e> {
     fn spawn(&self, job: impl FnOnce() + Send + 'e) {
         rayon_core::Scope::spawn(self, |_| job());

@@ -4,16 +4,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What [`isolate`](super::isolate)d functions fail with: the function's own error, or what became of its child.
+/// The error of an [`isolate`](super::isolate)d function: its own error, or what happened to its child.
 ///
-/// To a run it is an ordinary failure: the policy counts it, and
-/// [`retry_if`](crate::MapTasks::retry_if) may look at it. It can travel itself, so an isolated function may in turn be
-/// what a worker on another machine serves.
+/// To a run it is an ordinary failure: the policy counts it, and [`retry_if`](crate::MapTasks::retry_if) can look at
+/// it. It can be serialized, so a worker on another machine can serve an isolated function.
 ///
 /// ```
 /// use futureproof::process::Error;
 ///
-/// // A crash may be bad luck; an error of the function's own is not.
+/// // A crash may be bad luck; an error of the function itself is not.
 /// let is_worth_it = |error: &Error<String>| matches!(error, Error::Crashed { .. } | Error::TimedOut { .. });
 /// assert!(is_worth_it(&Error::Crashed { pid: 7, signal: Some(9), code: None }));
 /// assert!(!is_worth_it(&Error::Task("no such file".to_owned())));
@@ -21,42 +20,42 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error<E> {
-    /// The function returned this. It reads as that does, and its source is that one's.
+    /// The function returned this error. `Display` and `source` are those of the error.
     #[error(transparent)]
     Task(E),
-    /// The task took longer than its limit, and its child was killed.
+    /// The task took longer than its limit, so its child was killed.
     #[error("timed out after {after:?}, killed")]
     TimedOut {
         /// The limit.
         after: Duration,
     },
-    /// The child ended in the middle of the task.
+    /// The child ended during the task.
     #[error("the worker process {pid} ended: {}", ending(*signal, *code))]
     Crashed {
         /// The child's process id.
         pid: u32,
-        /// The signal that ended it. Always `None` on Windows.
+        /// The signal that ended the child. Always `None` on Windows.
         signal: Option<i32>,
-        /// The code that it exited with.
+        /// The exit code of the child.
         code: Option<i32>,
     },
-    /// The function panicked. Its child lives on.
+    /// The function panicked. Its child goes on.
     #[error("the function panicked: {message}")]
     Panicked {
-        /// What it panicked with.
+        /// The message of the panic.
         message: String,
     },
-    /// The run was cancelled, has met its deadline or was dropped: the child was killed, or the task never started.
+    /// The run was cancelled, reached its deadline or was dropped. The child was killed, or the task never started.
     #[error("cancelled")]
     Cancelled,
-    /// The item, the output or the error could not be made into bytes, or is larger than a message may be.
+    /// The item, the output or the error could not be serialized, or is longer than a message may be.
     #[error("cannot encode: {0}")]
     Encode(String),
-    /// What came over was not what was expected: what is read from bytes must be what was written to them.
+    /// A message could not be deserialized. Each type must read back what it wrote.
     #[error("cannot decode: {0}")]
     Decode(String),
-    /// No child could be started that serves the function. After a few such failures in a row no more
-    /// are tried.
+    /// No child that serves the function could be started. After three failed starts in a row, no more are tried; see
+    /// [the exceptions](super#what-a-child-is).
     #[error("cannot start a worker process: {0}")]
     Start(String),
 }
@@ -85,7 +84,7 @@ mod tests {
         );
         let outer = io::Error::other(Error::<io::Error>::Task(io::Error::other("inner")));
         assert_eq!(outer.to_string(), "inner");
-        // The chain goes on below it, and says nothing twice.
+        // The chain continues below it, and repeats nothing.
         let inner = "x".parse::<u8>().unwrap_err();
         let error = Error::Task(io::Error::new(io::ErrorKind::InvalidData, inner));
         assert_eq!(error.to_string(), "invalid digit found in string");

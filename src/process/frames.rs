@@ -1,4 +1,4 @@
-//! Messages over a stream: a length of four bytes, then the bytes.
+//! Messages over a stream: a length of four bytes, then the message.
 
 use std::cmp::Ordering;
 use std::io::{self, ErrorKind, Read, Write};
@@ -10,36 +10,36 @@ use serde::de::DeserializeOwned;
 
 use super::transport::{LOOKS, Stream, try_read};
 
-/// The longest message, in bytes. What claims to be longer is no message.
+/// The longest message, in bytes. A longer length is an error.
 pub(super) const LONGEST: usize = 1 << 30;
 const HEADER: usize = 4;
-/// How much is read at least at a time.
+/// The smallest read buffer.
 const STEP: usize = 1 << 16;
-/// A buffer that has become larger than this is not kept for the next message.
+/// Larger buffers are not kept for the next message.
 const KEPT: usize = 1 << 23;
 
 /// Why there is no message.
 #[derive(Debug)]
 pub(super) enum Broken {
-    /// The time is over.
+    /// The time is up.
     Late,
-    /// The other side was gone before a byte of the message was on its way.
+    /// The other side was gone before a byte was sent.
     Unsent,
-    /// The other side is gone, or as good as gone.
+    /// The other side is gone, or unusable.
     Gone,
-    /// The value cannot be written, or what came cannot be read.
+    /// The value cannot be serialized, or the message cannot be read.
     Garbled(String),
 }
 
-/// Both directions of a conversation where one side speaks at a time.
+/// Sends and receives messages, one side at a time.
 #[derive(Debug)]
 pub(super) struct Frames {
     stream: Stream,
     outgoing: Vec<u8>,
     incoming: Vec<u8>,
-    /// How much of the message that comes is there.
+    /// How many bytes of the next message have been read.
     filled: usize,
-    /// Whether a read and a write of the stream block for a limited time.
+    /// Whether reads and writes of the stream have a timeout set.
     limits_reads: bool,
     limits_writes: bool,
     lookout: Lookout,
@@ -58,7 +58,7 @@ impl Frames {
         }
     }
 
-    /// Sends `value`. When it is [`Broken::Garbled`], nothing was sent.
+    /// Sends `value`. On [`Broken::Garbled`], nothing was sent.
     pub(super) fn send<V: Serialize>(
         &mut self,
         value: &V,
@@ -92,7 +92,7 @@ impl Frames {
         Ok(())
     }
 
-    /// Waits for a message. When it is [`Broken::Late`], what has come is kept, and one may go on to wait.
+    /// Waits for a message. On [`Broken::Late`], what was read is kept, and the caller may wait again.
     pub(super) fn receive<V: DeserializeOwned>(
         &mut self,
         end: Option<Instant>,
@@ -115,7 +115,7 @@ impl Frames {
                 }
                 Ordering::Greater => return Err(nonsense()),
             }
-            // It grows with what has come, not with what the header promises.
+            // The buffer grows with what was read, not with what the header says.
             let room = wanted.min(2 * filled).max(filled + STEP);
             if self.incoming.len() < room {
                 self.incoming.resize(room, 0);
@@ -128,8 +128,7 @@ impl Frames {
         }
     }
 
-    /// Reads behind what has come so far. Blocks if there is nothing, for the time that is left; not at once, where the
-    /// last wait was a short one.
+    /// Reads more bytes, blocking for up to `left`. Polls before it blocks if the last wait was short.
     fn read(&mut self, filled: usize, left: Option<Duration>) -> io::Result<usize> {
         let buffer = &mut self.incoming[filled..];
         let start = Instant::now();
@@ -137,7 +136,7 @@ impl Frames {
             let outcome = try_read(&mut self.stream, buffer);
             self.lookout.looked(start, start.elapsed());
             match outcome {
-                // The other side may need this very core.
+                // The other side may need this core.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
                 outcome => return outcome,
             }
@@ -152,7 +151,7 @@ impl Frames {
     }
 }
 
-/// How long one may block if all is over at `end`.
+/// How long to block at most until `end`.
 fn left(end: Option<Instant>) -> Result<Option<Duration>, Broken> {
     let left = end.map(|end| end.saturating_duration_since(Instant::now()));
     match left {
@@ -161,21 +160,21 @@ fn left(end: Option<Instant>) -> Result<Option<Duration>, Broken> {
     }
 }
 
-/// Whether it is worth it to look for a message again and again before one blocks.
+/// Decides whether to poll for a message before blocking.
 #[derive(Debug)]
 struct Lookout {
-    /// Whether what was last waited for was near.
+    /// Whether the last wait was short.
     is_near: bool,
-    /// Until then, the machine is too busy for anything but to block.
+    /// Until then the machine is too busy to poll.
     calm_until: Instant,
 }
 
-/// A message that is so near is looked for: to fall asleep and be woken takes about as long, and longer where the core
-/// falls asleep as well.
+/// Waits shorter than this are polled for, because falling asleep and waking up takes about as long, or longer if the
+/// core sleeps as well.
 const NEAR: Duration = Duration::from_micros(100);
-/// A look that took so long was not only a look: somebody else had the core.
+/// A poll that took this long was interrupted by someone else who used the core.
 const FAR: Duration = Duration::from_millis(1);
-/// After such a look, there is none for this many times its time: it costs a hundredth at most.
+/// After such a poll, do not poll for this many times its duration. So it costs a hundredth at most.
 const CALM: u32 = 100;
 
 impl Lookout {
@@ -186,12 +185,12 @@ impl Lookout {
         }
     }
 
-    /// Whether to look, for somebody who waits since `start`.
+    /// Whether to poll, for a wait that began at `start`.
     fn is_worth_it(&self, start: Instant) -> bool {
         self.is_near && start >= self.calm_until
     }
 
-    /// A look has ended this long after `start`.
+    /// Records a poll that ended this long after `start`.
     fn looked(&mut self, start: Instant, after: Duration) {
         if after > FAR {
             self.calm_until = start + after * CALM;
@@ -199,13 +198,13 @@ impl Lookout {
         self.waited(after);
     }
 
-    /// The wait has lasted so long.
+    /// Records how long the wait took.
     fn waited(&mut self, time: Duration) {
         self.is_near = time < NEAR;
     }
 }
 
-/// What goes before a message of `length` bytes.
+/// The header of a message of `length` bytes.
 fn header(length: usize) -> Result<[u8; HEADER], Broken> {
     if length > LONGEST {
         let text = format!("{length} bytes, and a message has {LONGEST} at most");
@@ -214,7 +213,7 @@ fn header(length: usize) -> Result<[u8; HEADER], Broken> {
     Ok((length as u32).to_le_bytes())
 }
 
-/// How many bytes come after `header`.
+/// The length that `header` gives.
 fn length(header: [u8; HEADER]) -> Result<usize, Broken> {
     let length = u32::from_le_bytes(header) as usize;
     if length > LONGEST {
@@ -229,7 +228,7 @@ fn nonsense() -> Broken {
     Broken::Garbled(text.to_owned())
 }
 
-/// Whether a failed read or write is to be tried again; whether it was late is seen then.
+/// Whether a failed read or write should be repeated. The time limit is checked then.
 fn check(error: &io::Error) -> Result<(), Broken> {
     match error.kind() {
         ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut => Ok(()),
@@ -308,7 +307,7 @@ mod tests {
         drop(other);
         assert!(matches!(frames.send(&1_u8, None), Err(Broken::Unsent)));
 
-        // More than a socket holds, and of that the other side takes one byte.
+        // More than a socket buffers; the other side reads one byte.
         let (mut frames, mut other) = pair();
         let sender = thread::spawn(move || frames.send(&vec![7_u8; 1 << 23], None));
         other.read_exact(&mut [0]).unwrap();
@@ -325,7 +324,7 @@ mod tests {
         frames.stream.set_read_timeout(Some(moment)).unwrap();
         let error = frames.read(0, None).unwrap_err();
         assert!(check(&error).is_ok());
-        // Found by blocking, not by a look.
+        // Found by blocking, not by polling.
         assert!(!frames.lookout.is_near);
     }
 

@@ -1,4 +1,4 @@
-//! The calls of a function that runs in child processes: each takes a child that is idle, or starts one.
+//! Calls a function in child processes. Each call takes an idle child, or starts one.
 
 use std::marker::PhantomData;
 use std::sync::Mutex;
@@ -14,7 +14,7 @@ use super::serve::{DEPTH, PANICKED, UNREADABLE, depth, role};
 use super::worker::{Recipe, Refusal, Worker, lock};
 use crate::cancel::CancellationToken;
 
-/// A function that runs in child processes. Made by [`Isolate::start`](super::Isolate::start).
+/// A function that runs in child processes, created by [`Isolate::start`](super::Isolate::start).
 ///
 /// ```no_run
 /// use futureproof::{prelude::*, process::isolate};
@@ -30,8 +30,8 @@ use crate::cancel::CancellationToken;
 /// }
 /// ```
 ///
-/// When it is dropped, and with it the function that [`into_fn`](Self::into_fn) makes of it, its children are killed and
-/// reaped. A run drops its function when it ends or is dropped.
+/// Dropping it kills and reaps its children. The same goes for the function that [`into_fn`](Self::into_fn) returns;
+/// a run drops its function when it ends or is dropped.
 pub struct Isolated<I, T, E> {
     recipe: Recipe,
     limits: Limits,
@@ -39,33 +39,33 @@ pub struct Isolated<I, T, E> {
     types: Types<I, T, E>,
 }
 
-/// The function's types; no value of them is held.
+/// The function's types; no values of them are held.
 pub(super) type Types<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
 
-/// What is allowed to a task, and to a child.
+/// The limits of a task and of a child.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Limits {
     pub(super) timeout: Option<Duration>,
-    /// 0 is any number.
+    /// 0 for no limit.
     pub(super) max_tasks: u64,
 }
 
 #[derive(Default)]
 struct State {
-    /// Children without a task. The one that was busy last is taken first.
+    /// Children without a task. The last one that was busy is taken first.
     idle: Vec<Worker>,
-    /// How many starts have failed in a row, and how the last one did.
+    /// How many starts have failed in a row, and why the last one did.
     failed_starts: u32,
     last_failure: String,
-    /// Whether one ever came to serve. If so, one that is slow to start is no proof that none will.
+    /// Whether any child has ever served. If so, a slow start does not prove that none will.
     has_started: bool,
 }
 
-/// After so many failed starts in a row there are no more.
+/// After this many failed starts in a row, no more are tried.
 const TRIES: u32 = 3;
-/// How long after a failed start the next one is tried.
+/// The pause after a failed start.
 const PAUSE: Duration = Duration::from_millis(20);
-/// A program that a task starts may have workers of its own, and so on so deep.
+/// How deep workers may start programs that have workers.
 const DEEPEST: u32 = 3;
 
 impl<I, T, E> Isolated<I, T, E> {
@@ -85,9 +85,9 @@ where
     T: DeserializeOwned,
     E: DeserializeOwned,
 {
-    /// The function, to be given to [`map_tasks`](crate::Futureproof::map_tasks).
+    /// Returns the function, for [`map_tasks`](crate::Futureproof::map_tasks).
     ///
-    /// It blocks while the child works, so a run has as many children as it has threads, at most.
+    /// It blocks while the child works. So a run has at most as many children as it has threads.
     pub fn into_fn(self) -> impl Fn(&I) -> Result<T, Error<E>> + Send + Sync + 'static
     where
         I: 'static,
@@ -97,12 +97,13 @@ where
         move |input| self.call(input)
     }
 
-    /// Runs the function on `input` in a child, and waits for it. As a task of a run, it does not outlive that: see
-    /// [`CancellationToken::current`].
+    /// Runs the function on `input` in a child, and waits for the result.
+    ///
+    /// In a task of a run, the call ends when the run is cancelled or dropped; see [`CancellationToken::current`].
     ///
     /// # Errors
     ///
-    /// What the function failed with, or what became of its child.
+    /// The function's own error, or what happened to its child.
     pub fn call(&self, input: &I) -> Result<T, Error<E>> {
         let token = CancellationToken::current();
         loop {
@@ -121,7 +122,7 @@ where
         }
     }
 
-    /// `None` if the child had died while it had nothing to do, so that the task never reached it.
+    /// `None` if the child had died while idle, so that the task never reached it.
     fn ask(
         &self,
         mut worker: Worker,
@@ -149,7 +150,7 @@ where
             Err(Refusal::Receiving(Broken::Garbled(text))) => Error::Decode(text),
             Err(_) if token.is_cancelled() => Error::Cancelled,
             Err(Refusal::Sending(Broken::Late) | Refusal::Receiving(Broken::Late)) => {
-                // If it was not the deadline, it was the limit.
+                // Not the run's deadline, so the task's limit.
                 let after = self.limits.timeout.unwrap_or_default();
                 Error::TimedOut { after }
             }
@@ -169,14 +170,14 @@ where
     }
 
     fn start_worker(&self, token: &CancellationToken) -> Result<Worker, Error<E>> {
-        // Or a program that never reaches its `isolate` would start itself without end.
+        // Otherwise a program that never reaches its `isolate` would start itself for ever.
         if let Some(other) = role() {
             return Err(Error::Start(format!(
                 "this process is itself a worker, for {other:?}, and workers start none; if it should serve \
                  {other:?}, call `isolate` earlier"
             )));
         }
-        // Nor one that does not know that it is a worker, as its standard input was replaced.
+        // The same for a worker that does not know that it is one, because its standard input was replaced.
         if depth() >= DEEPEST {
             return Err(Error::Start(format!(
                 "{DEEPEST} processes have started each other to be workers, as {DEPTH} tells; was standard input \
@@ -193,7 +194,7 @@ where
             }
             drop(state);
             let started = Worker::start::<I, T, E>(&self.recipe, token, token.deadline());
-            // That is not a bad start.
+            // A cancel is not a failed start.
             if token.is_cancelled() {
                 return Err(Error::Cancelled);
             }
@@ -220,7 +221,7 @@ where
 
 impl Drop for State {
     fn drop(&mut self) {
-        // All at once first, as to wait for one takes a while.
+        // Kill all first, because waiting for each takes a while.
         self.idle.iter().for_each(Worker::kill);
     }
 }

@@ -1,9 +1,9 @@
 //! Runs a function in child processes, so that a crash, a hang or a memory hog costs one task and not the run.
 //!
-//! [`isolate`] wraps a function, and what comes out is given to [`map_tasks`](crate::Futureproof::map_tasks) like any
-//! other. Each thread of the run talks to one child at a time, which nobody else talks to meanwhile. The options, the
-//! policies, retries and the order work as always: what becomes of a child is an ordinary failure, an [`Error`]. Needs
-//! the feature `process`.
+//! [`isolate`] wraps a function. Pass the result to [`map_tasks`](crate::Futureproof::map_tasks) like any other
+//! function. Each thread of the run talks to one child at a time, and no two threads share a child. Options, policies,
+//! retries and order work as always: if a child dies, that is an ordinary failure, an [`Error`]. Needs the feature
+//! `process`.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -30,60 +30,64 @@
 //!
 //! # What it costs
 //!
-//! On two cores: a call takes 4 to 7 µs while calls follow each other closely, and 65 µs after a pause, when the other core
-//! has fallen asleep. (Both sides look for the next message for up to 100 µs before they block, if the last one came as soon
-//! and nobody else needs the core.) A fresh child takes 1 to 4 ms. Large items are copied four times: 1 MiB there and back
-//! takes 1.2 ms. Python's `ProcessPoolExecutor` takes 200 µs a call on the same machine, 100 µs in a `map`. So little is lost
-//! on tasks of 50 µs and more.
+//! Measured on two cores: a call takes 4 to 7 µs while calls follow each other closely, and 65 µs after a pause, when
+//! the other core has gone to sleep. (If the last message came within 100 µs, both sides poll for the next one for up
+//! to 100 µs before they block, unless something else needs the core.) A new child takes 1 to 4 ms. Large items are
+//! copied four times: 1 MiB there and back takes 1.2 ms. On the same machine, Python's `ProcessPoolExecutor` takes
+//! 200 µs per call, and 100 µs in a `map`. So little is lost on tasks of 50 µs or more.
 //!
 //! # What a child is
 //!
-//! This program, started again with the same arguments and the variable `FUTUREPROOF_WORKER`, which names the function.
-//! It runs `main` up to the [`isolate`] of that name, so **that call comes first in `main`**. With several functions,
-//! call all their `isolate`s first. A worker that goes on past them and wants workers itself gets an error. A program
-//! that a task starts may have workers, and so on, three deep.
-//! Neither replace standard input nor start other programs that inherit it before that call: over it the parent talks
-//! to the child. And leave the program's file as it is while it runs: a child that starts later would be the new
-//! program, whose types may differ.
+//! A child is this program, started again with the same arguments and with the variable `FUTUREPROOF_WORKER`, which
+//! names the function. It runs `main` up to the [`isolate`] of that name, so **call `isolate` first in `main`**. With
+//! several functions, call all their `isolate`s first. A worker that goes on past them and wants workers itself gets an
+//! error. A program that a task starts may have workers, and so on, three levels deep.
 //!
-//! - **Printing.** A child's standard output goes to the parent's standard error, so that it does not get in between what
-//!   the parent prints. Its standard input is empty. Messages travel over a socket that neither touches.
-//! - **Panics** are caught and told; the child lives on. What they leave behind stays, as it does in threads. With
-//!   `panic = "abort"` a panic is a crash.
-//! - **The end.** A child is killed, not asked: no destructor of a static and no exit handler runs in it. It is
-//!   killed when its task is late, when it has served its number of tasks, and when the function is dropped, which a
-//!   run does at its end. It is reaped at once.
-//! - **A cancel, a deadline or a drop of the run** kills the children that are busy, and their tasks fail with
-//!   [`Error::Cancelled`]: nothing is waited for. After a failure under `Raise`, what runs is waited for, as always,
-//!   unless the run is dropped, as `task?` does.
-//! - **The parent's end.** When the parent is killed, a thread in each child sees the closed socket and kills the child,
-//!   busy or not. What a task itself started, such as another program, is its own affair.
-//! - **A child that dies without a task** is replaced, and the next task does not notice. One that is found dead in the
-//!   moment after it took a task fails that task with [`Error::Crashed`], as nobody knows how far it got.
-//! - **A program that cannot serve** is started three times, or only once if it says nothing or has other types, and
-//!   none has served before; then every task fails with [`Error::Start`].
-//! - **Ctrl-C** is for the parent. On Unix each child is a process group of its own, so the terminal's signal does not
-//!   reach it: what runs can finish.
+//! Before that call, do not replace standard input, and do not start programs that inherit it: the parent talks to the
+//! child over it. Do not change the program's file while it runs: a child that starts later would be the new program,
+//! whose types may differ.
+//!
+//! - **Printing.** A child's standard output goes to the parent's standard error, so that it does not mix with what
+//!   the parent prints. Its standard input is empty. Messages travel over a socket that is neither of them.
+//! - **Panics** are caught and reported, and the child goes on. As with threads, changes made before the panic stay.
+//!   With `panic = "abort"`, a panic is a crash.
+//! - **The end of a child.** A child is killed, not asked: no destructor of a static and no exit handler runs. It is
+//!   killed when its task exceeds the time limit, when it has served its number of tasks, and when the function is
+//!   dropped, which a run does at its end. It is reaped at once.
+//! - **A cancel, a deadline or a drop of the run** kills the busy children, and their tasks fail with
+//!   [`Error::Cancelled`]. Nothing waits for them. After a failure under `Raise`, the run waits for running tasks as
+//!   always, unless it is dropped, as `task?` does.
+//! - **The end of the parent.** If the parent is killed, a thread in each child notices the closed socket and kills the
+//!   child, busy or not. Programs that a task started are not killed.
+//! - **A child that dies while idle** is replaced, and the next task does not notice. If a child turns out to be dead
+//!   just after it got a task, that task fails with [`Error::Crashed`], because nobody knows how far it got.
+//! - **A program that cannot serve.** After three failed starts in a row, no more are tried and every task fails with
+//!   [`Error::Start`]. If no child has served yet, a single failed start is enough in these cases:
+//!   - the child does not reach `isolate` within [`Isolate::start_timeout`];
+//!   - the child has other types for that name;
+//!   - the child cannot set its memory limit.
+//! - **Ctrl-C** is for the parent. On Unix each child is in its own process group, so the terminal's signal does not
+//!   reach it, and running tasks can finish.
 //!
 //! # In tests
 //!
-//! Under `cargo test` a program's `main` is the harness's, which runs tests on threads, and would run them in each child
-//! as well. Three ways out:
+//! Under `cargo test`, `main` is the test harness's. It runs the tests on threads, and would run them in each child as
+//! well. There are three ways out:
 //!
-//! 1. **The program itself**: a binary whose `main` isolates first can be the child of an integration test (a file in
-//!    `tests/`) as well. Cargo builds it first, and tells where it is:
+//! 1. **Use the program itself.** A binary that calls `isolate` first in `main` can be the child of an integration test
+//!    (a file in `tests/`) as well. Cargo builds it first, and sets a variable with its path:
 //!
 //!    ```no_run
 //!    # use futureproof::process::isolate;
 //!    # fn parse(text: &String) -> Result<u32, String> { text.parse().map_err(|_| text.clone()) }
 //!    # macro_rules! env { ($name:literal) => { $name } }
-//!    // The same name and types as in that program. Of `parse`, only the types matter here.
+//!    // The same name and types as in that program. Only the types of `parse` matter here.
 //!    let parse = isolate("parse", parse).program(env!("CARGO_BIN_EXE_my-program")).start()?;
 //!    assert_eq!(parse.call(&"7".to_owned()), Ok(7));
 //!    # Ok::<(), std::io::Error>(())
 //!    ```
-//! 2. **One test alone in the child**, for unit tests: `isolate` comes first in the test, and the child is told to run that
-//!    test only. Under nextest this holds without `.args`, since it runs each test by itself with these very arguments.
+//! 2. **Run one test in the child**, for unit tests. Call `isolate` first in the test, and tell the child to run that
+//!    test only. Under nextest you need no `.args`, because it runs each test by itself with these same arguments.
 //!
 //!    ```text
 //!    mod tests {
@@ -94,14 +98,14 @@
 //!        }
 //!    }
 //!    ```
-//! 3. **A test or benchmark with a `main` of its own**: `harness = false` in its `[[test]]` or `[[bench]]`, and [`isolate`]
-//!    first in that `main`.
+//! 3. **Write a test with its own `main`.** Set `harness = false` in its `[[test]]` or `[[bench]]`, and call
+//!    [`isolate`] first in that `main`.
 //!
 //! # Systems
 //!
-//! On Unix the messages travel over a socket pair. On Windows they travel over the loopback interface; there are no signals, a crash has a
-//! code only, [`Isolate::memory_limit`] is an error, and a program that a task starts inherits the variable, so that it
-//! should not be this one. The Windows part is compiled but was never run.
+//! On Unix, messages travel over a socket pair. On Windows, they travel over the loopback interface. There are no
+//! signals there, so a crash has an exit code only. [`Isolate::memory_limit`] is an error. A program that a task starts
+//! inherits the variable, so it must not be this program. The Windows part is compiled but has never been run.
 
 mod error;
 mod frames;
@@ -131,15 +135,15 @@ use serve::{role, serve};
 
 /// Wraps `f` to run in child processes of this program, one per thread that calls it.
 ///
-/// **Call it first in `main`.** A child is this program, started again with the same arguments; there this
-/// call does not return: it serves tasks until the parent goes away. What comes before it in `main` is done
-/// in each child as well. That is how a child gets an initial state: load it, then let `f` capture it.
+/// **Call it first in `main`.** A child is this program, started again with the same arguments. In the child this call
+/// does not return: it serves tasks until the parent is gone. Whatever comes before it in `main` runs in each child as
+/// well. You can use that to give a child its initial state: load it, then let `f` capture it.
 ///
-/// `name` tells the functions of one program apart.
+/// `name` distinguishes the functions of one program.
 ///
-/// Items, outputs and errors travel as bytes, so they are [`Serialize`] and [`DeserializeOwned`]. The
-/// format is postcard's, which does not describe itself: `#[serde(flatten)]`, `untagged` and
-/// `skip_serializing_if` do not work with it. A `Vec<u8>` travels much faster with `serde_bytes`.
+/// Items, outputs and errors are sent as bytes, so they must be [`Serialize`] and [`DeserializeOwned`]. The format is
+/// postcard, which is not self-describing: `#[serde(flatten)]`, `untagged` and `skip_serializing_if` do not work with
+/// it. A `Vec<u8>` is much faster with `serde_bytes`.
 ///
 /// ```no_run
 /// use futureproof::process::{Error, isolate};
@@ -158,7 +162,7 @@ where
     E: Serialize + DeserializeOwned,
     F: Fn(&I) -> Result<T, E>,
 {
-    // A task that calls this again is no second worker.
+    // A task that calls this again must not serve a second time.
     static SERVES: OnceLock<()> = OnceLock::new();
     if role() == Some(name) && SERVES.set(()).is_ok() {
         serve(f);

@@ -11,7 +11,7 @@ use super::Error;
 use super::isolated::{Isolated, Limits, Types};
 use super::worker::Recipe;
 
-/// The options of a function that runs in child processes. Made by [`isolate`](super::isolate).
+/// The options of a function that runs in child processes, created by [`isolate`](super::isolate).
 ///
 /// ```no_run
 /// use futureproof::process::isolate;
@@ -52,58 +52,64 @@ impl<I, T, E> Isolate<I, T, E> {
         }
     }
 
-    /// How long a task may take. When it takes longer its child is killed, and the task fails with
-    /// [`Error::TimedOut`]. The default is no limit.
+    /// Sets how long a task may take. There is no limit by default.
     ///
-    /// The clock starts when the task is sent to a child that is ready.
+    /// If a task takes longer, its child is killed and the task fails with [`Error::TimedOut`]. The clock starts when
+    /// the task is sent to a child that is ready.
     pub fn timeout(mut self, after: Duration) -> Self {
         self.limits.timeout = Some(after);
         self
     }
 
-    /// After so many tasks a child makes way for a fresh one, for functions that leak. 0, the default,
-    /// is never.
+    /// Replaces a child after `n` tasks, for functions that leak.
+    ///
+    /// The default, 0, is never.
     pub fn max_tasks(mut self, n: u64) -> Self {
         self.limits.max_tasks = n;
         self
     }
 
-    /// How many bytes of address space a child may have. The allocation that would exceed it fails, which
-    /// in Rust aborts the child: [`Error::Crashed`], with signal 6. C gets a null pointer, and may make an ordinary error of it.
+    /// Limits the address space of a child, in bytes. There is no limit by default.
     ///
-    /// The program itself and the stacks of its threads count, so less than some 64 MiB is too little. It
-    /// is set when the child reaches [`isolate`](super::isolate). macOS takes it but hardly heeds it; on Windows it is an
-    /// [`Error::Start`].
+    /// An allocation that would exceed the limit fails. In Rust that aborts the child: [`Error::Crashed`], with
+    /// signal 6. C code gets a null pointer, and may turn it into an ordinary error.
+    ///
+    /// The program itself and the stacks of its threads count, so less than about 64 MiB is too little. The limit is
+    /// set when the child reaches [`isolate`](super::isolate). macOS accepts it but hardly enforces it; on Windows
+    /// every task fails with [`Error::Start`].
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.memory_limit = Some(bytes);
         self
     }
 
-    /// How long a child may take to reach [`isolate`](super::isolate), which includes what `main` does before. The
-    /// default is 30 s.
+    /// Sets how long a child may take to reach [`isolate`](super::isolate), 30 s by default.
+    ///
+    /// This includes what `main` does before.
     pub fn start_timeout(mut self, after: Duration) -> Self {
         self.start_timeout = after;
         self
     }
 
-    /// Starts another program as the child than this one; it has to call [`isolate`](super::isolate) with the same name and
-    /// types. Meant for tests, see the [module](super#in-tests).
+    /// Sets the program to start as the child, instead of this one.
+    ///
+    /// It has to call [`isolate`](super::isolate) with the same name and types. Meant for tests; see [In
+    /// tests](super#in-tests).
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.program = Some(path.into());
         self
     }
 
-    /// The children's arguments, instead of those that this program was given.
+    /// Sets the children's arguments, instead of this program's own.
     pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args = Some(args.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The options are complete. Children start when they are first needed.
+    /// Finishes the options. Children start when they are first needed.
     ///
     /// # Errors
     ///
-    /// If the path of this program cannot be found out.
+    /// If the path of this program cannot be determined.
     pub fn start(self) -> io::Result<Isolated<I, T, E>> {
         let program = self.program.map_or_else(env::current_exe, Ok)?;
         let args = self

@@ -1,4 +1,4 @@
-//! The child's side: takes an item, calls the function, answers, until the parent goes away.
+//! The child's side: receives an item, calls the function, sends the result, until the parent is gone.
 
 use std::any::{Any, type_name};
 use std::env;
@@ -17,23 +17,23 @@ use crate::util::panics::{catch_panic, drop_catching};
 /// Tells a process that it is a worker, and for which function.
 pub(super) const VARIABLE: &str = "FUTUREPROOF_WORKER";
 
-/// Tells a process how many are above it that started each other to be workers.
+/// Tells a process how many workers are above it.
 pub(super) const DEPTH: &str = "FUTUREPROOF_DEPTH";
 
-/// The first message to a child: how many bytes of memory it may have.
+/// The first message to a child: its memory limit in bytes.
 pub(super) type Setup = Option<u64>;
-/// The child's first message: the function's types, and what is wrong, if anything.
+/// The first message of a child: the function's types, and an error if there is one.
 pub(super) type Hello = (String, Option<String>);
-/// What a call came to: what the function returned, or a code of those below with a text.
+/// The result of a call: what the function returned, or one of the codes below with a text.
 pub(super) type Answer<T, E> = Result<Result<T, E>, (u8, String)>;
 
 pub(super) const PANICKED: u8 = 0;
 pub(super) const UNREADABLE: u8 = 1;
 pub(super) const UNWRITABLE: u8 = 2;
 
-/// The function that this process is to serve; `None` if it is no worker.
+/// The name of the function that this process serves; `None` if it is no worker.
 pub(super) fn role() -> Option<&'static str> {
-    // Looked up once, before a worker gives its standard input away.
+    // Looked up once, before a worker replaces its standard input.
     static ROLE: OnceLock<Option<String>> = OnceLock::new();
     let find = || {
         let value = env::var(VARIABLE).ok()?;
@@ -42,18 +42,18 @@ pub(super) fn role() -> Option<&'static str> {
     ROLE.get_or_init(find).as_deref()
 }
 
-/// How many processes above this one started each other to be workers.
+/// How many workers are above this process.
 pub(super) fn depth() -> u32 {
     let value = env::var(DEPTH).ok();
     value.and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
-/// What both sides must agree on.
+/// The types that both sides must agree on.
 pub(super) fn types<I, T, E>() -> String {
     type_name::<fn(&I) -> Result<T, E>>().to_owned()
 }
 
-/// Serves `f`, and ends the process.
+/// Serves `f`, then ends the process.
 pub(super) fn serve<I, T, E, F>(f: F) -> !
 where
     I: DeserializeOwned,
@@ -78,7 +78,7 @@ where
     let value = env::var(VARIABLE).map_err(|error| error.to_string())?;
     let stream = adopt(&value).map_err(text)?;
     let lifeline = stream.try_clone().map_err(text)?;
-    // A busy task reads no messages, so another thread must see that the parent is gone.
+    // A busy worker reads no messages, so a thread watches for the parent's end.
     let watch = move || {
         await_orphaned(&lifeline);
         die()
@@ -99,7 +99,7 @@ where
             Some(Err(_)) => break,
             None => Err((UNREADABLE, "its `Deserialize` panicked".to_owned())),
         };
-        // What was printed without a newline should not be lost when the next task crashes.
+        // Output without a newline must not be lost if the next task crashes.
         let _ = catch_panic(|| io::stdout().flush());
         outcome = match catch_panic(|| frames.send(&answer, None)) {
             Some(Err(Broken::Garbled(text))) => {
@@ -117,7 +117,7 @@ where
 }
 
 fn call<I, T, E>(f: &impl Fn(&I) -> Result<T, E>, input: I) -> Answer<T, E> {
-    // Caught here to be told to the parent: this child lives on.
+    // Caught to be reported to the parent; this child goes on.
     let result = panic::catch_unwind(AssertUnwindSafe(|| f(&input)));
     drop_catching(input);
     result.map_err(|payload| {

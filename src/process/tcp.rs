@@ -1,6 +1,6 @@
-//! How parent and child talk where there are no socket pairs: over the loopback interface.
+//! The transport on systems without socket pairs: the loopback interface.
 //!
-//! The child's standard streams stay what they are, so nothing that a task prints can get in between.
+//! The child's standard streams are not used, so nothing that a task prints gets in between.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 pub(super) type Stream = TcpStream;
 
-/// How often a child that starts is looked at.
+/// How often to check a child that is starting.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Starts a child. `variable` tells it that it is one, for which function, and where to call.
+/// Starts a child. `variable` tells it which function to serve, and where to connect.
 pub(super) fn spawn(
     mut command: Command,
     variable: &str,
@@ -25,7 +25,7 @@ pub(super) fn spawn(
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     listener.set_nonblocking(true)?;
     let port = listener.local_addr()?.port();
-    // So that no other program on this machine passes for the child.
+    // Keeps other programs on this machine from posing as the child.
     let secret = RandomState::new().build_hasher().finish();
     command.env(variable, format!("{port} {secret} {name}"));
     let mut child = command.stdin(Stdio::null()).spawn()?;
@@ -59,12 +59,12 @@ fn accept(listener: &TcpListener, secret: u64) -> io::Result<Stream> {
     Ok(stream)
 }
 
-/// The name of the function that this process is to serve.
+/// The name of the function that this process serves.
 pub(super) fn meant(value: &str) -> Option<&str> {
     Some(value.splitn(3, ' ').nth(2)?)
 }
 
-/// The child's end.
+/// Connects to the parent.
 pub(super) fn adopt(value: &str) -> io::Result<Stream> {
     let mut parts = value.splitn(3, ' ');
     let port = parts.next().and_then(|part| part.parse::<u16>().ok());
@@ -78,17 +78,17 @@ pub(super) fn adopt(value: &str) -> io::Result<Stream> {
     Ok(stream)
 }
 
-/// Whether there is a read that never blocks. This system has one only for streams where none does.
+/// Whether `try_read` never blocks. Here, only whole streams can be set to non-blocking.
 pub(super) const LOOKS: bool = false;
 
-/// Reads what there is. Blocks if there is nothing.
+/// Reads what is there. Blocks if there is nothing.
 pub(super) fn try_read(stream: &mut Stream, buffer: &mut [u8]) -> io::Result<usize> {
     stream.read(buffer)
 }
 
 /// Blocks until the parent is gone.
 pub(super) fn await_orphaned(stream: &Stream) {
-    // A message that lies there is about to be read; then this blocks again.
+    // A pending message will be read soon; then this blocks again.
     while stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
         thread::sleep(Duration::from_millis(100));
     }

@@ -1,4 +1,4 @@
-//! How parent and child talk on Unix: over a socket pair whose one end is the child's standard input.
+//! The transport on Unix: a socket pair. One end is the child's standard input.
 
 use std::fs::File;
 use std::io;
@@ -17,13 +17,13 @@ use rustix::process::{
 
 pub(super) type Stream = UnixStream;
 
-/// How often a child looks whether it has got another parent, should the closed socket not tell.
+/// How often a child checks for a new parent, in case the socket is still open.
 const LOOK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 500_000_000,
 };
 
-/// Starts a child. `variable` tells it that it is one, and for which function.
+/// Starts a child. `variable` tells it which function to serve.
 pub(super) fn spawn(
     mut command: Command,
     variable: &str,
@@ -34,16 +34,16 @@ pub(super) fn spawn(
     let mark = inode(&theirs)?;
     command.env(variable, format!("{mark} {name}"));
     command.stdin(Stdio::from(OwnedFd::from(theirs)));
-    // Ctrl-C is for the parent: it may want to let what runs finish.
+    // Ctrl-C is for the parent, which may want running tasks to finish.
     command.process_group(0);
     let child = command.spawn()?;
-    // `command` is dropped here, and with it our copy of the child's end.
+    // Dropping `command` closes our copy of the child's end.
     Ok((child, ours))
 }
 
-/// The name of the function that this process is to serve, if `value` is meant for it.
+/// The name of the function that this process serves, if `value` is meant for it.
 ///
-/// What a child starts inherits the variable as well, but not the socket.
+/// A program that a child starts inherits the variable, but not the socket.
 pub(super) fn meant(value: &str) -> Option<&str> {
     let (mark, name) = value.split_once(' ')?;
     let stdin = inode(&io::stdin()).ok()?;
@@ -58,9 +58,9 @@ fn inode(fd: &impl AsFd) -> io::Result<u64> {
     }
 }
 
-/// The child's end. Standard input is empty from now on, so that no task reads messages.
+/// Takes the child's end. Afterwards standard input is empty, so that no task reads messages.
 pub(super) fn adopt(_: &str) -> io::Result<Stream> {
-    // The copy is closed in whatever the child starts.
+    // The copy is closed in programs that the child starts.
     let fd = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     Ok(UnixStream::from(fd))
@@ -69,7 +69,7 @@ pub(super) fn adopt(_: &str) -> io::Result<Stream> {
 /// Whether [`try_read`] never blocks.
 pub(super) const LOOKS: bool = true;
 
-/// Reads what there is, if there is something.
+/// Reads what is there, without blocking.
 pub(super) fn try_read(stream: &mut Stream, buffer: &mut [u8]) -> io::Result<usize> {
     let (count, _) = recv(stream, buffer, RecvFlags::DONTWAIT)?;
     Ok(count)
@@ -88,7 +88,7 @@ pub(super) fn await_orphaned(stream: &Stream) {
     }
 }
 
-/// Ends this process. No handler, destructor or lock of a busy task can hold it up.
+/// Ends this process. No handler, destructor or lock of a busy task can delay it.
 pub(super) fn die() -> ! {
     let _ = kill_process(getpid(), Signal::KILL);
     std::process::abort()

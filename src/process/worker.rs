@@ -1,4 +1,4 @@
-//! A child, as its parent sees it: started, asked, killed, reaped.
+//! A child as its parent sees it: starts it, sends it tasks, kills it and reaps it.
 
 use std::ffi::OsString;
 use std::io;
@@ -26,9 +26,9 @@ pub(super) struct Recipe {
     pub(super) start_timeout: Duration,
 }
 
-/// How often a child that is waited for is looked at.
+/// How often to check that a child is alive while waiting for it.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long it takes at most to read what lies there.
+/// How long to read what a dead child has sent.
 const LAST: Duration = Duration::from_millis(100);
 
 pub(super) fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
@@ -39,7 +39,7 @@ pub(super) fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) text: String,
-    /// Whether another try would take as long and come to nothing as well.
+    /// Whether another try would fail as well.
     pub(super) is_final: bool,
 }
 
@@ -54,13 +54,13 @@ struct Life {
     child: Child,
     /// How many tasks it was given.
     served: u64,
-    /// Whether one of them is not answered, or it has yet to say that it is ready.
+    /// Whether it works on a task, or has not said that it is ready.
     is_busy: bool,
     is_killed: bool,
 }
 
 impl Worker {
-    /// Starts a child and waits until it is ready, up to `end` at most. A cancel of `token` kills it.
+    /// Starts a child and waits until it is ready, until `end` at most. A cancel of `token` kills it.
     pub(super) fn start<I, T, E>(
         recipe: &Recipe,
         token: &CancellationToken,
@@ -69,8 +69,7 @@ impl Worker {
         let patience = Instant::now().checked_add(recipe.start_timeout);
         let end = end.into_iter().chain(patience).min();
         let mut command = Command::new(&recipe.program);
-        // What it prints is for people. Its standard output may be a pipe to another program, where it would
-        // get in between.
+        // To standard error, because standard output may be a pipe to another program.
         command.args(&recipe.args).stdout(Stdio::from(io::stderr()));
         command.env(DEPTH, (depth() + 1).to_string());
         let (child, stream) =
@@ -134,7 +133,7 @@ impl Worker {
         self.receive(end)
     }
 
-    /// Has the child run the function on `input`. A cancel of `token` kills it.
+    /// Runs the function on `input` in the child. A cancel of `token` kills it.
     pub(super) fn ask<I, T, E>(
         &mut self,
         input: &I,
@@ -154,36 +153,36 @@ impl Worker {
         answer
     }
 
-    /// The child has a task, or is about to.
+    /// Marks the child as busy with a new task.
     fn begin(&self) {
         let mut life = lock(&self.life);
         life.served += 1;
         life.is_busy = true;
     }
 
-    /// Whether the child can take another task, where `most` are allowed; 0 is any number.
+    /// Whether the child can take another task, if `most` are allowed; 0 for no limit.
     pub(super) fn can_go_on(&self, most: u64) -> bool {
         let life = lock(&self.life);
         !life.is_killed && (most == 0 || life.served < most)
     }
 
-    /// Kills the child if `token` is cancelled before the task is answered that it has now.
+    /// Kills the child if `token` is cancelled before its current task is done.
     fn kill_on_cancel(&self, token: &CancellationToken) -> OnCancel {
         let life = Arc::clone(&self.life);
         let task = lock(&life).served;
         token.on_cancel(move || {
             let mut life = lock(&life);
-            // A cancel that comes late must not hit the next task, which may be another run's.
+            // A late cancel must not hit the next task, which may be another run's.
             if life.is_busy && life.served == task {
-                // Nothing can be done about a failure; a child that has ended is none.
+                // A failed kill cannot be helped; for a child that has ended it succeeds.
                 let _ = life.child.kill();
                 life.is_killed = true;
             }
         })
     }
 
-    /// Waits for a message. A child that ended is found out even if its socket is still open: a program that it
-    /// started before it was a worker has inherited it.
+    /// Waits for a message. Notices that the child ended even if its socket is still open, which happens if a program
+    /// that it started inherited it.
     fn receive<V: DeserializeOwned>(&mut self, end: Option<Instant>) -> Result<V, Broken> {
         loop {
             let look = Instant::now() + LOOK;
@@ -193,7 +192,7 @@ impl Worker {
                 outcome => return outcome,
             }
             if !matches!(lock(&self.life).child.try_wait(), Ok(None)) {
-                // Its last words are there already, if there are any.
+                // Its last message, if any, is already there.
                 let last = self.frames.receive(Some(Instant::now() + LAST));
                 return last.map_err(|error| match error {
                     Broken::Late => Broken::Gone,
@@ -203,10 +202,10 @@ impl Worker {
         }
     }
 
-    /// Kills the child, if it lives, and says how it ended: its id, and the signal or the code.
+    /// Kills the child if it lives, and returns its id and the signal or the exit code.
     pub(super) fn end(&mut self) -> (u32, Option<i32>, Option<i32>) {
         let child = &mut lock(&self.life).child;
-        // Ending is what closes a child's side. One that closed it and lives is of no use.
+        // A child closes its side when it ends. One that closed it and lives is of no use.
         let _ = child.kill();
         let status = child.wait().ok();
         (
@@ -228,7 +227,7 @@ impl Drop for Worker {
     }
 }
 
-/// Why there is no answer.
+/// Why there is no result.
 pub(super) enum Refusal {
     Sending(Broken),
     Receiving(Broken),

@@ -1,4 +1,4 @@
-//! Sources that may have nothing to give for a while.
+//! Sources that can be empty now and have items later.
 
 mod ops;
 mod owned;

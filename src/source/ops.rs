@@ -1,26 +1,27 @@
-//! What the engine asks of a source that may have nothing to give for a while.
+//! What the engine asks of a source that can be empty now and have items later.
 
 use crate::util::sync::channel::Select;
 
-/// How to deal with such a source: a table of functions, so that no bound on the source is needed.
+/// The operations of such a source, as a table of functions, so that the source needs no trait bound.
 pub(crate) struct SourceOps<I> {
     /// Called once, before anything else.
     pub(crate) start: fn(&mut I),
-    /// What is to come; `None` where `next` gives an item, or the end, at once.
+    /// The source's [`Incoming`]; `None` if `next` returns an item or the end at once.
     pub(crate) incoming: for<'s> fn(&'s I) -> Option<&'s (dyn Incoming + 's)>,
 }
 
-/// What is to come from a source.
+/// The items that such a source has yet to give.
 pub(crate) trait Incoming {
-    /// Whether there is nothing right now.
+    /// Whether there is no item right now.
     fn is_empty(&self) -> bool;
 
-    /// Something that is there ends a wait.
+    /// Makes `select` wake when there is an item.
     fn wait_in<'s>(&'s self, select: &mut Select<'s>);
 
-    /// What has ended a wait is seen.
+    /// Clears the wake-up that ended a wait.
     fn forget_waking(&self) {}
 
-    /// Whether it has come to its end when there is nothing, and nothing in flight either: what runs may add to it.
+    /// Whether the source has ended once it is empty and nothing is in flight, because only running tasks could add
+    /// to it.
     fn ends_when_idle(&self) -> bool;
 }

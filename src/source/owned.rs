@@ -1,14 +1,15 @@
-//! Items that the function takes.
+//! Items that the function consumes.
 
 use std::fmt;
 use std::iter::FusedIterator;
 
 use super::ops::{Incoming, SourceOps};
 
-/// The source of a run whose function takes its items; see [`Futureproof::map_tasks_owned`](crate::Futureproof::map_tasks_owned).
+/// The source of a run whose function consumes its items; see
+/// [`Futureproof::map_tasks_owned`](crate::Futureproof::map_tasks_owned).
 ///
-/// Its items are there (`Some`) until the function takes them. As part of a [`Remainder`](crate::Remainder), it goes on
-/// with the source.
+/// An item is `Some` until the function takes it. As part of a [`Remainder`](crate::Remainder), this continues with
+/// the source.
 #[must_use = "iterators are lazy and do nothing unless consumed"]
 pub struct Owned<I> {
     source: I,
@@ -20,7 +21,7 @@ impl<I: Iterator> Owned<I> {
         Self { source, ops }
     }
 
-    /// The source itself.
+    /// Returns the source itself.
     pub fn into_inner(self) -> I {
         self.source
     }

@@ -1,4 +1,4 @@
-//! Work that makes work.
+//! A source that tasks can add to.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,10 +10,11 @@ use super::ops::{Incoming, SourceOps};
 use crate::util::panics::drop_all_catching;
 use crate::util::sync::channel::Select;
 
-/// Items that a run pulls while it adds to them: the pages of a crawl, the nodes of a search, the folders of a tree.
+/// A queue of items that a run can add to while it pulls them: the pages of a crawl, the nodes of a search, the
+/// folders of a tree.
 ///
-/// A run over [`source`](Self::source) ends when the queue is empty *and* nothing of the run is in flight: so whoever
-/// pushes from a task, or from the loop over the tasks, is heard. It never ends too early, and never blocks for good.
+/// A run over [`source`](Self::source) ends when the queue is empty *and* nothing of the run is in flight. So you can
+/// push from a task, or from the loop over the tasks. The run neither ends too early nor blocks for ever.
 ///
 /// ```
 /// use std::collections::HashSet;
@@ -34,13 +35,13 @@ use crate::util::sync::channel::Select;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// The `index` of a task is the number of its pull, so it may be another one in the next run.
+/// A function that pushes items needs a clone of the queue. The queue is unbounded: it holds every item until a run
+/// pulls it.
 ///
-/// A function that pushes by itself takes a clone of the queue. It holds as many items as are pushed: what bounds it is the
-/// job.
+/// The `index` of a task is the number of its pull, so an item may have another index in the next run.
 ///
-/// Of [`into_stream`](crate::MapTasks::into_stream), the tasks can push, but who awaits the results may come too late: the
-/// run goes on before each result is looked at.
+/// With [`into_stream`](crate::MapTasks::into_stream), push from the tasks. A push from the code that awaits the
+/// results may come too late, because the run goes on before each result is looked at.
 pub struct Queue<T> {
     state: Arc<Mutex<State<T>>>,
 }
@@ -53,13 +54,13 @@ struct State<T> {
 
 impl<T> Drop for State<T> {
     fn drop(&mut self) {
-        // One by one: their destructors may panic.
+        // One by one, because their destructors may panic.
         drop_all_catching(&mut self.items);
     }
 }
 
 impl<T> Queue<T> {
-    /// An empty queue.
+    /// Creates an empty queue.
     pub fn new() -> Self {
         let state = State {
             items: VecDeque::new(),
@@ -70,13 +71,13 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Adds an item, for a run to pull.
+    /// Adds an item for a run to pull.
     pub fn push(&self, item: T) {
         self.extend_by([item]);
     }
 
     fn extend_by(&self, items: impl IntoIterator<Item = T>) {
-        // One by one, and the iterator outside of the lock: it is the user's.
+        // One by one, and without the lock around `next` of the iterator, which is user code.
         for item in items {
             let mut state = self.state();
             state.items.push_back(item);
@@ -86,17 +87,19 @@ impl<T> Queue<T> {
         }
     }
 
-    /// How many items wait to be pulled.
+    /// Returns how many items wait to be pulled.
     pub fn len(&self) -> usize {
         self.state().items.len()
     }
 
-    /// Whether no item waits to be pulled. More may come.
+    /// Returns whether no item waits to be pulled. More may come.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What a run is made of: `queue.source().futureproof(Raise)`. Several runs may share the items.
+    /// Returns the source for a run: `queue.source().futureproof(Raise)`.
+    ///
+    /// Several runs may share the items.
     pub fn source(&self) -> QueueSource<T> {
         QueueSource {
             queue: self.clone(),
@@ -109,7 +112,7 @@ impl<T> Queue<T> {
 }
 
 impl<T> Clone for Queue<T> {
-    /// Another handle on the same items.
+    /// Returns another handle on the same items.
     fn clone(&self) -> Self {
         Self {
             state: Arc::clone(&self.state),
@@ -151,10 +154,10 @@ impl<T> fmt::Debug for Queue<T> {
     }
 }
 
-/// A [`Queue`] that waits for its policy; made by [`Queue::source`].
+/// The source for a run over a [`Queue`], created by [`Queue::source`].
 ///
-/// It is no iterator itself: behind an adaptor, a run could not tell that its source may be filled again, and would end when
-/// the queue is empty for the first time.
+/// It is not an iterator. Behind an adaptor, the run could not know that the source may be filled again, and would
+/// end when the queue is empty for the first time.
 ///
 /// ```compile_fail,E0599
 /// use futureproof::prelude::*;
@@ -168,7 +171,7 @@ pub struct QueueSource<T> {
 }
 
 impl<T> QueueSource<T> {
-    /// Every run over the queue has its own.
+    /// Each run over the queue has its own.
     pub(crate) fn into_items(self) -> QueueItems<T> {
         let (waker, wakes) = bounded(1);
         self.queue.state().wakers.push(waker.clone());
@@ -180,7 +183,9 @@ impl<T> QueueSource<T> {
     }
 }
 
-/// The items of a [`Queue`], as the source of a run. As part of a [`Remainder`](crate::Remainder), it gives what waits in the queue.
+/// The items of a [`Queue`], as the source of a run.
+///
+/// As part of a [`Remainder`](crate::Remainder), it yields the items that wait in the queue.
 #[must_use = "iterators are lazy and do nothing unless consumed"]
 pub struct QueueItems<T> {
     queue: Queue<T>,
@@ -216,12 +221,12 @@ impl<T> Incoming for QueueItems<T> {
 impl<T> Iterator for QueueItems<T> {
     type Item = T;
 
-    /// The item that was pushed first; `None` if there is none right now.
+    /// Takes the item that was pushed first. Returns `None` if there is none right now.
     fn next(&mut self) -> Option<T> {
         self.queue.state().items.pop_front()
     }
 
-    /// Nothing is known: others may pull, and push.
+    /// Returns `(0, None)`, because others may pull and push.
     fn size_hint(&self) -> (usize, Option<usize>) {
         (0, None)
     }

@@ -1,4 +1,4 @@
-//! A source that is pulled on a thread of its own.
+//! A source that is pulled on its own thread.
 
 use std::any::Any;
 use std::fmt;
@@ -13,21 +13,20 @@ use crate::cancel::CancellationToken;
 use crate::util::panics::{CatchDrop, drop_catching};
 use crate::util::sync::channel::Select;
 
-/// The buffer that is chosen for those who ask for 0 items, and the largest there is: a channel's
-/// slots are made in advance.
+/// The default limit, and the largest one: a bounded channel allocates its slots in advance.
 const DEFAULT_LIMIT: usize = 64;
 const MAX_LIMIT: usize = 1 << 16;
 
 /// What the reading thread sends.
 enum Read<I> {
     Item(I),
-    /// The source has come to its end.
+    /// The source has ended.
     End,
     /// The source panicked.
     Panicked(Box<dyn Any + Send>),
 }
 
-/// Where what was read arrives. What nobody takes is dropped one by one.
+/// Receives what was read. Each element has its own `CatchDrop`.
 type Items<I> = Receiver<CatchDrop<Read<I>>>;
 
 impl<I> Incoming for Items<I> {
@@ -44,10 +43,11 @@ impl<I> Incoming for Items<I> {
     }
 }
 
-/// An iterator that is to be read ahead, and that waits for its policy; made by
+/// An iterator to be read ahead in a run, created by
 /// [`FutureproofIterator::read_ahead`](crate::FutureproofIterator::read_ahead).
 ///
-/// It is no iterator itself: behind an adaptor, a run could not tell that its source reads ahead, and would block with it.
+/// It is not an iterator. Behind an adaptor, the run could not know that its source reads ahead, and would block with
+/// it.
 ///
 /// ```compile_fail,E0599
 /// use futureproof::prelude::*;
@@ -55,7 +55,7 @@ impl<I> Incoming for Items<I> {
 /// let numbered = ["a", "b"].into_iter().read_ahead(2).enumerate();
 /// ```
 ///
-/// Adaptors come first: `iter.enumerate().read_ahead(2)`.
+/// Put adaptors first: `iter.enumerate().read_ahead(2)`.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is read before a run is made and its tasks are consumed"]
 pub struct ToReadAhead<I> {
@@ -72,16 +72,17 @@ where
         Self { source, limit }
     }
 
-    /// The source, and how many items are read ahead.
+    /// The source and the limit.
     pub(crate) fn into_parts(self) -> (I, usize) {
         (self.source, self.limit)
     }
 }
 
-/// A source that is read on a thread of its own, ahead of its run; made by
+/// A source that is read ahead on its own thread, created by
 /// [`Futureproof::read_ahead`](crate::Futureproof::read_ahead).
 ///
-/// As part of a [`Remainder`](crate::Remainder) it gives what was read and not pulled, and goes on with the source.
+/// As part of a [`Remainder`](crate::Remainder), it yields what was read and not pulled, then continues with the
+/// source.
 #[must_use = "iterators are lazy and do nothing unless consumed"]
 pub struct ReadAhead<I: Iterator> {
     state: State<I>,
@@ -89,23 +90,23 @@ pub struct ReadAhead<I: Iterator> {
 }
 
 enum State<I: Iterator> {
-    /// Nothing was asked for yet.
+    /// Not started.
     Idle(I),
-    /// The source never blocks, and says itself what is to come.
+    /// The source never blocks, and has operations of its own.
     Direct(I, SourceOps<I>),
     Reading(Reader<I::Item>),
     Ended,
 }
 
 struct Reader<T> {
-    /// Dropping it stops the thread, at its next item.
+    /// Dropping it stops the thread at its next item.
     items: Items<T>,
-    /// Cancelled when nobody wants the items any more.
+    /// Cancelled when the items are no longer wanted.
     token: CancellationToken,
 }
 
 impl<I: Iterator> ReadAhead<I> {
-    /// `ops`: of a source that has them. It is not read ahead, as it never blocks.
+    /// `ops`: the source's own, if any. Such a source never blocks, so it is not read ahead.
     pub(crate) fn new(source: I, limit: usize, ops: Option<SourceOps<I>>) -> Self {
         let limit = if limit == 0 {
             DEFAULT_LIMIT
@@ -121,7 +122,7 @@ impl<I: Iterator> ReadAhead<I> {
         }
     }
 
-    /// Where the items come from, once the thread runs.
+    /// The receiver, once the thread runs.
     fn items(&self) -> Option<&Items<I::Item>> {
         match &self.state {
             State::Reading(reader) => Some(&reader.items),
@@ -150,7 +151,7 @@ where
         incoming: Self::incoming,
     };
 
-    /// Starts to read, if that has not been done.
+    /// Starts the thread, once.
     fn start(&mut self) {
         if let State::Direct(source, ops) = &mut self.state {
             return (ops.start)(source);
@@ -169,11 +170,11 @@ where
 {
     type Item = I::Item;
 
-    /// The next item, as soon as it has been read.
+    /// Returns the next item. Blocks until it has been read.
     ///
     /// # Panics
     ///
-    /// With the source's panic, once what was read before it is delivered; and if the thread cannot be
+    /// If the source panics, with its panic, after the items that were read before it. If the thread cannot be
     /// started.
     fn next(&mut self) -> Option<I::Item> {
         if let State::Direct(source, _) = &mut self.state {
@@ -194,7 +195,7 @@ where
         }
     }
 
-    /// Before the first `next`, what the source says; then the least that is known.
+    /// Returns the source's hint before the first `next`, and `(0, None)` after it.
     fn size_hint(&self) -> (usize, Option<usize>) {
         match &self.state {
             State::Idle(source) | State::Direct(source, _) => source.size_hint(),
@@ -229,7 +230,7 @@ impl<T: Send + 'static> Reader<T> {
 
 fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<CatchDrop<Read<T>>>) {
     loop {
-        // Caught here to go on where the consumer is: on this thread nobody would see it.
+        // Caught here, and resumed on the consumer's thread.
         let read = match panic::catch_unwind(AssertUnwindSafe(|| source.next())) {
             Ok(Some(item)) => Read::Item(item),
             Ok(None) => Read::End,
@@ -245,8 +246,7 @@ fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<CatchDrop<Read<T
 
 impl<T> Drop for Reader<T> {
     fn drop(&mut self) {
-        // Not joined: a source that blocks could keep whoever leaves for ever. Its thread ends with the pull that is
-        // under way.
+        // Not joined, because the source may block for ever. The thread ends when the current pull returns.
         self.token.cancel();
     }
 }
