@@ -163,7 +163,7 @@ impl<I, T, E> Chunk<I, T, E> {
             })) {
                 Ok(may_go_on) => {
                     if is_last && self.failures.len() == failed {
-                        stop.succeeded(self.outputs.len() - succeeded);
+                        stop.record_successes(self.outputs.len() - succeeded);
                     }
                     return may_go_on;
                 }
@@ -172,8 +172,9 @@ impl<I, T, E> Chunk<I, T, E> {
                     let panic = Panic::new(payload);
                     instrument.panicked(self.first + offset as u64, panic.message());
                     self.failures.push((offset, Cause::Panicked(panic)));
-                    stop.failed(self.first + offset as u64, self.outputs.len() - succeeded);
-                    if stop.awaits_failures() {
+                    stop.record_failure(self.first + offset as u64, self.outputs.len() - succeeded);
+                    // Handed over before anything else begins. Whether something may is for the next look at the limit.
+                    if stop.has_failure_limit() {
                         return true;
                     }
                 }
@@ -223,10 +224,10 @@ impl<I, T, E> Chunk<I, T, E> {
                         continue;
                     }
                     if *is_final {
-                        stop.failed(index, outputs.len() - succeeded);
+                        stop.record_failure(index, outputs.len() - succeeded);
                     }
                     // It is to be found before another one begins that may wait to be told of it.
-                    if !*is_final || stop.awaits_failures() {
+                    if !*is_final || stop.has_failure_limit() {
                         return true;
                     }
                 }
@@ -397,7 +398,7 @@ impl<I, T, E> Chunk<I, T, E> {
         (outcomes, mem::take(&mut self.pending))
     }
 
-    /// The same chunk, with `f` applied to its items.
+    /// A finished chunk, with `f` applied to its items. The stage is not copied.
     pub(crate) fn map_inputs<J>(&mut self, f: impl Fn(I) -> J) -> BoxedChunk<J, T, E> {
         let mut chunk = Box::new(Chunk::new());
         chunk.first = self.first;

@@ -35,7 +35,7 @@ enum Phase {
     /// Inside the source's code. If it still is at the next call, that has panicked.
     Pulling,
     /// The source has come to its end, and what is in flight is delivered.
-    Exhausted,
+    SourceEnded,
     /// Nothing starts and nothing is delivered any more. What runs is waited for, unless the run was cut short from outside.
     Draining(Ending),
     /// All threads and values are released.
@@ -104,7 +104,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     /// How the run ended, if it has.
     pub(crate) fn ending(&self) -> Option<Ending> {
         match self.phase {
-            Phase::New | Phase::Running | Phase::Exhausted => None,
+            Phase::New | Phase::Running | Phase::SourceEnded => None,
             Phase::Pulling => Some(Ending::SourcePanicked),
             Phase::Draining(ending) | Phase::Done(ending) => Some(ending),
         }
@@ -122,7 +122,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// What the source says is still to come.
     pub(crate) fn source_hint(&self) -> (usize, Option<usize>) {
-        if self.phase == Phase::Exhausted {
+        if self.phase == Phase::SourceEnded {
             (0, Some(0))
         } else {
             self.source.size_hint()
@@ -175,7 +175,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         if let Some(level) = self.options.policy.log_level() {
             self.failure_log.write(self.options.title(), level, error);
         }
-        if self.workers.stop().delivered(error.index()) {
+        if self.workers.stop().record_delivered_failure(error.index()) {
             self.stop(Ending::Failed);
         }
     }
@@ -220,17 +220,15 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             if self.can_feed() {
                 self.feed();
                 has_fed = true;
-            } else if self.may_pull()
-                && self.has_nothing_ready()
-                && !(is_idle && self.ends_when_idle())
-            {
-                // The source may have something later.
+            } else if self.is_held_back() {
+                self.wait(false);
+            } else if self.may_pull() && !(is_idle && self.ends_when_idle()) {
+                // Else it could be fed: so the source has nothing yet, and may have something later.
                 self.wait(true);
-            } else if !is_idle || self.may_pull() && !self.has_nothing_ready() {
-                // If all else allows it, tasks may not start yet.
+            } else if !is_idle {
                 self.wait(false);
             } else {
-                // Unless there is nothing to do because of a stop of this very moment.
+                // A cancel may be why nothing is left; that is not reported as `Exhausted`.
                 if !self.has_ended() {
                     self.stop(Ending::Exhausted);
                     self.drain();
@@ -263,7 +261,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             Phase::Draining(_) | Phase::Done(_) => return true,
             // The last pull never returned: it panicked, and the caller knows.
             Phase::Pulling => self.stop(Ending::SourcePanicked),
-            Phase::New | Phase::Running | Phase::Exhausted => {
+            Phase::New | Phase::Running | Phase::SourceEnded => {
                 if self.workers.stop().is_cancelled() {
                     self.stop(Ending::Cancelled);
                 } else if self.workers.stop().is_late() {
@@ -280,7 +278,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         self.workers.timings.take_back();
         self.workers.counters().leave(Some(ending));
         self.workers.counters().end();
-        self.workers.stop().stop();
+        self.workers.stop().forbid_all();
         // Nobody wants what still runs.
         if ending != Ending::Exhausted {
             self.workers.stop().cancel_tasks();
@@ -295,7 +293,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         };
         let start = now();
         self.workers.close();
-        // Looked for first: a source that panicked may have come between a notification and the look.
+        // Received before the wait: if the source panicked, the notification may be spent already.
         self.receive();
         while !self.workers.is_idle() && !self.workers.stop().is_interrupted() {
             self.workers.wait(None, self.workers.stop().deadline());
@@ -393,6 +391,11 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         }
     }
 
+    /// Whether only the rate limit keeps an item from being pulled.
+    fn is_held_back(&self) -> bool {
+        self.may_start() == 0 && self.may_pull() && !self.has_nothing_ready()
+    }
+
     fn has_idle_worker(&self) -> bool {
         self.workers.outstanding() < self.workers.width()
     }
@@ -424,7 +427,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         self.may_pull() && !self.has_nothing_ready() && self.may_start() > 0
     }
 
-    /// Whether the window lets the source be pulled now.
+    /// Whether the phase, the window and the limit let the source be pulled now.
     fn may_pull(&self) -> bool {
         self.phase == Phase::Running && self.has_room() && self.workers.stop().allows(self.pulled)
     }
@@ -473,14 +476,14 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
             if items.len() >= size
                 || wake.is_starved(submitted)
-                || !stop.may_go_on()
+                || !stop.allows_any()
                 || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
             {
                 break;
             }
         }
         self.phase = if is_exhausted {
-            Phase::Exhausted
+            Phase::SourceEnded
         } else {
             Phase::Running
         };
@@ -499,7 +502,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         }
     }
 
-    /// Whether the source may be filled again as long as something is in flight.
+    /// Whether the source's `None` ends the run only once nothing is in flight.
     fn ends_when_idle(&self) -> bool {
         incoming(&self.ops, &self.source).is_some_and(Incoming::ends_when_idle)
     }

@@ -125,8 +125,8 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
             run.counters.complete(1, 1);
             // A panic has stopped the run where it happened.
             if matches!(cause, Cause::Failed(_)) {
-                run.stop.failed(outcome.index, 0);
-                run.stop.handed_over(1);
+                run.stop.record_failure(outcome.index, 0);
+                run.stop.record_handed_over(1);
             }
             return Some(outcome);
         };

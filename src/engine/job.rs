@@ -105,8 +105,8 @@ pub(crate) trait Sink<I, T, E>: Send + Sync {
     /// A worker leaves, as its stage has nothing to do. If the next one has the same pool, it shares in what is there.
     fn visit_next(&self) {}
 
-    /// The same under a lock, where no user code may run. Returns how many of its failures are
-    /// [handed over](Stop::handed_over) by that; or the chunk, which is to be sent later.
+    /// Like [`send`](Self::send), under the lock of an open chunk, where no user code may run. Returns how many failures are
+    /// [handed over](Stop::record_handed_over) by that. `Err`: the chunk was not sent; call `send` once the lock is released.
     fn try_send(
         &self,
         chunk: BoxedChunk<I, T, E>,
@@ -118,9 +118,9 @@ pub(crate) trait Sink<I, T, E>: Send + Sync {
     /// The last of a chunk was sent.
     fn complete(&self, width: usize);
 
-    /// Whether what has finished in a chunk that goes on is to be handed over now. `since`: when its worker began it;
+    /// Whether what has finished in a chunk that goes on is to be handed over now. `since`: when that was last done;
     /// `is_slow`: its tasks take long enough to be begun one by one.
-    fn is_flush_requested(&self, since: Instant, is_slow: bool) -> bool;
+    fn should_hand_over(&self, since: Instant, is_slow: bool) -> bool;
 
     /// Such a part is sent. The next request is for the next part.
     fn send_part(&self, part: BoxedChunk<I, T, E>, width: usize);
@@ -137,7 +137,7 @@ impl<I: Send, T: Send, E: Send> Sink<I, T, E> for Arc<Shared<I, T, E>> {
 
     fn send(&self, chunk: BoxedChunk<I, T, E>, width: usize) {
         match self.try_send(chunk, width) {
-            Ok(failures) => self.run.stop.handed_over(failures as u64),
+            Ok(failures) => self.run.stop.record_handed_over(failures as u64),
             Err(_) => unreachable!("the completion queue takes every chunk"),
         }
     }
@@ -172,7 +172,7 @@ impl<I: Send, T: Send, E: Send> Sink<I, T, E> for Arc<Shared<I, T, E>> {
     }
 
     #[inline]
-    fn is_flush_requested(&self, _: Instant, _: bool) -> bool {
+    fn should_hand_over(&self, _: Instant, _: bool) -> bool {
         self.run.wake.is_flush_requested()
     }
 
@@ -287,10 +287,11 @@ where
                     queue.park(until);
                     look = Look::Last;
                 }
-                Step::Spin => {
+                Step::Idle => {
+                    // It wakes the caller: no completion may be left that nobody was told of.
                     self.sink.on_idle();
                     let RunState { stop, wake, .. } = self.sink.run();
-                    wake.spin_before_idle(|| stop.may_go_on());
+                    wake.spin_before_idle(|| stop.allows_any());
                     look = Look::Last;
                 }
                 Step::Yield => return,
@@ -310,7 +311,7 @@ where
 
     fn run(&self, taken: Taken<I, T, E>) {
         let is_part = taken.is_part;
-        let (chunk, place) = match self.function() {
+        let (chunk, slot) = match self.function() {
             Some(function) => {
                 let ran = self.run_with(taken, &*function);
                 drop_catching(function);
@@ -319,20 +320,20 @@ where
             // The run was left inside one of its tasks.
             None => taken.close(),
         };
-        self.queue.put_back(place);
+        self.queue.put_back(slot);
         let width = self.queue.width();
         let has_failed = chunk.failed() > 0;
         self.sink.pass_on(chunk, width, &|| self.queue.others());
         if !is_part {
             self.sink.complete(width);
         }
-        // Failures that lie elsewhere count as well, and those who run are told once all are on their way.
-        if has_failed && !self.sink.run().stop.may_go_on() {
+        // The failures that lie in other open chunks count as well: they are sent, so that tasks are told to stop.
+        if has_failed && !self.sink.run().stop.allows_any() {
             self.flush();
         }
     }
 
-    /// Runs what was taken. What whoever is next waits for, and what others take, is sent on the way.
+    /// Runs the chunk. Sends parts of it on the way, where the sink asks for them, and returns the rest with its slot.
     fn run_with(&self, mut taken: Taken<I, T, E>, f: &F) -> (BoxedChunk<I, T, E>, usize) {
         let run = self.sink.run();
         let _entered = run.stop.tasks_token().enter();
@@ -356,8 +357,8 @@ where
         let stop = &self.sink.run().stop;
         while taken.run(f, stop, self.sink.is_last(), instrument) {
             let is_slow = taken.chunk.grain == 1;
-            let is_flush_requested = |since| self.sink.is_flush_requested(since, is_slow);
-            let (may_go_on, part) = taken.advance(width, is_flush_requested);
+            let should_hand_over = |since| self.sink.should_hand_over(since, is_slow);
+            let (may_go_on, part) = taken.advance(width, should_hand_over);
             if let Some(part) = part {
                 self.sink.send_part(part, width);
             }
@@ -378,7 +379,10 @@ where
                 Ok(failures) => final_failures += failures,
                 Err(part) => later.push(part),
             });
-        self.sink.run().stop.handed_over(final_failures as u64);
+        self.sink
+            .run()
+            .stop
+            .record_handed_over(final_failures as u64);
         later
             .into_iter()
             .for_each(|part| self.sink.send(part, width));

@@ -28,8 +28,9 @@ pub(crate) struct State<I, T, E> {
     chunk: BoxedChunk<I, T, E>,
     /// The index of the first item that waits.
     next: u64,
-    /// When the chunk was begun, and up to when the time of its worker has been accounted for.
+    /// When the chunk was begun.
     since: Instant,
+    /// Up to when its worker's time was accounted for: the last hand-over.
     accounted: Instant,
     /// Who runs it; `None` if nobody does.
     worker: Option<Thread>,
@@ -63,7 +64,7 @@ impl<I, T, E> OpenChunk<I, T, E> {
     pub(crate) fn open(
         self: &Arc<Self>,
         mut chunk: BoxedChunk<I, T, E>,
-        place: usize,
+        slot: usize,
         since: Option<Instant>,
     ) -> Taken<I, T, E> {
         let start = now();
@@ -87,13 +88,13 @@ impl<I, T, E> OpenChunk<I, T, E> {
         Taken {
             chunk,
             open: Arc::clone(self),
-            place,
+            slot,
             is_part: since.is_some(),
             start,
         }
     }
 
-    /// Whether others want what is here.
+    /// Notes whether others want what is here.
     pub(crate) fn set_wanted(&self, is_wanted: bool) {
         self.is_wanted.store(is_wanted, Ordering::Relaxed);
     }
@@ -153,8 +154,8 @@ impl<I, T, E> State<I, T, E> {
         }
         let kept = pending.len() / 2;
         let mut part = Box::new(Chunk::new());
-        let first = pending.split_off(pending.len() - kept);
-        part.pending = mem::replace(pending, first);
+        let rest = pending.split_off(pending.len() - kept);
+        part.pending = mem::replace(pending, rest);
         part.first = self.next + kept as u64;
         part.attempts = self.chunk.attempts;
         part.is_final = self.chunk.is_final;
@@ -169,8 +170,8 @@ pub(crate) struct Taken<I, T, E> {
     /// What was begun.
     pub(crate) chunk: BoxedChunk<I, T, E>,
     open: Arc<OpenChunk<I, T, E>>,
-    /// Where the run queue finds `open`.
-    place: usize,
+    /// The number of `open` in the run queue.
+    slot: usize,
     /// Whether it was taken from a worker.
     pub(crate) is_part: bool,
     pub(crate) start: Instant,
@@ -200,19 +201,19 @@ impl<I, T, E> Taken<I, T, E> {
             .run(f, stop, is_last, &self.open.is_wanted, instrument)
     }
 
-    /// Begins the next items. Returns whether there were any, and what has finished if a flush is requested.
+    /// Begins the next items. Returns whether there were any, and what has finished if that is to be handed over.
     #[inline]
     pub(crate) fn advance(
         &mut self,
         width: usize,
-        is_flush_requested: impl FnOnce(Instant) -> bool,
+        should_hand_over: impl FnOnce(Instant) -> bool,
     ) -> (bool, Option<BoxedChunk<I, T, E>>) {
         let chunk = &mut *self.chunk;
         let state = &mut *self.open.state();
         let is_wanted = self.open.is_wanted.load(Ordering::Relaxed);
         // Under the lock. Whoever requests a flush takes the lock after that: either it finds what is laid down
         // here, or this sees the request.
-        let is_flush_requested = is_flush_requested(state.accounted);
+        let should_hand_over = should_hand_over(state.accounted);
         // Those that were begun and not run, if there are any.
         state.next -= chunk.give_up_begun(&mut state.chunk.pending) as u64;
         let waiting = state.waiting();
@@ -222,13 +223,13 @@ impl<I, T, E> Taken<I, T, E> {
         }
         // Whatever follows may hang, so what has finished must be found here.
         state.chunk.append(chunk);
-        let part = if is_flush_requested {
+        let part = if should_hand_over {
             state.take_finished()
         } else {
             None
         };
         // Fewer and fewer, and the last few one by one: others may have nothing left.
-        let count = if is_wanted || is_flush_requested {
+        let count = if is_wanted || should_hand_over {
             1
         } else {
             chunk.grain.min(waiting.div_ceil(2 * width))
@@ -237,7 +238,7 @@ impl<I, T, E> Taken<I, T, E> {
         (true, part)
     }
 
-    /// Nobody works on it any more. Returns all that was run, with what was not, and its place.
+    /// Nobody works on it any more. Returns all that was run, with what was not, and the number of its slot.
     pub(crate) fn close(self) -> (BoxedChunk<I, T, E>, usize) {
         let state = &mut *self.open.state();
         let mut chunk = self.chunk;
@@ -249,6 +250,6 @@ impl<I, T, E> Taken<I, T, E> {
         }
         state.account(&mut chunk);
         state.worker = None;
-        (chunk, self.place)
+        (chunk, self.slot)
     }
 }

@@ -50,11 +50,11 @@ struct State<I, T, E> {
     running: usize,
     parked: usize,
     /// One for each worker that runs a chunk, and those that nobody uses.
-    open: Vec<Arc<OpenChunk<I, T, E>>>,
-    /// How many items were taken into each, without those that others took from it.
-    taken: Vec<usize>,
+    slots: Vec<Arc<OpenChunk<I, T, E>>>,
+    /// How many items were put into each, without those that others took from it.
+    items_in_slot: Vec<usize>,
     /// Those that nobody uses.
-    free: Vec<usize>,
+    free_slots: Vec<usize>,
     /// Nothing is taken any more.
     is_closed: bool,
 }
@@ -64,8 +64,8 @@ pub(crate) enum Step<I, T, E> {
     Run(Taken<I, T, E>),
     /// Waits until then: there may be something to share.
     Park(Instant),
-    /// Looks once more, a moment later.
-    Spin,
+    /// Tells the caller that there is nothing, and looks once more a moment later.
+    Idle,
     /// Leaves what is queued to others.
     Yield,
     /// Leaves, as there is nothing to do.
@@ -77,7 +77,7 @@ pub(crate) enum Step<I, T, E> {
 pub(crate) enum Look {
     /// Whatever is queued: its permit has just begun.
     First,
-    /// What nobody else has a permit for. It looks again before it leaves.
+    /// What nobody else has a permit for; anything, if fewer others are there than can work. It looks again before it leaves.
     Again,
     /// The same, and it leaves or parks if there is nothing.
     Last,
@@ -101,9 +101,9 @@ impl<I, T, E> RunQueue<I, T, E> {
             permits: 0,
             running: 0,
             parked: 0,
-            open: Vec::new(),
-            taken: Vec::new(),
-            free: Vec::new(),
+            slots: Vec::new(),
+            items_in_slot: Vec::new(),
+            free_slots: Vec::new(),
             is_closed: false,
         };
         Self {
@@ -234,7 +234,7 @@ impl<I, T, E> RunQueue<I, T, E> {
             }
         }
         match (look, until) {
-            (Look::Again, _) => Step::Spin,
+            (Look::Again, _) => Step::Idle,
             (_, Some(until)) => {
                 state.parked += 1;
                 Step::Park(until)
@@ -260,10 +260,10 @@ impl<I, T, E> RunQueue<I, T, E> {
     }
 
     /// What was taken was run.
-    pub(crate) fn put_back(&self, place: usize) {
+    pub(crate) fn put_back(&self, slot: usize) {
         let mut state = self.state();
-        state.items -= state.taken[place];
-        state.free.push(place);
+        state.items -= state.items_in_slot[slot];
+        state.free_slots.push(slot);
     }
 
     /// Waits until `until`, or for a chunk.
@@ -290,7 +290,7 @@ impl<I, T, E> RunQueue<I, T, E> {
 
     /// Gives what has finished in chunks that go on to `take`, which must not run user code.
     pub(crate) fn flush(&self, mut take: impl FnMut(BoxedChunk<I, T, E>)) {
-        for open in self.open() {
+        for open in self.slots() {
             // First: what finishes after the look is laid where the next one finds it, or is handed over.
             open.set_wanted(true);
             let mut state = open.state();
@@ -302,12 +302,15 @@ impl<I, T, E> RunQueue<I, T, E> {
 
     /// The threads that run tasks, and the indices of those.
     pub(crate) fn calls(&self) -> Vec<(Thread, Range<u64>)> {
-        let open = self.open();
-        open.iter().filter_map(|open| open.state().call()).collect()
+        let slots = self.slots();
+        slots
+            .iter()
+            .filter_map(|open| open.state().call())
+            .collect()
     }
 
-    fn open(&self) -> Vec<Arc<OpenChunk<I, T, E>>> {
-        self.state().open.clone()
+    fn slots(&self) -> Vec<Arc<OpenChunk<I, T, E>>> {
+        self.state().slots.clone()
     }
 }
 
@@ -319,13 +322,13 @@ impl<I, T, E> State<I, T, E> {
 
     /// Opens a chunk for this thread, while the lock is held: whoever looks next sees what waits in it.
     fn take(&mut self, chunk: BoxedChunk<I, T, E>, since: Option<Instant>) -> Taken<I, T, E> {
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.open.push(Arc::new(OpenChunk::new()));
-            self.taken.push(0);
-            self.taken.len() - 1
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
+            self.slots.push(Arc::new(OpenChunk::new()));
+            self.items_in_slot.push(0);
+            self.items_in_slot.len() - 1
         });
-        self.taken[place] = chunk.pending.len();
-        self.open[place].open(chunk, place, since)
+        self.items_in_slot[slot] = chunk.pending.len();
+        self.slots[slot].open(chunk, slot, since)
     }
 
     /// Takes half of what waits in the chunk where most does, of those that are due.
@@ -334,7 +337,7 @@ impl<I, T, E> State<I, T, E> {
         loop {
             let mut most: Option<(usize, usize)> = None;
             let mut next: Option<Instant> = None;
-            for (place, open) in self.open.iter().enumerate() {
+            for (slot, open) in self.slots.iter().enumerate() {
                 let state = open.state();
                 let (waiting, due) = (state.waiting(), due(state.since()));
                 if waiting == 0 {
@@ -343,18 +346,18 @@ impl<I, T, E> State<I, T, E> {
                 if *time.get_or_insert_with(now) < due {
                     next = Some(next.map_or(due, |next| next.min(due)));
                 } else if most.is_none_or(|(most, _)| most < waiting) {
-                    most = Some((waiting, place));
+                    most = Some((waiting, slot));
                 }
             }
-            let Some((_, place)) = most else {
+            let Some((_, slot)) = most else {
                 return next.map_or(Share::Nothing, Share::NotYet);
             };
-            let open = &self.open[place];
+            let open = &self.slots[slot];
             // What its worker has begun and not run is wanted as well.
             open.set_wanted(true);
             let mut state = open.state();
             if let Some(chunk) = state.split() {
-                self.taken[place] -= chunk.pending.len();
+                self.items_in_slot[slot] -= chunk.pending.len();
                 return Share::Part(chunk, state.since());
             }
             // Its worker has gone on meanwhile, but something may wait in another one.

@@ -1,26 +1,27 @@
 //! How many items the next chunk takes, from what was measured. Pure.
 //!
-//! A chunk costs about a microsecond to hand over and back, so tiny tasks travel many together. A
-//! slow task, or an item that is slow to come by, travels alone: nothing waits for it.
+//! It costs about a microsecond to hand a chunk over and back, so many tiny tasks travel together. A
+//! slow task, or an item that is slow to pull, travels alone, so that nothing waits for it.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// What a chunk should take to run, in nanoseconds. Finished items wait for their chunk, for ever if
-/// one in it hangs, so it is short.
-const SLICE: f64 = 100_000.0;
+/// What a chunk should take to run, in nanoseconds. What has finished may wait for the end of its chunk,
+/// so it is short.
+const CHUNK_TIME: f64 = 100_000.0;
 /// How much work should be queued for each worker, in nanoseconds: more than a consumer takes to wake up.
 const QUEUE: f64 = 2_000_000.0;
 /// Chunks that are queued for each worker, however slow or quick they are.
 const DEPTH: RangeInclusive<usize> = 8..=64;
 /// What pulling a chunk's items may take, in nanoseconds.
-const PULL_SLICE: f64 = 20_000.0;
+const PULL_TIME: f64 = 20_000.0;
 /// An item that takes this long to pull, in nanoseconds, is submitted by itself.
 const SLOW_PULL: f64 = 1_000.0;
 /// A worker takes a lock to begin tasks, which costs more than a tiny one. So it begins as many at a time as take this
-/// long, in nanoseconds; but all workers together not more than this, as tasks that were begun can wait for a neighbour.
-const GRAIN: f64 = 2_000.0;
-const GRAINS: usize = 128;
+/// long, in nanoseconds.
+const GRAIN_TIME: f64 = 2_000.0;
+/// All workers together begin no more than this at a time, as tasks that were begun can wait for a neighbour.
+const MAX_BEGUN: usize = 128;
 /// A chunk's inputs and outputs should stay in a core's cache.
 const BYTES: usize = 128 << 10;
 
@@ -63,7 +64,7 @@ impl Sizing {
 
     /// How many items each of `width` workers may begin at a time.
     pub(crate) fn grain(&self, width: usize) -> usize {
-        ((GRAIN / self.each) as usize).clamp(1, (GRAINS / width.max(1)).max(1))
+        ((GRAIN_TIME / self.each) as usize).clamp(1, (MAX_BEGUN / width.max(1)).max(1))
     }
 
     /// The most that `next` can become.
@@ -90,8 +91,8 @@ impl Sizing {
     pub(crate) fn record_run(&mut self, items: usize, time: Duration) {
         self.each = time.as_nanos() as f64 / items as f64;
         let grown = self.by_run.max(items) * 2;
-        let fits = Self::fit(SLICE, items, time).min(grown);
-        let is_overrun = time.as_nanos() as f64 > 2.0 * SLICE;
+        let fits = Self::fit(CHUNK_TIME, items, time).min(grown);
+        let is_overrun = time.as_nanos() as f64 > 2.0 * CHUNK_TIME;
         self.by_run = if is_overrun || fits > self.by_run {
             fits
         } else {
@@ -106,7 +107,7 @@ impl Sizing {
         self.by_pull = if each >= SLOW_PULL {
             1
         } else {
-            Self::fit(PULL_SLICE, items, time)
+            Self::fit(PULL_TIME, items, time)
                 .min(self.by_pull * 2)
                 .clamp(1, self.cap)
         };

@@ -174,7 +174,7 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
         self.shared.complete(width);
     }
 
-    fn is_flush_requested(&self, since: Instant, is_slow: bool) -> bool {
+    fn should_hand_over(&self, since: Instant, is_slow: bool) -> bool {
         let is_idle = || self.next.state().is_some_and(StageState::is_idle);
         (is_slow || is_idle()) && now() - since >= HAND_ON_AFTER
     }
@@ -300,8 +300,8 @@ impl<I: Send, U: Send, T: Send, E: Send> Sink<Staged<I, U>, T, E> for ToCaller<I
         self.shared.complete(width);
     }
 
-    fn is_flush_requested(&self, since: Instant, is_slow: bool) -> bool {
-        self.shared.is_flush_requested(since, is_slow)
+    fn should_hand_over(&self, since: Instant, is_slow: bool) -> bool {
+        self.shared.should_hand_over(since, is_slow)
     }
 
     fn send_part(&self, part: BoxedChunk<Staged<I, U>, T, E>, width: usize) {

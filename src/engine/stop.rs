@@ -1,6 +1,6 @@
 //! What stops a run, and how its workers and its caller learn of it.
 //!
-//! Workers read this before each item, so it is a handful of relaxed loads. They may be relaxed because nothing is
+//! Workers ask this before each item, so it is a handful of loads. Those of this file are relaxed, because nothing is
 //! published through them: results travel under locks, and a stop that is seen one item later is still a stop.
 
 use std::collections::VecDeque;
@@ -68,7 +68,7 @@ impl Stop {
     }
 
     /// No further call starts.
-    pub(crate) fn stop(&self) {
+    pub(crate) fn forbid_all(&self) {
         self.limit.store(0, Ordering::Relaxed);
     }
 
@@ -97,20 +97,20 @@ impl Stop {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Whether anything may still start.
+    /// Whether the limit lets anything start. It knows nothing of a cancel or a deadline.
     #[inline]
-    pub(crate) fn may_go_on(&self) -> bool {
+    pub(crate) fn allows_any(&self) -> bool {
         self.limit() > 0
     }
 
-    /// Whether failures can stop the run, so that somebody waits for them.
-    pub(crate) fn awaits_failures(&self) -> bool {
+    /// Whether failures can stop the run.
+    pub(crate) fn has_failure_limit(&self) -> bool {
         self.policy.can_stop()
     }
 
     /// So many tasks have succeeded.
     #[inline]
-    pub(crate) fn succeeded(&self, tasks: usize) {
+    pub(crate) fn record_successes(&self, tasks: usize) {
         if let ErrorPolicy::TolerateRate { .. } = self.policy {
             self.ended.fetch_add(tasks as u64, Ordering::Relaxed);
         }
@@ -118,9 +118,9 @@ impl Stop {
 
     /// A failure that no retry can mend has happened at `index`, after `succeeded` tasks that are not counted yet: stops the
     /// run if that is one too many.
-    pub(crate) fn failed(&self, index: u64, succeeded: usize) {
+    pub(crate) fn record_failure(&self, index: u64, succeeded: usize) {
         if let ErrorPolicy::TolerateRate { failures, window } = self.policy {
-            return self.failed_of_window(index, succeeded, failures, window);
+            return self.record_failure_of_window(index, succeeded, failures, window);
         }
         let Some(tolerated) = self.policy.tolerated() else {
             return;
@@ -140,7 +140,7 @@ impl Stop {
         self.limit.fetch_min(limit, Ordering::Relaxed);
     }
 
-    fn failed_of_window(&self, index: u64, succeeded: usize, failures: u32, window: u32) {
+    fn record_failure_of_window(&self, index: u64, succeeded: usize, failures: u32, window: u32) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = succeeded as u64 + 1;
         let place = self.ended.fetch_add(ended, Ordering::Relaxed) + ended;
@@ -165,13 +165,13 @@ impl Stop {
     /// but in an ordered run, what comes before the failure is wanted.
     ///
     /// Not earlier: a task that fails because it is told to stop must not arrive before the failure that stopped it.
-    pub(crate) fn handed_over(&self, failures: u64) {
+    pub(crate) fn record_handed_over(&self, failures: u64) {
         if failures == 0 || self.ordered {
             return;
         }
         let before = self.handed_over.fetch_add(failures, Ordering::AcqRel);
         let is_over = match self.policy {
-            ErrorPolicy::TolerateRate { .. } => !self.may_go_on(),
+            ErrorPolicy::TolerateRate { .. } => !self.allows_any(),
             _ => self.is_too_many(before + failures),
         };
         if is_over {
@@ -180,7 +180,7 @@ impl Stop {
     }
 
     /// The consumer gets the failure at `index`. Returns whether it ends the run.
-    pub(crate) fn delivered(&self, index: u64) -> bool {
+    pub(crate) fn record_delivered_failure(&self, index: u64) -> bool {
         if let ErrorPolicy::TolerateRate { .. } = self.policy {
             return index == self.fatal.load(Ordering::Relaxed);
         }
@@ -254,21 +254,21 @@ mod tests {
     #[test]
     fn a_failure_past_the_tolerated_ones_stops_everything() {
         let stop = stop(Tolerate(1), false);
-        stop.failed(10, 0);
+        stop.record_failure(10, 0);
         assert!(stop.allows(0) && stop.allows(1_000));
-        stop.failed(5, 0);
+        stop.record_failure(5, 0);
         assert!(!stop.allows(0));
     }
 
     #[test]
     fn tasks_are_told_once_the_failure_is_on_its_way() {
         let (once, in_order) = (stop(Tolerate(1), false), stop(Raise, true));
-        once.handed_over(1);
-        in_order.handed_over(5);
+        once.record_handed_over(1);
+        in_order.record_handed_over(5);
         for stop in [&once, &in_order] {
             assert!(!stop.tasks_token().is_cancelled());
         }
-        once.handed_over(1);
+        once.record_handed_over(1);
         assert!(once.tasks_token().is_cancelled() && !once.is_cancelled());
     }
 
@@ -276,7 +276,7 @@ mod tests {
     fn the_failure_that_ends_the_run_is_the_one_after_the_tolerated() {
         let stop = stop(Tolerate(2), false);
         assert_eq!(
-            [0; 4].map(|index| stop.delivered(index)),
+            [0; 4].map(|index| stop.record_delivered_failure(index)),
             [false, false, true, true]
         );
     }
@@ -284,19 +284,19 @@ mod tests {
     #[test]
     fn in_order_what_comes_before_the_failure_still_runs() {
         let stop = stop(Raise, true);
-        stop.failed(10, 0);
+        stop.record_failure(10, 0);
         assert!(stop.allows(9) && !stop.allows(10));
-        stop.failed(5, 0);
+        stop.record_failure(5, 0);
         assert!(stop.allows(4) && !stop.allows(5));
-        stop.failed(8, 0);
+        stop.record_failure(8, 0);
         assert!(!stop.allows(5));
     }
 
     #[test]
     fn in_order_tolerated_failures_leave_room_for_each_other() {
         let stop = stop(Tolerate(1), true);
-        stop.failed(10, 0);
-        stop.failed(3, 0);
+        stop.record_failure(10, 0);
+        stop.record_failure(3, 0);
         // In order, 10 is the second failure.
         assert!(stop.allows(9) && !stop.allows(10));
     }
@@ -304,9 +304,9 @@ mod tests {
     #[test]
     fn any_number_is_tolerated_without_a_budget() {
         let stop = stop(Ignore, false);
-        (0..100).for_each(|index| stop.failed(index, 0));
+        (0..100).for_each(|index| stop.record_failure(index, 0));
         assert!(stop.allows(0));
-        stop.stop();
+        stop.forbid_all();
         assert!(!stop.allows(0));
     }
 
@@ -319,23 +319,27 @@ mod tests {
         let rare = stop(policy, false);
         // Three of ten would be too many, three of eleven are not.
         for index in (0..100).step_by(5) {
-            rare.failed(index, 4);
+            rare.record_failure(index, 4);
         }
         assert!(rare.allows(1_000));
         let often = stop(policy, false);
-        often.succeeded(100);
-        [100, 103].iter().for_each(|index| often.failed(*index, 0));
-        often.succeeded(7);
+        often.record_successes(100);
+        [100, 103]
+            .iter()
+            .for_each(|index| often.record_failure(*index, 0));
+        often.record_successes(7);
         assert!(often.allows(0));
         // The tenth since the first of them.
-        often.failed(110, 0);
+        often.record_failure(110, 0);
         assert!(!often.allows(0));
         assert_eq!(
-            [100, 103, 110].map(|it| often.delivered(it)),
+            [100, 103, 110].map(|it| often.record_delivered_failure(it)),
             [false, false, true]
         );
         let ordered = stop(policy, true);
-        [5, 3, 9].iter().for_each(|index| ordered.failed(*index, 0));
+        [5, 3, 9]
+            .iter()
+            .for_each(|index| ordered.record_failure(*index, 0));
         assert!(ordered.allows(8) && !ordered.allows(9));
     }
 

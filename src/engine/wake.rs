@@ -17,7 +17,7 @@ pub(crate) struct Wake {
     /// Chunks that were submitted, and those that have come back.
     submitted: AtomicU64,
     completed: AtomicU64,
-    /// The number of the chunk that wakes a consumer that waits, when it comes back.
+    /// The count of completed chunks at which a consumer that waits is woken.
     awaited: AtomicU64,
     /// One more than the chunks that were submitted when a worker last found nothing to do.
     starved_at: AtomicU64,
@@ -109,12 +109,12 @@ impl Wake {
         self.awaited.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// A worker without work spins for a moment, and says so if none comes. `may_go_on`: whether anything may still start.
+    /// A worker without work spins for a moment, and says so if none comes. `allows_any`: whether anything may still start.
     ///
     /// A consumer that fills a chunk does not read the clock after each pull: that would cost more than a
     /// tiny task. But it must notice when a pull takes long, or what it has pulled would wait for more
     /// slow ones. Then the workers run out of work, and they have the time to notice.
-    pub(crate) fn spin_before_idle(&self, may_go_on: impl Fn() -> bool) {
+    pub(crate) fn spin_before_idle(&self, allows_any: impl Fn() -> bool) {
         // Where jobs run inline, it would be the caller who waits here for itself.
         if IS_SPAWNING.with(Cell::get) {
             return;
@@ -122,7 +122,7 @@ impl Wake {
         let submitted = self.submitted();
         // Not by yielding: on a busy machine, a thread that yields is away for milliseconds.
         let start = now();
-        while self.submitted() == submitted && may_go_on() {
+        while self.submitted() == submitted && allows_any() {
             // A consumer that waits has been woken, and must know at once when it goes on.
             if self.is_awaited() || now() - start >= SPIN {
                 break;

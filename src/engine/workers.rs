@@ -260,7 +260,7 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
     /// Nothing starts any more. Waits for what runs, gives what comes back to `keep`, and lets go of the function and the
     /// pool.
     pub(crate) fn join(&mut self, mut keep: impl FnMut(BoxedChunk<I, T, E>)) {
-        self.stop().stop();
+        self.stop().forbid_all();
         self.counters().leave(None);
         self.close();
         // Left inside one of its own tasks, a run cannot wait for that.
@@ -324,7 +324,7 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
 impl<I, T, E> Drop for Workers<'_, I, T, E> {
     fn drop(&mut self) {
         // Nobody waits for what comes back, so calls that look for that end soon.
-        self.stop().stop();
+        self.stop().forbid_all();
         self.stop().cancel_tasks();
         self.join(drop);
         self.finish();
@@ -338,7 +338,7 @@ pub(crate) struct StopOnDrop<I, T, E> {
 
 impl<I, T, E> Drop for StopOnDrop<I, T, E> {
     fn drop(&mut self) {
-        self.shared.run.stop.stop();
+        self.shared.run.stop.forbid_all();
         self.shared.run.stop.cancel_tasks();
     }
 }
@@ -353,7 +353,7 @@ pub(crate) struct StopHandle<I, T, E> {
 impl<I, T, E> StopHandle<I, T, E> {
     /// Nothing starts any more, and the caller's half takes note of it at once.
     pub(crate) fn stop(&self) {
-        self.shared.run.stop.stop();
+        self.shared.run.stop.forbid_all();
         self.shared.run.stop.cancel_tasks();
         self.shared.completions.notify();
     }
