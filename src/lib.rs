@@ -52,6 +52,7 @@
 //! |---|---|---|---|
 //! | [`Raise`](ErrorPolicy::Raise) | the `Err` | – | stops the run |
 //! | [`Tolerate(n)`](ErrorPolicy::Tolerate) | each `Err` | each at `warn!` | stops the run at failure `n + 1` |
+//! | [`TolerateRate`](ErrorPolicy::TolerateRate) | each `Err` | each at `warn!` | stops the run once too many of the last tasks failed |
 //! | [`Log`](ErrorPolicy::Log) | each `Err` | each at `error!` | continues |
 //! | [`Ignore`](ErrorPolicy::Ignore) | each `Err` | – | continues |
 //!
@@ -130,7 +131,7 @@ pub use task::{Cause, Panic, Remainder, Task, TaskError, TaskResult};
 
 /// What most programs need: `use futureproof::prelude::*;`.
 pub mod prelude {
-    pub use crate::ErrorPolicy::{self, Ignore, Log, Raise, Tolerate};
+    pub use crate::ErrorPolicy::{self, Ignore, Log, Raise, Tolerate, TolerateRate};
     pub use crate::{
         CancellationToken, FutureproofIterator, Queue, Task, TaskError, infallible, with_state,
     };
