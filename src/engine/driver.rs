@@ -26,6 +26,9 @@ use crate::util::sync::now;
 /// A consumer that has waited this long asks the workers for what they have finished.
 const FLUSH_AFTER: Duration = Duration::from_millis(1);
 
+/// How long a chunk may be filled under a rate limit while workers have nothing to do.
+const PULL_TIME: Duration = Duration::from_micros(20);
+
 /// Where a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -464,6 +467,8 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let (stop, wake) = (self.workers.stop(), self.workers.wake());
         let submitted = wake.submitted();
         let ends_when_idle = self.ends_when_idle();
+        // Under a rate limit, workers often have nothing to do, though nothing is late.
+        let is_paced = self.options.pace.is_some();
         let mut is_exhausted = false;
         let items = &mut self.filling.inputs;
         self.phase = Phase::Pulling;
@@ -475,7 +480,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             items.push(item);
             // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
             if items.len() >= size
-                || wake.is_starved(submitted)
+                || (wake.is_starved(submitted) && (!is_paced || now() - start >= PULL_TIME))
                 || !stop.allows_any()
                 || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
             {
