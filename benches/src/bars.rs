@@ -12,7 +12,7 @@ impl Bars {
         self.0.push((what.into(), bar.into(), measured, is_met));
     }
 
-    pub const HEAD: &str = "| what | bar | measured | |\n|---|---|---|---|\n";
+    pub const HEAD: &str = "| what | goal | measured | |\n|---|---|---|---|\n";
 
     pub fn rows(&self) -> String {
         let mut text = String::new();

@@ -143,14 +143,15 @@ impl Table {
         })
     }
 
-    pub fn markdown(&self, works: &[u64]) -> String {
+    /// The rows that `is_shown` picks, as a table.
+    pub fn markdown(&self, works: &[u64], is_shown: impl Fn(&str) -> bool) -> String {
         let mut text = String::from("| a task's work |");
         works
             .iter()
             .for_each(|work| text += &format!(" {} |", duration(*work)));
         text += "\n|---|";
         works.iter().for_each(|_| text += "--:|");
-        for name in &self.names {
+        for name in self.names.iter().filter(|name| is_shown(name)) {
             text += &format!("\n| {name} |");
             works
                 .iter()
