@@ -730,12 +730,14 @@ fn a_run_stops_once_most_tasks_fail() {
                 (run.by_ref().filter(Result::is_err).count(), run.ending())
             };
             assert_eq!(ending, Some(Ending::Failed));
-            // Others fail at the same time; and each thread may be at one.
-            assert!((4..4 + 2 * width).contains(&failed), "{failed} of {width}");
+            let calls = calls.load(SeqCst);
+            if width == 1 {
+                assert_eq!((failed, calls), (4, 504));
+            }
+            // Elsewhere, others succeed and fail at the same time.
             assert!(
-                calls.load(SeqCst) < 500 + 4 + 2 * width,
-                "{}",
-                calls.load(SeqCst)
+                failed > 0 && calls < 1_000,
+                "{failed} of {calls}, on {width}"
             );
         }
     });
