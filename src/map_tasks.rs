@@ -51,8 +51,8 @@ impl<'a, I: Iterator, T, E> MapTasks<'a, I, T, E> {
     /// The first retry comes after the first of the `delays`, and so on, until an attempt succeeds or the delays are
     /// used up. Then the last error is the task's failure. A panic is not retried.
     ///
-    /// `delays` is called once for each item that fails, and once more for every 64 attempts, so random jitter
-    /// differs from item to item. An item that waits for its retry occupies no worker, and counts as in flight.
+    /// `delays` is called once for each item that fails, so random jitter differs from item to item. (For every 64 attempts it
+    /// is called once more, and the sequence goes on where it was.) An item that waits for its retry occupies no worker, and counts as in flight.
     ///
     /// ```
     /// use futureproof::prelude::*;
