@@ -43,6 +43,8 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) is_final: bool,
     /// How many items a worker may begin at a time.
     pub(crate) grain: usize,
+    /// The epoch of the run's control when a worker took it.
+    pub(crate) epoch: u64,
     /// Where a run has several stages, the one that this comes from; and how long an item took in the slowest of those before.
     pub(crate) stage: Option<usize>,
     pub(crate) each_before: Duration,
@@ -87,6 +89,7 @@ impl<I, T, E> Chunk<I, T, E> {
             delays: None,
             is_final: true,
             grain: 1,
+            epoch: 0,
             stage: None,
             each_before: Duration::ZERO,
             busy: Duration::ZERO,
@@ -201,9 +204,10 @@ impl<I, T, E> Chunk<I, T, E> {
             outputs,
             failures,
             is_final,
+            epoch,
             ..
         } = self;
-        let guard = stop.guard();
+        let guard = stop.guard(*epoch);
         let begun = *first + start as u64;
         let indices = *first + start as u64..;
         for (input, index) in inputs[start..].iter_mut().zip(indices) {
@@ -270,6 +274,21 @@ impl<I, T, E> Chunk<I, T, E> {
         part.failures = mem::take(&mut self.failures);
         self.first += part.inputs.len() as u64;
         part
+    }
+
+    /// Takes what nobody has begun, as a chunk of its own.
+    pub(crate) fn take_left(&mut self) -> BoxedChunk<I, T, E> {
+        let mut left = Box::new(Self::new());
+        left.first = self.first + self.inputs.len() as u64;
+        left.attempts = self.attempts;
+        if self.inputs.is_empty() {
+            left.delays = self.delays.take();
+        }
+        left.is_final = self.is_final;
+        left.grain = self.grain;
+        left.each_before = self.each_before;
+        left.pending = mem::take(&mut self.pending);
+        left
     }
 
     /// Of the items that were begun, those that were not run go back to `pending`. Returns how many.

@@ -71,6 +71,11 @@ impl<C> Completions<C> {
         let _ = self.notify.try_send(());
     }
 
+    /// What notifies, for those who know nothing else of the run.
+    pub(crate) fn notifier(&self) -> Sender<()> {
+        self.notify.clone()
+    }
+
     /// Becomes ready when somebody notifies.
     pub(crate) fn notified(&self) -> &Receiver<()> {
         &self.notified

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::ending::Ending;
 use crate::engine::chunk::{BoxedChunk, Chunk};
+use crate::engine::holds::{HoldRules, Holds};
 use crate::engine::in_flight::InFlight;
 use crate::engine::options::Options;
 use crate::engine::retry::RetryRule;
@@ -104,6 +105,11 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         self.in_flight.retry_rule(self.options.title())
     }
 
+    /// Which items wait before they start.
+    pub(crate) fn hold_by(&mut self, rules: HoldRules<'a, I::Item>) {
+        self.in_flight.holds = Holds::new(rules);
+    }
+
     /// How the run ended, if it has.
     pub(crate) fn ending(&self) -> Option<Ending> {
         match self.phase {
@@ -186,6 +192,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     /// Finds the next chunk to deliver; `false` is the end.
     fn refill(&mut self) -> bool {
         self.workers.timings.take_back();
+        self.in_flight.note_delivered(&self.current);
         // Before anything is made or pulled: a token may be cancelled beforehand.
         if self.has_ended() {
             self.drain();
@@ -199,6 +206,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             if self.has_ended() {
                 return false;
             }
+            self.workers.follow_control();
             self.resubmit();
             // Before it is asked whether there is room: what has come back takes some.
             let has_received = self.receive();
@@ -365,8 +373,14 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         self.in_flight.accept(chunk, self.workers.run());
     }
 
-    /// Submits what has waited long enough for another attempt.
+    /// Submits what was held, or has waited long enough for another attempt.
     fn resubmit(&mut self) {
+        while self.in_flight.has_ready() && self.may_start() > 0 {
+            let Some(chunk) = self.in_flight.pop_ready() else {
+                break;
+            };
+            self.submit(chunk);
+        }
         while self.may_start() > 0 {
             let Some(chunk) = self.in_flight.pop_due(self.workers.stop()) else {
                 return;
@@ -384,8 +398,11 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         self.workers.submit(chunk);
     }
 
-    /// How many tasks the rate limit lets start now.
+    /// How many tasks the control and the rate limit let start now.
     fn may_start(&self) -> usize {
+        if self.workers.is_paused() {
+            return 0;
+        }
         match &self.options.pace {
             None => usize::MAX,
             // Nothing is queued, as it would start at another time.
@@ -394,13 +411,13 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         }
     }
 
-    /// Whether only the rate limit keeps an item from being pulled.
+    /// Whether only the control or the rate limit keeps an item from being pulled.
     fn is_held_back(&self) -> bool {
         self.may_start() == 0 && self.may_pull() && !self.has_nothing_ready()
     }
 
     fn has_idle_worker(&self) -> bool {
-        self.workers.outstanding() < self.workers.width()
+        self.workers.outstanding() < self.workers.allowed_width()
     }
 
     /// Begins to deliver `chunk`; the one before has been emptied.
@@ -436,6 +453,11 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 
     fn has_room(&self) -> bool {
+        let is_bounded = self.options.max_in_flight > 0;
+        let holds = self.in_flight.holds.as_ref();
+        if holds.is_some_and(|holds| !holds.has_room(is_bounded, self.workers.width())) {
+            return false;
+        }
         match self.options.max_in_flight {
             // Chunks rather than items: slow tasks make small chunks, so their window is small.
             0 => {
@@ -448,6 +470,10 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// How many items the next chunk takes.
     fn chunk_size(&self) -> usize {
+        // What may be held is looked at one by one.
+        if self.in_flight.holds.is_some() {
+            return 1;
+        }
         let width = self.workers.width();
         let chosen = self.sizing.window().saturating_mul(width);
         let window = self.options.window(chosen);
@@ -459,8 +485,20 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             .min(self.may_start().max(1))
     }
 
-    /// Pulls a chunk's items and submits them.
+    /// Pulls a chunk's items and submits them. Where items are held, goes on until one may start, for a moment.
     fn feed(&mut self) {
+        let start = now();
+        self.pull();
+        while self.in_flight.holds.is_some() && !self.in_flight.has_ready() {
+            if !self.can_feed() || now() - start >= PULL_TIME {
+                break;
+            }
+            self.pull();
+        }
+        self.resubmit();
+    }
+
+    fn pull(&mut self) {
         let size = self.chunk_size();
         self.filling.reset(self.pulled, self.in_flight.is_final());
         let start = now();
@@ -471,6 +509,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let is_paced = self.options.pace.is_some();
         let mut is_exhausted = false;
         let items = &mut self.filling.inputs;
+        let mut mark = None;
         self.phase = Phase::Pulling;
         loop {
             let Some(item) = self.source.next() else {
@@ -478,6 +517,9 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
                 break;
             };
             items.push(item);
+            if let (Some(holds), Some(item)) = (&self.in_flight.holds, items.last()) {
+                mark = Some(holds.mark(item));
+            }
             // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
             if items.len() >= size
                 || (wake.is_starved(submitted) && (!is_paced || now() - start >= PULL_TIME))
@@ -499,6 +541,11 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             self.sizing.record_pull(len, time);
             self.pulled += len as u64;
             self.workers.counters().set_pulled(self.pulled);
+            if let (Some(holds), Some(mark)) = (&mut self.in_flight.holds, mark) {
+                let items = self.filling.inputs.drain(..);
+                items.for_each(|item| holds.push(self.filling.first, item, mark));
+                return;
+            }
             let next = self.in_flight.empty_chunk();
             let mut chunk = mem::replace(&mut self.filling, next);
             chunk.set_pending();
@@ -521,13 +568,15 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     fn wait(&mut self, for_source: bool) {
         let start = now();
         let outstanding = self.workers.outstanding();
-        let is_paced = self.may_start() == 0;
+        let (is_paused, is_paced) = (self.workers.is_paused(), self.may_start() == 0);
         self.block(for_source);
         let time = now() - start;
         let width = self.workers.width();
         let timings = &mut self.workers.timings;
         if for_source && outstanding < width {
             timings.pulled(time);
+        } else if is_paused {
+            timings.paused(time);
         } else if outstanding == 0 && is_paced {
             timings.waited_for_rate_limit(time);
         } else if outstanding == 0 {
@@ -539,6 +588,9 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// When there may be something to start, if nothing else happens: an attempt that is due, or what the rate limit holds back.
     fn next_start(&self) -> Option<Instant> {
+        if self.workers.is_paused() {
+            return None;
+        }
         let due = self.in_flight.next_due();
         let Some(pace) = &self.options.pace else {
             return due;
@@ -548,7 +600,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         }
         let may_start = pace.next().unwrap_or_else(now);
         let can_pull = self.may_pull() && !self.has_nothing_ready();
-        let pull = can_pull.then_some(may_start);
+        let pull = (can_pull || self.in_flight.has_ready()).then_some(may_start);
         pull.or_else(|| due.map(|due| due.max(may_start)))
     }
 

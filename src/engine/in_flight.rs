@@ -4,6 +4,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::engine::chunk::{BoxedChunk, Chunk, Outcome};
+use crate::engine::holds::Holds;
 use crate::engine::job::RunState;
 use crate::engine::order::Order;
 use crate::engine::retry::{Delays, RetryRule, Waiting};
@@ -19,6 +20,8 @@ pub(crate) struct InFlight<'a, I, T, E> {
     pub(crate) order: Order<BoxedChunk<I, T, E>>,
     waiting: Waiting<BoxedChunk<I, T, E>>,
     retry: Option<RetryRule<'a, E>>,
+    /// What may not start yet, where there are rules for that.
+    pub(crate) holds: Option<Box<Holds<'a, I>>>,
     /// Items that a stop kept from being run, with their indices.
     unrun: Vec<(u64, I)>,
     /// Items at or past this index no longer wait for another attempt.
@@ -33,6 +36,7 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
             order: Order::new(ordered),
             waiting: Waiting::new(),
             retry: None,
+            holds: None,
             unrun: Vec::new(),
             limit: u64::MAX,
             spare: Vec::new(),
@@ -54,9 +58,9 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
         self.order.len() + self.waiting.len()
     }
 
-    /// Whether nothing waits for another attempt.
+    /// Whether nothing waits for another attempt, or for its first one.
     pub(crate) fn is_idle(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_empty() && self.holds.as_ref().is_none_or(|holds| holds.is_empty())
     }
 
     /// An empty chunk, its buffers used before if possible.
@@ -82,6 +86,9 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
     }
 
     fn push(&mut self, chunk: BoxedChunk<I, T, E>) {
+        if let Some(holds) = &mut self.holds {
+            (chunk.first..chunk.first + chunk.len() as u64).for_each(|index| holds.end(index));
+        }
         self.order.push(chunk.first, chunk.len(), chunk);
     }
 
@@ -171,6 +178,28 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
         self.waiting.pop_due()
     }
 
+    /// An item that is held no longer.
+    pub(crate) fn pop_ready(&mut self) -> Option<BoxedChunk<I, T, E>> {
+        let (index, item) = self.holds.as_mut()?.pop()?;
+        let mut chunk = self.empty_chunk();
+        chunk.reset(index, self.is_final());
+        chunk.pending.push(item);
+        Some(chunk)
+    }
+
+    /// Whether an item is held no longer, and waits for being submitted.
+    pub(crate) fn has_ready(&self) -> bool {
+        self.holds.as_ref().is_some_and(|holds| holds.is_ready())
+    }
+
+    /// What was taken from a chunk is with the consumer.
+    pub(crate) fn note_delivered(&mut self, chunk: &Chunk<I, T, E>) {
+        if let Some(holds) = &mut self.holds {
+            let end = chunk.first + chunk.delivered() as u64;
+            (chunk.first..end).for_each(|index| holds.deliver(index));
+        }
+    }
+
     /// What a stop keeps from being tried again waits no longer.
     pub(crate) fn give_up_stopped(&mut self, stop: &Stop) {
         if self.waiting.is_empty() {
@@ -200,6 +229,8 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
     pub(crate) fn take_unprocessed(&mut self) -> Vec<(u64, I)> {
         self.give_up(|_| false);
         let mut unprocessed = mem::take(&mut self.unrun);
+        let held = self.holds.as_mut().map(|holds| holds.drain());
+        unprocessed.extend(held.into_iter().flatten());
         unprocessed.sort_unstable_by_key(|(index, _)| *index);
         unprocessed
     }

@@ -200,10 +200,13 @@ pub(crate) struct JobContext<F, I, T, E, S = Arc<Shared<I, T, E>>> {
 }
 
 impl<F, I, T, E, S> JobContext<F, I, T, E, S> {
-    pub(crate) fn new(function: F, sink: S) -> Self {
+    pub(crate) fn new(function: F, sink: S) -> Self
+    where
+        S: Sink<I, T, E>,
+    {
         Self {
             function: Mutex::new(Some(Arc::new(function))),
-            queue: RunQueue::new(),
+            queue: RunQueue::new(sink.run().stop.control().cloned()),
             sink,
         }
     }
@@ -311,7 +314,7 @@ where
 
     fn run(&self, taken: Taken<I, T, E>) {
         let is_part = taken.is_part;
-        let (chunk, slot) = match self.function() {
+        let (mut chunk, slot) = match self.function() {
             Some(function) => {
                 let ran = self.run_with(taken, &*function);
                 drop_catching(function);
@@ -320,15 +323,28 @@ where
             // The run was left inside one of its tasks.
             None => taken.close(),
         };
-        self.queue.put_back(slot);
+        let RunState { stop, wake, .. } = self.sink.run();
+        // What was not begun although nothing stops the run: its control has changed.
+        let next = chunk.first + chunk.len() as u64;
+        let is_left = !chunk.pending.is_empty() && self.queue.is_controlled() && stop.allows(next);
+        let left = is_left.then(|| chunk.take_left());
+        if is_left && is_part {
+            // It is a chunk like any other now.
+            wake.submit();
+        }
         let width = self.queue.width();
+        if let Err(left) = self.queue.put_back(slot, left) {
+            self.give_back(left);
+        }
         let has_failed = chunk.failed() > 0;
-        self.sink.pass_on(chunk, width, &|| self.queue.others());
-        if !is_part {
+        if chunk.len() + chunk.pending.len() > 0 {
+            self.sink.pass_on(chunk, width, &|| self.queue.others());
+        }
+        if !is_part && !is_left {
             self.sink.complete(width);
         }
         // The failures that lie in other open chunks count as well: they are sent, so that tasks are told to stop.
-        if has_failed && !self.sink.run().stop.allows_any() {
+        if has_failed && !stop.allows_any() {
             self.flush();
         }
     }

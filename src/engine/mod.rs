@@ -3,7 +3,8 @@
 pub(crate) mod chunk;
 pub(crate) mod completions;
 pub(crate) mod driver;
-pub(crate) mod in_flight;
+pub(crate) mod holds;
+mod in_flight;
 pub(crate) mod job;
 pub(crate) mod open_chunk;
 pub(crate) mod options;

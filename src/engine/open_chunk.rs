@@ -79,6 +79,7 @@ impl<I, T, E> OpenChunk<I, T, E> {
         chunk.attempts = whole.attempts;
         chunk.is_final = whole.is_final;
         chunk.grain = whole.grain;
+        chunk.epoch = whole.epoch;
         state.next = whole.first;
         state.since = since.unwrap_or(start);
         state.accounted = start;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cancel::CancellationToken;
+use crate::control::Control;
 use crate::engine::pace::Pace;
 use crate::observe::counters::Snapshot;
 use crate::observe::instrument::Instruments;
@@ -39,6 +40,7 @@ pub(crate) struct Options {
     /// Empty if none was given.
     pub(crate) name: String,
     pub(crate) tokens: Vec<CancellationToken>,
+    pub(crate) control: Option<Control>,
     pub(crate) deadline: Option<Duration>,
     /// How often tasks may start.
     pub(crate) pace: Option<Pace>,
@@ -63,6 +65,7 @@ impl Options {
             total: None,
             takes_items: false,
             tokens: Vec::new(),
+            control: None,
             deadline: None,
             pace: None,
         }

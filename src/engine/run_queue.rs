@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::control::Control;
 use crate::engine::chunk::BoxedChunk;
 use crate::engine::open_chunk::{OpenChunk, Taken};
 use crate::util::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +38,8 @@ pub(crate) struct RunQueue<I, T, E> {
     notified: Receiver<()>,
     /// How many can be at work at once.
     width: AtomicUsize,
+    /// What pauses the run, and says how wide it is. Looked at under the lock.
+    control: Option<Control>,
 }
 
 #[derive(Debug)]
@@ -93,7 +96,7 @@ enum Share<I, T, E> {
 }
 
 impl<I, T, E> RunQueue<I, T, E> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(control: Option<Control>) -> Self {
         let (notify, notified) = bounded(1);
         let state = State {
             queued: VecDeque::new(),
@@ -111,6 +114,7 @@ impl<I, T, E> RunQueue<I, T, E> {
             notify,
             notified,
             width: AtomicUsize::new(1),
+            control,
         }
     }
 
@@ -127,8 +131,22 @@ impl<I, T, E> RunQueue<I, T, E> {
         self.width.store(width, Ordering::Relaxed);
     }
 
+    /// How many may be at work at once.
     pub(crate) fn width(&self) -> usize {
-        self.width.load(Ordering::Relaxed)
+        let width = self.width.load(Ordering::Relaxed);
+        match &self.control {
+            None => width,
+            Some(control) => width.min(control.limit()),
+        }
+    }
+
+    /// Whether the run can be paused.
+    pub(crate) fn is_controlled(&self) -> bool {
+        self.control.is_some()
+    }
+
+    fn is_paused(&self) -> bool {
+        self.control.as_ref().is_some_and(Control::is_paused)
     }
 
     /// Queues a chunk. Returns how many permits the pool is to be given; or the chunk, where nothing begins any more.
@@ -141,14 +159,29 @@ impl<I, T, E> RunQueue<I, T, E> {
         state.queued.push_back(chunk);
         let mut permits = 0;
         if state.queued.len() > state.permits + state.parked {
-            permits = 1;
+            // Those who may work under a control look again before they leave.
+            permits = usize::from(!self.is_controlled());
         } else if state.parked > 0 {
             self.wake_one();
         }
-        let sharers = state.items.min(self.width());
-        permits = permits.max(sharers.saturating_sub(state.permits + state.running));
+        Ok(permits.max(self.missing(&state))).inspect(|permits| state.permits += permits)
+    }
+
+    /// How many permits the pool is to be given now that the run's control has changed.
+    pub(crate) fn follow_control(&self) -> usize {
+        let mut state = self.state();
+        let permits = self.missing(&state);
         state.permits += permits;
-        Ok(permits)
+        permits
+    }
+
+    /// How many permits are missing for all to be there who may share in what waits.
+    fn missing(&self, state: &State<I, T, E>) -> usize {
+        if self.is_paused() {
+            return 0;
+        }
+        let sharers = state.items.min(self.width());
+        sharers.saturating_sub(state.permits + state.running)
     }
 
     /// Takes a chunk that was never queued, for a thread of the pool that runs it at once. Gives it back where nothing
@@ -162,7 +195,18 @@ impl<I, T, E> RunQueue<I, T, E> {
             return Err(chunk);
         }
         state.items += chunk.pending.len();
-        Ok(state.take(chunk, None))
+        Ok(self.open(&mut state, chunk, None))
+    }
+
+    /// Opens a chunk for this thread, while the lock is held: whoever looks next sees what waits in it.
+    fn open(
+        &self,
+        state: &mut State<I, T, E>,
+        mut chunk: BoxedChunk<I, T, E>,
+        since: Option<Instant>,
+    ) -> Taken<I, T, E> {
+        chunk.epoch = self.control.as_ref().map_or(0, Control::epoch);
+        state.open(chunk, since)
     }
 
     /// How many permits the pool is to be given, for others to share in `items` that one worker has taken. `visitors`: how
@@ -212,6 +256,14 @@ impl<I, T, E> RunQueue<I, T, E> {
     pub(crate) fn next(&self, look: Look) -> Step<I, T, E> {
         let mut state = self.state();
         let mut until = None;
+        // Whoever changes that has permits given afterwards, for those who are not here any more.
+        if self.is_controlled() && (self.is_paused() || state.running > self.width()) {
+            if look != Look::Last {
+                return Step::Idle;
+            }
+            state.running -= 1;
+            return Step::Leave;
+        }
         if !state.is_closed {
             // Whoever else uses the pool must have a turn as well, so a worker leaves after each chunk; but only
             // while enough others are there, or on their way, to share in what is left.
@@ -225,10 +277,12 @@ impl<I, T, E> RunQueue<I, T, E> {
                 if state.is_short() && state.parked > 0 {
                     self.wake_one();
                 }
-                return Step::Run(state.take(chunk, None));
+                return Step::Run(self.open(&mut state, chunk, None));
             }
             match state.share(|since| since + SLICE) {
-                Share::Part(chunk, since) => return Step::Run(state.take(chunk, Some(since))),
+                Share::Part(chunk, since) => {
+                    return Step::Run(self.open(&mut state, chunk, Some(since)));
+                }
                 Share::NotYet(time) => until = Some(time),
                 Share::Nothing => {}
             }
@@ -250,20 +304,37 @@ impl<I, T, E> RunQueue<I, T, E> {
     #[inline(never)]
     pub(crate) fn next_for_consumer(&self) -> Option<Taken<I, T, E>> {
         let mut state = self.state();
+        if self.is_controlled() && (self.is_paused() || state.running >= self.width()) {
+            return None;
+        }
         if let Some(chunk) = state.queued.pop_front() {
-            return Some(state.take(chunk, None));
+            return Some(self.open(&mut state, chunk, None));
         }
         match state.share(|since| since) {
-            Share::Part(chunk, since) => Some(state.take(chunk, Some(since))),
+            Share::Part(chunk, since) => Some(self.open(&mut state, chunk, Some(since))),
             Share::NotYet(_) | Share::Nothing => None,
         }
     }
 
-    /// What was taken was run.
-    pub(crate) fn put_back(&self, slot: usize) {
+    /// What was taken was run. What is `left` of it, after a change of the run's control, is queued again; it is given back
+    /// where nothing begins any more.
+    pub(crate) fn put_back(
+        &self,
+        slot: usize,
+        left: Option<BoxedChunk<I, T, E>>,
+    ) -> Result<(), BoxedChunk<I, T, E>> {
         let mut state = self.state();
         state.items -= state.items_in_slot[slot];
         state.free_slots.push(slot);
+        match left {
+            Some(chunk) if state.is_closed => Err(chunk),
+            Some(chunk) => {
+                state.items += chunk.pending.len();
+                state.queued.push_front(chunk);
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Waits until `until`, or for a chunk.
@@ -320,8 +391,7 @@ impl<I, T, E> State<I, T, E> {
         self.queued.len() > self.permits
     }
 
-    /// Opens a chunk for this thread, while the lock is held: whoever looks next sees what waits in it.
-    fn take(&mut self, chunk: BoxedChunk<I, T, E>, since: Option<Instant>) -> Taken<I, T, E> {
+    fn open(&mut self, chunk: BoxedChunk<I, T, E>, since: Option<Instant>) -> Taken<I, T, E> {
         let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.slots.push(Arc::new(OpenChunk::new()));
             self.items_in_slot.push(0);

@@ -52,6 +52,8 @@ pub(crate) trait StageHandle {
     fn is_current(&self) -> bool;
     /// Sends what has finished in chunks that go on.
     fn flush(&self);
+    /// Gives the pool what permits are missing now that the run's control has changed.
+    fn follow_control(&self);
     /// Nothing begins any more. What nobody has begun comes back at once.
     fn close(&self);
     /// The threads that run tasks, and the indices of those.
@@ -75,7 +77,10 @@ pub(crate) struct Stage<P, F, I, T, E, S> {
 }
 
 impl<P, F, I, T, E, S> Stage<P, F, I, T, E, S> {
-    pub(crate) fn new(spawner: Spawner<P>, function: F, sink: S) -> Self {
+    pub(crate) fn new(spawner: Spawner<P>, function: F, sink: S) -> Self
+    where
+        S: Sink<I, T, E>,
+    {
         Self {
             spawner: RwLock::new(Some(spawner)),
             context: Arc::new(JobContext::new(function, sink)),
@@ -110,7 +115,8 @@ where
 
     /// The same; but a thread of the pool runs it at once.
     pub(crate) fn run(&self, chunk: BoxedChunk<I, T, E>, visitors: &dyn Fn() -> usize) {
-        if self.is_here() {
+        // Under a control, the pool's own permits are what is counted.
+        if self.is_here() && !self.context.queue.is_controlled() {
             if let Some(stage) = self.sink().stage() {
                 stage.set_shares_pool();
             }
@@ -187,6 +193,10 @@ where
 
     fn flush(&self) {
         self.context.flush();
+    }
+
+    fn follow_control(&self) {
+        self.give_permits(self.context.queue.follow_control());
     }
 
     fn close(&self) {

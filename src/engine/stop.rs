@@ -8,6 +8,7 @@ use std::sync::{OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cancel::CancellationToken;
+use crate::control::Control;
 use crate::policy::ErrorPolicy;
 use crate::util::sync::atomic::{AtomicU64, Ordering};
 use crate::util::sync::{Mutex, now};
@@ -37,10 +38,17 @@ pub(crate) struct Stop {
     tasks_token: CancellationToken,
     /// The run's own deadline.
     deadline: OnceLock<Instant>,
+    /// What pauses the run, and says how wide it is.
+    control: Option<Control>,
 }
 
 impl Stop {
-    pub(crate) fn new(policy: ErrorPolicy, ordered: bool, tokens: Vec<CancellationToken>) -> Self {
+    pub(crate) fn new(
+        policy: ErrorPolicy,
+        ordered: bool,
+        tokens: Vec<CancellationToken>,
+        control: Option<Control>,
+    ) -> Self {
         Self {
             limit: AtomicU64::new(u64::MAX),
             policy,
@@ -55,6 +63,7 @@ impl Stop {
             tasks_token: CancellationToken::child_of(&tokens),
             tokens,
             deadline: OnceLock::new(),
+            control,
         }
     }
 
@@ -77,18 +86,23 @@ impl Stop {
         self.tasks_token.cancel();
     }
 
-    /// Whether the item at `index` may start.
+    /// Whether the item at `index` may start, now or after a pause.
     pub(crate) fn allows(&self, index: u64) -> bool {
-        self.guard().allows(index)
+        index < self.limit() && !self.is_interrupted()
     }
 
-    /// The same question, for a loop that asks it before every item.
-    pub(crate) fn guard(&self) -> Guard<'_> {
+    /// What a worker asks before each item. `epoch`: that of the control when the worker last looked at it.
+    pub(crate) fn guard(&self, epoch: u64) -> Guard<'_> {
+        let from_outside =
+            !self.tokens.is_empty() || self.deadline.get().is_some() || self.control.is_some();
         Guard {
             limit: &self.limit,
-            tokens: &self.tokens,
-            deadline: self.deadline.get().copied(),
+            from_outside: from_outside.then_some((self, epoch)),
         }
+    }
+
+    pub(crate) fn control(&self) -> Option<&Control> {
+        self.control.as_ref()
     }
 
     /// No item at or past this index starts.
@@ -228,17 +242,19 @@ impl Stop {
 #[derive(Debug)]
 pub(crate) struct Guard<'a> {
     limit: &'a AtomicU64,
-    tokens: &'a [CancellationToken],
-    deadline: Option<Instant>,
+    /// There if something else than a failure can stop or pause the run.
+    from_outside: Option<(&'a Stop, u64)>,
 }
 
 impl Guard<'_> {
-    /// Whether the item at `index` may start.
+    /// Whether the item at `index` may start now.
     #[inline]
     pub(crate) fn allows(&self, index: u64) -> bool {
         index < self.limit.load(Ordering::Relaxed)
-            && !self.tokens.iter().any(CancellationToken::is_cancelled)
-            && self.deadline.is_none_or(|deadline| now() < deadline)
+            && self.from_outside.is_none_or(|(stop, epoch)| {
+                let control = stop.control.as_ref();
+                !stop.is_interrupted() && control.is_none_or(|it| it.epoch() == epoch)
+            })
     }
 }
 
@@ -248,7 +264,7 @@ mod tests {
     use crate::policy::ErrorPolicy::{Ignore, Raise, Tolerate};
 
     fn stop(policy: ErrorPolicy, ordered: bool) -> Stop {
-        Stop::new(policy, ordered, Vec::new())
+        Stop::new(policy, ordered, Vec::new(), None)
     }
 
     #[test]
@@ -346,7 +362,7 @@ mod tests {
     #[test]
     fn a_cancel_and_a_deadline_each_interrupt() {
         let token = CancellationToken::new();
-        let cancelled = Stop::new(Ignore, false, vec![token.clone()]);
+        let cancelled = Stop::new(Ignore, false, vec![token.clone()], None);
         assert!(!cancelled.is_interrupted());
         token.cancel();
         assert!(cancelled.is_interrupted() && !cancelled.is_late());

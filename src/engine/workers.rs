@@ -10,6 +10,7 @@ use log::warn;
 
 #[cfg(feature = "stream")]
 use crate::cancel::OnCancel;
+use crate::control::{Control, OnChange};
 #[cfg(feature = "stream")]
 use crate::ending::Ending;
 use crate::engine::chunk::BoxedChunk;
@@ -45,6 +46,9 @@ pub(crate) struct Workers<'a, I, T, E> {
     title: String,
     stages: Vec<Arc<StageCounters>>,
     width: usize,
+    /// The epoch of the control that the stages follow, and what tells of the next one.
+    epoch: u64,
+    on_change: Option<OnChange>,
     /// Items that were submitted and have not come back.
     items: usize,
     /// Who was how busy.
@@ -57,11 +61,12 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         options: &Options,
         dispatch: impl FnOnce(&Arc<Shared<I, T, E>>) -> Box<dyn Dispatch<I, T, E> + 'a>,
     ) -> Self {
+        let (tokens, control) = (options.tokens.clone(), options.control.clone());
         let shared = Arc::new(Shared {
             run: RunState {
-                stop: Stop::new(options.policy, options.ordered, options.tokens.clone()),
+                counters: Arc::new(Counters::new(control.clone())),
+                stop: Stop::new(options.policy, options.ordered, tokens, control),
                 wake: Wake::new(),
-                counters: Arc::default(),
                 instruments: options.instruments(),
             },
             completions: Completions::new(),
@@ -76,6 +81,8 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
             monitor: None,
             title: options.title().to_owned(),
             width: 0,
+            epoch: 0,
+            on_change: None,
             items: 0,
             timings: Timings::default(),
         }
@@ -123,12 +130,43 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         self.width
     }
 
+    /// How many may work at once.
+    pub(crate) fn allowed_width(&self) -> usize {
+        match self.stop().control() {
+            None => self.width,
+            Some(control) => {
+                let stages = self.stages.len().max(1);
+                self.width.min(control.limit().saturating_mul(stages))
+            }
+        }
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.stop().control().is_some_and(Control::is_paused)
+    }
+
+    /// Has the stages follow a change of the run's control. A change that comes later wakes whoever waits.
+    pub(crate) fn follow_control(&mut self) {
+        let Some(control) = self.shared.run.stop.control() else {
+            return;
+        };
+        let epoch = control.epoch();
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.handles().for_each(StageHandle::follow_control);
+        }
+    }
+
     /// The run starts, over a source of `total` items, if that is known.
     pub(crate) fn open(&mut self, options: &mut Options, total: Option<u64>) {
         self.width = self.handles().map(StageHandle::open).sum::<usize>().max(1);
         #[cfg(feature = "metrics")]
         {
             self.timings.durations = catch_panic(|| metrics::durations(&self.title));
+        }
+        if let Some(control) = self.stop().control() {
+            let notify = self.shared.completions.notifier();
+            self.on_change = Some(control.notify(notify));
         }
         self.counters().start(total);
         #[cfg(feature = "tracing")]

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::control::Control;
 use crate::ending::Ending;
 use crate::observe::report::Load;
 use crate::util::seeded_bugs;
@@ -74,11 +75,19 @@ pub(crate) struct Counters {
     left: OnceLock<Option<Ending>>,
     started: OnceLock<Instant>,
     ended: OnceLock<Instant>,
+    control: Option<Control>,
 }
 
 // An observer must never see more completed than pulled, or more delivered than completed. So `snapshot` reads first
 // what is counted later in a task's life, with an acquire that pairs with the writer's release.
 impl Counters {
+    pub(crate) fn new(control: Option<Control>) -> Self {
+        Self {
+            control,
+            ..Self::default()
+        }
+    }
+
     /// Starts the clock. `total`: the number of items, if known.
     pub(crate) fn start(&self, total: Option<u64>) {
         let _ = self.started.set(now());
@@ -150,6 +159,8 @@ impl Counters {
             is_over: self.ended.get().is_some(),
             left: self.left.get().copied(),
             load: self.load.get().copied(),
+            is_paused: self.control.as_ref().is_some_and(Control::is_paused),
+            concurrency: self.control.as_ref().and_then(Control::concurrency),
         }
     }
 }
@@ -199,6 +210,8 @@ pub struct Snapshot {
     is_over: bool,
     left: Option<Option<Ending>>,
     load: Option<Load>,
+    is_paused: bool,
+    concurrency: Option<usize>,
 }
 
 impl Snapshot {
@@ -233,6 +246,16 @@ impl Snapshot {
     /// exact.
     pub fn total(&self) -> Option<u64> {
         self.total
+    }
+
+    /// Returns whether the run's [`Control`] is paused.
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// Returns how many calls the run's [`Control`] lets run at once, or `None` if it sets no limit.
+    pub fn concurrency(&self) -> Option<usize> {
+        self.concurrency
     }
 
     /// Returns the time since the first `next`, up to the end of the run.

@@ -68,6 +68,12 @@ fn line(now: &Snapshot, last: &Snapshot, time: Duration) -> String {
         now.in_flight(),
         per_second(completed, time),
     );
+    if let Some(limit) = now.concurrency() {
+        line += &format!(", {limit} at once");
+    }
+    if now.is_paused() {
+        line += ", paused";
+    }
     if let Some(total) = now.total().filter(|total| *total > 0) {
         let share = (now.completed() as f64 / total as f64).min(1.0);
         line += &format!(", {:.1} % of {total}", 100.0 * share);

@@ -43,6 +43,7 @@ pub struct Report {
     waited: Duration,
     retries: Duration,
     paced: Duration,
+    paused: Duration,
     calls: u64,
     workers: Vec<WorkerTime>,
     slowest: Vec<SlowTask>,
@@ -136,9 +137,10 @@ impl Report {
         self.consumer
     }
 
-    /// Returns how long the thread that calls `next` waited for results or for retries.
+    /// Returns how long the thread that calls `next` waited: for results, for retries, for the rate limit, or while the
+    /// run was paused.
     pub fn waited(&self) -> Duration {
-        self.waited + self.retries + self.paced
+        self.waited + self.retries + self.paced + self.paused
     }
 
     /// Returns the time of each worker, in the order in which they first finished something.
@@ -429,6 +431,7 @@ pub(crate) struct Timings {
     waited: Duration,
     retries: Duration,
     paced: Duration,
+    paused: Duration,
     calls: u64,
     /// At most one entry per worker.
     busy: Vec<(ThreadId, Duration)>,
@@ -458,6 +461,11 @@ impl Timings {
     /// Nothing ran for this long because of the rate limit.
     pub(crate) fn waited_for_rate_limit(&mut self, time: Duration) {
         self.paced += time;
+    }
+
+    /// Adds time in which the run was paused. That is nobody's fault.
+    pub(crate) fn paused(&mut self, time: Duration) {
+        self.paused += time;
     }
 
     /// The consumer gets the tasks of a chunk.
@@ -528,6 +536,7 @@ impl Timings {
             waited: self.waited,
             retries: self.retries,
             paced: self.paced,
+            paused: self.paused,
             calls: self.calls,
             workers: busy.map(worker).collect(),
             slowest: self.slowest.clone(),

@@ -1,0 +1,189 @@
+//! The control that pauses, resumes and widens runs while they go on.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+
+use crate::util::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::util::sync::channel::Sender;
+use crate::util::sync::{Mutex, MutexGuard};
+
+/// Pauses, resumes, narrows and widens the runs that it was passed to, from any thread.
+///
+/// Clones share one state. One control can serve many runs, one after the other or at the same time. It can be used
+/// before a run starts: a run whose control is paused starts paused.
+///
+/// ```
+/// use futureproof::{Control, prelude::*};
+///
+/// let control = Control::new();
+/// let operator = control.clone(); // for another thread: a signal handler's, a web server's …
+/// let pause_at_10 = move |n: &u32| if *n == 10 { operator.pause() };
+/// let run = (0..100u32).futureproof(Raise).num_threads(8).control(&control);
+/// let mut run = run.map_tasks(infallible(pause_at_10));
+/// let progress = run.progress();
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| {
+///         while !control.is_paused() {
+///             std::thread::yield_now();
+///         }
+///         assert!(progress.snapshot().is_paused());
+///         control.set_concurrency(2); // at most two calls at once from now on
+///         control.resume();
+///     });
+///     assert_eq!(run.by_ref().count(), 100);
+/// });
+/// ```
+///
+/// A cancel, a deadline and a drop end a paused run as they end any other.
+#[derive(Clone)]
+pub struct Control {
+    state: Arc<State>,
+}
+
+struct State {
+    /// Goes up with each change, after it.
+    epoch: AtomicU64,
+    is_paused: AtomicBool,
+    /// How many calls may run at once; `usize::MAX` is no limit.
+    concurrency: AtomicUsize,
+    listeners: Mutex<Listeners>,
+}
+
+#[derive(Default)]
+struct Listeners {
+    /// What wakes the consumers of the runs.
+    notify: BTreeMap<u64, Sender<()>>,
+    next: u64,
+}
+
+impl Control {
+    /// Creates a control that is not paused and sets no limit.
+    pub fn new() -> Self {
+        Self {
+            state: Arc::new(State {
+                epoch: AtomicU64::new(0),
+                is_paused: AtomicBool::new(false),
+                concurrency: AtomicUsize::new(usize::MAX),
+                listeners: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Pauses the runs: no further call starts, in any stage.
+    ///
+    /// Running calls go on, and so does the delivery of finished tasks; then the consumer waits in `next`. Nothing is
+    /// pulled, and no thread of a shared pool is blocked. Time goes on: a deadline is not put off.
+    pub fn pause(&self) {
+        self.state.is_paused.store(true, Ordering::Relaxed);
+        self.tell();
+    }
+
+    /// Resumes what was paused.
+    ///
+    /// Calls start again as soon as the consumer is in `next`.
+    pub fn resume(&self) {
+        self.state.is_paused.store(false, Ordering::Relaxed);
+        self.tell();
+    }
+
+    /// Returns whether the runs are paused.
+    pub fn is_paused(&self) -> bool {
+        self.state.is_paused.load(Ordering::Relaxed)
+    }
+
+    /// Sets how many calls run at once in each run, from 1 to the number of its threads. 0 means no limit.
+    ///
+    /// In a run with several [stages](crate::Futureproof::stage), the limit applies to each of them. A run gets
+    /// narrower as its running calls end. It gets wider at once if its consumer is in `next`, else as soon as it is. To
+    /// leave room for that, give the run as many [threads](crate::Futureproof::num_threads) as it may ever need; its
+    /// own pool starts them only when they have something to do.
+    ///
+    /// A consumer that is on a thread of the run's pool runs tasks itself while it waits, so there can be one call
+    /// more.
+    pub fn set_concurrency(&self, n: usize) {
+        let n = if n == 0 { usize::MAX } else { n };
+        if self.state.concurrency.swap(n, Ordering::Relaxed) != n {
+            self.tell();
+        }
+    }
+
+    /// Returns how many calls may run at once in each run, or `None` if there is no limit.
+    pub fn concurrency(&self) -> Option<usize> {
+        Some(self.limit()).filter(|limit| *limit < usize::MAX)
+    }
+
+    /// The same; `usize::MAX` is no limit.
+    pub(crate) fn limit(&self) -> usize {
+        self.state.concurrency.load(Ordering::Relaxed)
+    }
+
+    /// Whoever has seen this epoch and sees another one looks again at what is allowed.
+    #[inline]
+    pub(crate) fn epoch(&self) -> u64 {
+        // Acquire: whoever sees the epoch sees the change.
+        self.state.epoch.load(Ordering::Acquire)
+    }
+
+    fn tell(&self) {
+        self.state.epoch.fetch_add(1, Ordering::Release);
+        for notify in self.listeners().notify.values() {
+            let _ = notify.try_send(());
+        }
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Listeners> {
+        // Nothing under the lock can panic.
+        let listeners = self.state.listeners.lock();
+        listeners.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends to `notify` at each change, as long as what is returned lives.
+    pub(crate) fn notify(&self, notify: Sender<()>) -> OnChange {
+        let mut listeners = self.listeners();
+        let key = listeners.next;
+        listeners.next += 1;
+        listeners.notify.insert(key, notify);
+        OnChange {
+            control: self.clone(),
+            key,
+        }
+    }
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Clones of the same control are equal.
+impl PartialEq for Control {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+}
+
+impl Eq for Control {}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control")
+            .field("is_paused", &self.is_paused())
+            .field("concurrency", &self.concurrency())
+            .finish()
+    }
+}
+
+/// While it lives, a run is told of the changes of its control.
+#[derive(Debug)]
+pub(crate) struct OnChange {
+    control: Control,
+    key: u64,
+}
+
+impl Drop for OnChange {
+    fn drop(&mut self) {
+        self.control.listeners().notify.remove(&self.key);
+    }
+}
