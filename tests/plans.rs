@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use common::{FOREVER, Random, Tally, Token, pool, watchdog_of};
 use futureproof::prelude::*;
-use futureproof::{Ending, MapTasks, OwnPool, Progress, Spawn};
+use futureproof::{Control, Ending, MapTasks, OwnPool, Progress, Spawn};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rayon::ThreadPool;
@@ -176,6 +176,12 @@ struct Plan {
     changes_items: bool,
     /// How many tasks may start in a second.
     rate: Option<u32>,
+    /// The function pauses the run at the item of this index; somebody resumes it, with so many calls at once.
+    pauses_at: Option<(u64, usize)>,
+    /// How many keys the items have.
+    keys: Option<u64>,
+    /// How heavy the items in flight may be; their weights are 0 to 4.
+    max_weight: Option<u64>,
 }
 
 impl Plan {
@@ -230,6 +236,11 @@ impl Plan {
             seed: random.next(),
             changes_items: random.one_in(2),
             rate: random.one_in(16).then(|| 100_000 << random.below(6)),
+            pauses_at: random
+                .one_in(8)
+                .then(|| (random.below(steps), random.below(6) as usize)),
+            keys: random.one_in(8).then(|| 1 + random.below(6)),
+            max_weight: random.one_in(8).then(|| random.below(12)),
         }
     }
 
@@ -306,6 +317,8 @@ struct Workplace {
     name: String,
     /// A queue to take a job from, after so many others had their turn.
     turns: crossbeam_channel::Sender<(Arc<Queue>, u64)>,
+    /// A control that somebody else resumes.
+    paused: mpsc::Sender<(Control, usize)>,
     pool: Arc<ThreadPool>,
 }
 
@@ -328,9 +341,17 @@ impl Workplace {
             };
             builder.spawn(take).unwrap();
         }
+        let (paused, to_resume) = mpsc::channel::<(Control, usize)>();
+        thread::spawn(move || {
+            for (control, concurrency) in to_resume {
+                control.set_concurrency(concurrency);
+                control.resume();
+            }
+        });
         Self {
             name,
             turns,
+            paused,
             pool: pool(2),
         }
     }
@@ -440,6 +461,9 @@ impl Iterator for Source {
 struct Work {
     calls: Vec<AtomicU32>,
     running: AtomicI64,
+    /// Of each key: whether an item of it is inside, and the last that was.
+    inside: Vec<AtomicBool>,
+    last: Vec<AtomicU64>,
     /// Final failures so far, and the first of them.
     failed: AtomicU64,
     first_failed: AtomicU64,
@@ -479,23 +503,43 @@ impl Work {
                 ));
             }
         }
+        if let Some(keys) = plan.keys {
+            let key = (n % keys) as usize;
+            if self.inside[key].swap(true, SeqCst) {
+                self.complain(format!("item {n} is not alone with its key"));
+            }
+            if self.last[key].swap(n, SeqCst) > n {
+                self.complain(format!("item {n} comes after one that is behind it"));
+            }
+        }
+        let result = self.outcome(plan, n, outputs);
+        if let Some(keys) = plan.keys {
+            self.inside[(n % keys) as usize].store(false, SeqCst);
+        }
+        result.unwrap_or_else(|()| {
+            self.running.fetch_sub(1, SeqCst);
+            expected_panic()
+        })
+    }
+
+    /// `Err(())` is a panic.
+    fn outcome(&self, plan: &Plan, n: u64, outputs: &Tally) -> Result<Result<Value, Value>, ()> {
         let earlier = self.calls[n as usize].fetch_add(1, SeqCst);
         let fate = plan.fates[n as usize];
         if earlier >= fate.attempts(plan.retries) {
             self.complain(format!("item {n} is tried once too often"));
         }
         if !fate.fails(earlier) {
-            return Ok(Value::new(n, outputs));
+            return Ok(Ok(Value::new(n, outputs)));
         }
         if plan.retries == 0 {
             self.failed.fetch_add(1, SeqCst);
             self.first_failed.fetch_min(n, SeqCst);
         }
         if fate == Fate::Panics {
-            self.running.fetch_sub(1, SeqCst);
-            expected_panic();
+            return Err(());
         }
-        Err(Value::new(n, outputs))
+        Ok(Err(Value::new(n, outputs)))
     }
 }
 
@@ -589,6 +633,8 @@ fn check(seed: u64, workplace: &Workplace) {
     let work = Arc::new(Work {
         calls: plan.fates.iter().map(|_| AtomicU32::new(0)).collect(),
         running: AtomicI64::new(0),
+        inside: (0..6).map(|_| AtomicBool::new(false)).collect(),
+        last: (0..6).map(|_| AtomicU64::new(0)).collect(),
         failed: AtomicU64::new(0),
         first_failed: AtomicU64::new(u64::MAX),
         progress: OnceLock::new(),
@@ -610,6 +656,7 @@ fn check(seed: u64, workplace: &Workplace) {
         spawned: AtomicU64::new(0),
     };
     let token = CancellationToken::new();
+    let control = Control::new();
     let function = {
         let (plan, work, outputs, token) = (
             Arc::clone(&plan),
@@ -617,9 +664,14 @@ fn check(seed: u64, workplace: &Workplace) {
             outputs.clone(),
             token.clone(),
         );
+        let (control, paused) = (control.clone(), workplace.paused.clone());
         move |item: &mut Value| {
             item.changes += u32::from(plan.changes_items);
             work.running.fetch_add(1, SeqCst);
+            if let Some((_, concurrency)) = plan.pauses_at.filter(|(at, _)| *at == item.index) {
+                control.pause();
+                paused.send((control.clone(), concurrency)).unwrap();
+            }
             if plan.leave == Leave::CancelledInside && item.index == plan.step as u64 {
                 token.cancel();
             }
@@ -643,6 +695,15 @@ fn check(seed: u64, workplace: &Workplace) {
     }
     if let Some(rate) = plan.rate {
         options = options.rate_limit(rate, Duration::from_secs(1));
+    }
+    if plan.pauses_at.is_some() {
+        options = options.control(&control);
+    }
+    if let Some(keys) = plan.keys {
+        options = options.by_key(move |item| item.index % keys);
+    }
+    if let Some(limit) = plan.max_weight {
+        options = options.max_weight(limit, |item| item.index % 5);
     }
     if plan.leave == Leave::Late {
         options = options.deadline(Duration::from_micros(plan.step as u64 * 10));

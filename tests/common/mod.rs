@@ -193,3 +193,14 @@ pub(crate) fn threads_named(prefix: &str) -> Vec<String> {
     })
     .collect()
 }
+
+/// How long this process's threads whose names start so have had a processor.
+#[cfg(target_os = "linux")]
+pub(crate) fn processor_time_of(prefix: &str) -> Duration {
+    let time = |id: String| {
+        let text = std::fs::read_to_string(format!("/proc/self/task/{id}/schedstat")).ok()?;
+        let nanos = text.split_whitespace().next()?.parse().ok()?;
+        Some(Duration::from_nanos(nanos))
+    };
+    threads_named(prefix).into_iter().filter_map(time).sum()
+}
