@@ -53,7 +53,7 @@ struct State {
 #[derive(Default)]
 struct Listeners {
     /// What wakes the consumers of the runs.
-    notify: BTreeMap<u64, Sender<()>>,
+    notify: BTreeMap<u64, Arc<Sender<()>>>,
     next: u64,
 }
 
@@ -139,7 +139,7 @@ impl Control {
     }
 
     /// Sends to `notify` at each change, as long as what is returned lives.
-    pub(crate) fn notify(&self, notify: Sender<()>) -> OnChange {
+    pub(crate) fn notify(&self, notify: Arc<Sender<()>>) -> OnChange {
         let mut listeners = self.listeners();
         let key = listeners.next;
         listeners.next += 1;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futureproof::prelude::*;
-use futureproof::{Ending, Spawn};
+use futureproof::{Control, Ending, Spawn};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use shuttle::sync::{Condvar, Mutex};
@@ -621,5 +621,78 @@ fn a_failure_does_not_overtake_what_finished_before_it() {
             .map(|task| task.map_or_else(|error| *error.input(), |task| task.input))
             .collect();
         assert_eq!(results, [0, 1, 2, 3, 4]);
+    });
+}
+
+/// What is paused goes on once it is resumed, whatever its workers were about to do.
+#[test]
+fn a_pause_and_a_resume_lose_nothing() {
+    explore(|| {
+        let control = Control::new();
+        let run = run!(5, Raise, 2, infallible(|n: &u32| *n), |run| run
+            .control(&control));
+        let operator = thread::spawn(move || {
+            control.pause();
+            control.resume();
+        });
+        let mut indices: Vec<u64> = run.map(|task| task.unwrap().index).collect();
+        indices.sort_unstable();
+        assert_eq!(indices, [0, 1, 2, 3, 4]);
+        operator.join().unwrap();
+    });
+}
+
+/// Two tasks wait for each other, and the run is wide enough for them only in the end.
+#[test]
+fn a_run_gets_wider_at_any_moment() {
+    explore(|| {
+        let control = Control::new();
+        control.set_concurrency(1);
+        let gate = Gate::new();
+        let meet = move |_: &u32| {
+            gate.come();
+            gate.wait(2);
+        };
+        let run = run!(2, Raise, 1, infallible(meet), |run| run.control(&control));
+        let operator = thread::spawn(move || {
+            control.pause();
+            control.set_concurrency(2);
+            control.resume();
+        });
+        assert_eq!(run.count(), 2);
+        operator.join().unwrap();
+    });
+}
+
+/// A pool of the run's own, and stages.
+#[test]
+fn a_pause_of_stages_loses_nothing() {
+    explore_part(5, || {
+        let control = Control::new();
+        let run = (0..3u32)
+            .futureproof(Raise)
+            .num_threads(2)
+            .control(&control);
+        let run = run.monitor_interval(Duration::ZERO);
+        let run = run.stage(|n: &u32| Ok::<_, ()>(n + 1)).num_threads(1);
+        let run = run.map_tasks(|n: &u32| Ok(n * 2));
+        let operator = thread::spawn(move || {
+            control.set_concurrency(1);
+            control.pause();
+            control.resume();
+        });
+        assert_eq!(run.map(|task| task.unwrap().output).sum::<u32>(), 12);
+        operator.join().unwrap();
+    });
+}
+
+/// Each item starts when the one before it has come back, whatever the consumer was about to do.
+#[test]
+fn items_of_one_key_follow_each_other() {
+    explore(|| {
+        let last = AtomicUsize::new(0);
+        let call = move |n: &usize| assert_eq!(last.swap(n + 1, SeqCst), *n);
+        let run = run!(4usize, Raise, 1, infallible(call), |run| run.by_key(|_| ()));
+        assert_eq!(run.flatten().count(), 4);
     });
 }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::engine::wake::Wake;
@@ -21,7 +21,7 @@ const WORTH: Duration = Duration::from_micros(500);
 pub(crate) struct Completions<C> {
     finished: Mutex<Finished<C>>,
     /// Holds one notification, as more would say no more.
-    notify: Sender<()>,
+    notify: Arc<Sender<()>>,
     notified: Receiver<()>,
 }
 
@@ -41,7 +41,7 @@ impl<C> Completions<C> {
         };
         Self {
             finished: Mutex::new(finished),
-            notify,
+            notify: Arc::new(notify),
             notified,
         }
     }
@@ -72,8 +72,8 @@ impl<C> Completions<C> {
     }
 
     /// What notifies, for those who know nothing else of the run.
-    pub(crate) fn notifier(&self) -> Sender<()> {
-        self.notify.clone()
+    pub(crate) fn notifier(&self) -> Arc<Sender<()>> {
+        Arc::clone(&self.notify)
     }
 
     /// Becomes ready when somebody notifies.
