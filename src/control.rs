@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
+use crate::adaptive::{Adaptive, Sample};
 use crate::util::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::util::sync::channel::Sender;
-use crate::util::sync::{Mutex, MutexGuard};
+use crate::util::sync::{Mutex, MutexGuard, now};
 
 /// Pauses, resumes, narrows and widens the runs that it was passed to, from any thread.
 ///
@@ -48,6 +49,8 @@ struct State {
     /// How many calls may run at once; `usize::MAX` is no limit.
     concurrency: AtomicUsize,
     listeners: Mutex<Listeners>,
+    /// Sets the concurrency, where it finds itself.
+    adaptive: Option<Mutex<Adaptive>>,
 }
 
 #[derive(Default)]
@@ -60,12 +63,44 @@ struct Listeners {
 impl Control {
     /// Creates a control that is not paused and sets no limit.
     pub fn new() -> Self {
+        Self::of(usize::MAX, None)
+    }
+
+    /// Creates a control that finds out how many calls at once are best, from 1 to the number of the run's threads.
+    ///
+    /// For tasks that wait for a service whose limits you do not know. It starts with one call and doubles the number as long as that
+    /// pays. From then on it tries a little more or less now and then, and keeps what gives the higher throughput. When a
+    /// larger share of calls fails than usual, it cuts the number by a third. So give the run as many
+    /// [threads](crate::Futureproof::num_threads) as might ever be of use.
+    ///
+    /// A trial takes as long as about three calls, and 20 ms at least: with calls of ten seconds, it takes minutes to find
+    /// out. Where calls take very different times, the number goes up and down a little all the time. Nothing is learned while the
+    /// consumer or the source is slower than the calls. In a run with several [stages](crate::Futureproof::stage), the calls
+    /// of the last one are measured. [`set_concurrency`](Self::set_concurrency) has it start again from there.
+    ///
+    /// The method is hill climbing, as .NET's thread pool does it (Hellerstein and others, *Optimizing concurrency levels in the
+    /// .NET ThreadPool*, 2008), with TCP's doubling start.
+    ///
+    /// ```
+    /// use futureproof::{Control, prelude::*};
+    ///
+    /// # fn ask(n: &u32) -> Result<u32, String> { Ok(n + 1) }
+    /// let run = (0..100u32).futureproof(Raise).num_threads(64).control(&Control::adaptive());
+    /// assert_eq!(run.map_tasks(ask).count(), 100);
+    /// ```
+    pub fn adaptive() -> Self {
+        let adaptive = Adaptive::new();
+        Self::of(adaptive.width(), Some(Mutex::new(adaptive)))
+    }
+
+    fn of(concurrency: usize, adaptive: Option<Mutex<Adaptive>>) -> Self {
         Self {
             state: Arc::new(State {
                 epoch: AtomicU64::new(0),
                 is_paused: AtomicBool::new(false),
-                concurrency: AtomicUsize::new(usize::MAX),
+                concurrency: AtomicUsize::new(concurrency),
                 listeners: Mutex::default(),
+                adaptive,
             }),
         }
     }
@@ -102,7 +137,15 @@ impl Control {
     /// A consumer that is on a thread of the run's pool runs tasks itself while it waits, so there can be one call
     /// more.
     pub fn set_concurrency(&self, n: usize) {
-        let n = if n == 0 { usize::MAX } else { n };
+        let mut n = if n == 0 { usize::MAX } else { n };
+        if let Some(mut adaptive) = self.climber() {
+            adaptive.start_at(n);
+            n = adaptive.width();
+        }
+        self.set_limit(n);
+    }
+
+    fn set_limit(&self, n: usize) {
         if self.state.concurrency.swap(n, Ordering::Relaxed) != n {
             self.tell();
         }
@@ -123,6 +166,20 @@ impl Control {
     pub(crate) fn epoch(&self) -> u64 {
         // Acquire: whoever sees the epoch sees the change.
         self.state.epoch.load(Ordering::Acquire)
+    }
+
+    fn climber(&self) -> Option<MutexGuard<'_, Adaptive>> {
+        // Nothing under the lock can panic.
+        let adaptive = self.state.adaptive.as_ref()?.lock();
+        Some(adaptive.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Calls have come back; there are `threads` of them at most.
+    pub(crate) fn record(&self, sample: Sample, threads: usize) {
+        if let Some(mut adaptive) = self.climber() {
+            adaptive.record(sample, now(), threads);
+            self.set_limit(adaptive.width());
+        }
     }
 
     fn tell(&self) {

@@ -89,6 +89,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adaptive;
 mod builder;
 mod cancel;
 mod checked;

@@ -477,7 +477,7 @@ mod tests {
     fn shared(policy: ErrorPolicy, ordered: bool) -> Run {
         Arc::new(Shared {
             run: RunState {
-                stop: Stop::new(policy, ordered, Vec::new()),
+                stop: Stop::new(policy, ordered, Vec::new(), None),
                 wake: Wake::new(),
                 counters: Arc::default(),
                 instruments: Instruments::new(None),

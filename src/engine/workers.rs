@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
+use crate::adaptive::Sample;
 #[cfg(feature = "stream")]
 use crate::cancel::OnCancel;
 use crate::control::{Control, OnChange};
@@ -212,6 +213,14 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         if let Some(worker) = chunk.worker.filter(|_| ran > 0) {
             let indices = chunk.first..chunk.first + ran;
             self.timings.ran(indices, chunk.busy, worker, self.width);
+            if let Some(control) = self.stop().control() {
+                let sample = Sample {
+                    calls: chunk.len(),
+                    failed: chunk.failed(),
+                    busy: chunk.busy,
+                };
+                control.record(sample, self.width);
+            }
         }
         Some(chunk)
     }

@@ -322,6 +322,8 @@ mod tests {
             is_over: false,
             left: None,
             load: None,
+            is_paused: false,
+            concurrency: None,
         }
     }
 
