@@ -212,10 +212,14 @@ impl Plan {
                 1 + random.below(20) as usize
             },
             chunk: random.below(9) as usize,
-            policy: match random.below(5) {
+            policy: match random.below(6) {
                 0 | 1 => Raise,
                 2 => Ignore,
                 3 => Log,
+                4 => TolerateRate {
+                    failures: random.below(4) as u32,
+                    window: 1 + random.below(100) as u32,
+                },
                 _ => Tolerate(random.below(4)),
             },
             is_ordered: random.one_in(2),
@@ -259,6 +263,20 @@ impl Plan {
     /// The failure that is one too many, in the order of the source.
     fn last_straw(&self) -> Option<u64> {
         self.failing().nth(self.tolerated()? as usize)
+    }
+
+    /// Whether it is stopped by its failures; `None` where that depends on the order in which tasks end.
+    fn fails(&self) -> Option<bool> {
+        let TolerateRate { failures, window } = self.policy else {
+            return Some(self.last_straw().is_some());
+        };
+        if self.failing().count() <= failures as usize {
+            Some(false)
+        } else if window as usize >= self.fates.len() {
+            Some(true)
+        } else {
+            None
+        }
     }
 
     /// Whether all jobs run on the thread of the consumer, one after the other.
@@ -805,21 +823,22 @@ fn check(seed: u64, workplace: &Workplace) {
         );
     }
     if plan.is_undisturbed() {
-        let straw = plan.last_straw();
+        let fails = plan.fails().unwrap_or(ending == Some(Ending::Failed));
         assert_eq!(
             ending,
-            Some(if straw.is_some() {
+            Some(if fails {
                 Ending::Failed
             } else {
                 Ending::Exhausted
             })
         );
-        match straw {
-            None => assert_eq!(indices.len(), plan.fates.len()),
+        match plan.last_straw() {
+            _ if !fails => assert_eq!(indices.len(), plan.fates.len()),
             Some(straw) if plan.is_ordered => assert_eq!(indices.len() as u64, straw + 1),
             Some(_) => assert_eq!(failures(&delivered), plan.tolerated().unwrap() + 1),
+            None => {}
         }
-        if straw.is_some() {
+        if fails {
             assert!(delivered.last().unwrap().is_err());
         }
     }

@@ -49,7 +49,7 @@ impl<'a, I> HoldRules<'a, I> {
         'a: 'b,
     {
         let of_owned = |of: Of<'a, I>| -> Of<'b, Option<I>> {
-            let of = move |item: &Option<I>| item.as_ref().map_or(0, |item| of(item));
+            let of = move |item: &Option<I>| item.as_ref().map_or(0, &*of);
             CatchDrop::new(Box::new(of))
         };
         HoldRules {
