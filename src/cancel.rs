@@ -15,8 +15,8 @@ use crate::util::sync::channel::{Receiver, Sender, bounded};
 use crate::util::sync::{Mutex, MutexGuard, now, thread_local};
 
 thread_local! {
-    /// The token of the task that this thread runs.
-    static CURRENT: RefCell<Option<CancellationToken>> = const { RefCell::new(None) };
+    /// The token of the task that this thread runs, and the number of the attempt.
+    static CURRENT: RefCell<Option<(CancellationToken, u32)>> = const { RefCell::new(None) };
 }
 
 /// Stops the runs that it was passed to, from any thread.
@@ -146,9 +146,7 @@ impl CancellationToken {
     /// drop(run); // waits for what runs, which is not long
     /// ```
     pub fn current() -> Self {
-        // The thread-local is gone while a thread ends.
-        let current = CURRENT.try_with(|current| current.borrow().clone());
-        current.ok().flatten().unwrap_or_default()
+        current().map_or_else(Self::default, |(token, _)| token)
     }
 
     /// Cancels the token, which stops every run that it was passed to: no further call starts.
@@ -235,13 +233,41 @@ impl CancellationToken {
         let _ = self.state.deadline.set(deadline);
     }
 
-    /// Makes this the current token of this thread until the guard is dropped.
-    pub(crate) fn enter(&self) -> Entered {
-        let token = Some(self.clone());
+    /// Makes this the current token of this thread until the guard is dropped. `attempt`: that of the tasks that it runs.
+    pub(crate) fn enter(&self, attempt: u32) -> Entered {
+        let current = Some((self.clone(), attempt));
         Entered {
-            previous: CURRENT.with(|current| current.replace(token)),
+            previous: CURRENT.with(|it| it.replace(current)),
         }
     }
+}
+
+fn current() -> Option<(CancellationToken, u32)> {
+    // The thread-local is gone while a thread ends.
+    let current = CURRENT.try_with(|current| current.borrow().clone());
+    current.ok().flatten()
+}
+
+/// Returns the number of the attempt that this thread makes at its task: 1 for the first, 2 for the first
+/// [retry](crate::MapTasks::retry).
+///
+/// Use it where a function does something else when it is called again: a longer time limit, another server. On a thread
+/// that runs no task, also in a child process, this returns 1.
+///
+/// ```
+/// use futureproof::{current_attempt, prelude::*};
+/// use std::time::Duration;
+///
+/// let servers = ["main", "standby"];
+/// let ask = move |_: &u32| match servers[current_attempt() as usize - 1] {
+///     "main" => Err("down"),
+///     server => Ok(server),
+/// };
+/// let mut run = [7].into_iter().futureproof(Raise).map_tasks(ask).retry(|| [Duration::ZERO]);
+/// assert_eq!(run.next().unwrap().unwrap().output, "standby");
+/// ```
+pub fn current_attempt() -> u32 {
+    current().map_or(1, |(_, attempt)| attempt)
 }
 
 impl Default for CancellationToken {
@@ -288,7 +314,7 @@ impl Drop for OnCancel {
 
 /// While it lives, the thread runs tasks of one run.
 pub(crate) struct Entered {
-    previous: Option<CancellationToken>,
+    previous: Option<(CancellationToken, u32)>,
 }
 
 impl Drop for Entered {

@@ -116,7 +116,7 @@ mod task;
 mod util;
 
 pub use builder::{Futureproof, FutureproofIterator};
-pub use cancel::{CancellationToken, OnCancel};
+pub use cancel::{CancellationToken, OnCancel, current_attempt};
 pub use checked::Checked;
 pub use combine::{PerWorker, infallible, with_state};
 pub use control::Control;

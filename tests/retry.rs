@@ -390,3 +390,37 @@ fn of_several_rules_the_last_says_how_long_and_retry_if_says_whether() {
         assert_eq!(run.next().unwrap().unwrap_err().attempts(), 1);
     });
 }
+
+/// Each call knows which attempt it is, in the first stage and in the last one; nested runs do not confuse it.
+#[test]
+fn a_call_knows_its_attempt() {
+    watchdog(|| {
+        let inner = || {
+            let run = (0..2u32).futureproof(Ignore).num_threads(1);
+            let run = run.map_tasks(|_: &u32| Err::<(), _>(futureproof::current_attempt()));
+            let run = run.retry(|| [Duration::ZERO]);
+            run.map(|task| *task.unwrap_err().error().unwrap())
+                .collect::<Vec<u32>>()
+        };
+        let first = move |n: &u32| {
+            assert_eq!(inner(), [2, 2]);
+            Ok(n * 100 + futureproof::current_attempt())
+        };
+        let last = |tried: &u32| {
+            let attempt = futureproof::current_attempt();
+            assert_eq!(tried % 100, attempt);
+            if attempt <= tried / 100 {
+                Err("again")
+            } else {
+                Ok(attempt)
+            }
+        };
+        let run = (0..4u32).futureproof(Raise).num_threads(2).ordered();
+        let run = run.stage(first).num_threads(2).map_tasks(last);
+        let attempts = run
+            .retry(|| [Duration::ZERO; 5])
+            .map(|task| task.unwrap().output);
+        assert_eq!(attempts.collect::<Vec<u32>>(), [1, 2, 3, 4]);
+        assert_eq!(futureproof::current_attempt(), 1);
+    });
+}

@@ -352,7 +352,7 @@ where
     /// Runs the chunk. Sends parts of it on the way, where the sink asks for them, and returns the rest with its slot.
     fn run_with(&self, mut taken: Taken<I, T, E>, f: &F) -> (BoxedChunk<I, T, E>, usize) {
         let run = self.sink.run();
-        let _entered = run.stop.tasks_token().enter();
+        let _entered = run.stop.tasks_token().enter(taken.chunk.attempts);
         let stage = self.sink.stage().map(|stage| stage.number);
         let instrument = run
             .instruments

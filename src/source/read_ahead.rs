@@ -220,7 +220,7 @@ impl<T: Send + 'static> Reader<T> {
         thread::Builder::new()
             .name("futureproof-read-ahead".into())
             .spawn(move || {
-                let _entered = current.enter();
+                let _entered = current.enter(1);
                 read(source, &sender);
             })
             .unwrap_or_else(|error| panic!("cannot start the thread that reads ahead: {error}"));
