@@ -1,0 +1,423 @@
+//! Shapes that jobs have, each beside what does it best: slow sources, streams, small runs, retries, large results, many threads.
+//! Prints tables, and the bars for them.
+//!
+//! `cargo bench -p futureproof-benches --bench shapes`, with the names of some shapes to measure those alone.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futureproof::prelude::*;
+use futureproof_benches::bars::{Bars, MARK};
+use futureproof_benches::overhead::duration;
+use futureproof_benches::stats::{median, paired, side_by_side};
+use futureproof_benches::work::{steps, steps_for};
+use futures::StreamExt;
+use pariter::IteratorExt;
+use rayon::prelude::*;
+
+const ROUNDS: usize = 9;
+const THREADS: usize = 2;
+
+type Run<'a> = Box<dyn FnMut() + 'a>;
+
+/// What the compiler must not leave out.
+fn take<R>(value: R) {
+    black_box(value);
+}
+
+fn main() {
+    let shapes: [(&str, fn(&mut Bars)); 7] = [
+        ("source", sources),
+        ("stream", streams),
+        ("small", small_runs),
+        ("retry", retries),
+        ("large", large_results),
+        ("slow", slow_tasks),
+        ("wide", many_threads),
+    ];
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|it| !it.starts_with("--"))
+        .collect();
+    let mut bars = Bars::default();
+    println!("| shape | who | median | beside the first |\n|---|---|--:|--:|");
+    for (name, measure) in shapes {
+        if wanted.is_empty() || wanted.iter().any(|it| it == name) {
+            measure(&mut bars);
+        }
+    }
+    println!("{MARK}\n{}", bars.rows());
+}
+
+/// Prints a row for each, per item of `items`; returns how many times the time of the first each takes.
+fn compare(shape: &str, items: u64, mut contenders: Vec<(&str, Run<'_>)>) -> Vec<f64> {
+    let names: Vec<&str> = contenders.iter().map(|it| it.0).collect();
+    // Once unmeasured: threads, buffers, the clock of the processor.
+    contenders.iter_mut().for_each(|(_, run)| run());
+    let mut runs: Vec<Run<'_>> = contenders.into_iter().map(|it| it.1).collect();
+    let rounds = side_by_side(ROUNDS, &mut runs);
+    let ratios: Vec<f64> = rounds
+        .iter()
+        .map(|it| paired(it, &rounds[0], |it, first| it / first))
+        .collect();
+    for ((name, seconds), ratio) in names.iter().zip(rounds).zip(&ratios) {
+        let each = 1e9 * median(seconds) / items as f64;
+        println!("| {shape} | {name} | {each:.0} ns | {ratio:.2} |");
+    }
+    ratios
+}
+
+fn pool(threads: usize) -> Arc<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    Arc::new(pool.expect("threads can be had"))
+}
+
+fn times(value: f64) -> String {
+    format!("{value:.2}")
+}
+
+/// Items that take a while to come.
+fn sources(bars: &mut Bars) {
+    for (pull, work, most) in [
+        (1_000, 1_000, 1.10),
+        (3_000, 3_000, 1.05),
+        (10_000, 10_000, 1.05),
+        (100, 1_000, 1.1),
+        (1_000, 100, 1.1),
+    ] {
+        let items = 30_000_000 / pull.max(work);
+        let (pull_steps, work_steps) = (steps_for(pull), steps_for(work));
+        let source = move || (0..items).inspect(move |n| take(steps(*n, pull_steps)));
+        let work_on = move |n: u64| steps(n, work_steps);
+        let shape = format!("{} a pull, {} a task", duration(pull), duration(work));
+        let rig = pool(THREADS);
+        // The slower of the two halves: the source alone, or the tasks shared out.
+        let contenders: Vec<(&str, Run<'_>)> = vec![
+            (
+                "the slower half alone",
+                if pull * THREADS as u64 >= work {
+                    Box::new(move || source().for_each(|n| take(n)))
+                } else {
+                    Box::new(|| {
+                        let half = |part| (0..items / 2).map(|n| work_on(n + part)).sum::<u64>();
+                        rig.install(|| take(rayon::join(|| half(0), || half(1))));
+                    })
+                },
+            ),
+            (
+                "futureproof",
+                Box::new(move || {
+                    let run = source().futureproof(Raise).num_threads(THREADS);
+                    let run = run.map_tasks(infallible(move |n: &u64| work_on(*n)));
+                    run.for_each(|task| take(task));
+                }),
+            ),
+            (
+                "pariter, a buffer of 1,024",
+                Box::new(move || {
+                    let run = source().parallel_map_custom(
+                        |options| options.threads(THREADS).buffer_size(1_024),
+                        work_on,
+                    );
+                    run.for_each(|result| take(result));
+                }),
+            ),
+            (
+                "par_bridge into a channel",
+                Box::new(|| {
+                    let (sender, results) = crossbeam_channel::bounded(1_024);
+                    rig.in_place_scope(|scope| {
+                        scope.spawn(move |_| {
+                            let all = source().par_bridge();
+                            all.for_each_with(sender, |to, n| take(to.send(work_on(n))));
+                        });
+                        results.iter().for_each(|result| take(result));
+                    });
+                }),
+            ),
+        ];
+        let ratios = compare(&shape, items, contenders);
+        let beside = ratios[1] / ratios[2].min(ratios[3]);
+        bars.add(
+            &shape,
+            &format!("≤ {most} of the slower half alone, ≤ 1.02 of the best peer"),
+            format!("{:.2}, {beside:.2}", ratios[1]),
+            ratios[1] <= most && beside <= 1.02,
+        );
+    }
+}
+
+/// From async code.
+fn streams(bars: &mut Bars) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(THREADS)
+        .build()
+        .expect("threads can be had");
+    let runtime = &runtime;
+    for nanos in [0, 100, 1_000, 10_000, 100_000] {
+        let items = 60_000_000 / u64::max(nanos, 30);
+        let count = steps_for(nanos);
+        let run = move || {
+            let run = (0..items).futureproof(Raise).num_threads(THREADS);
+            run.map_tasks(infallible(move |n: &u64| steps(*n, count)))
+        };
+        let shape = format!("a stream, {} a task", duration(nanos));
+        let few = if nanos < 1_000 { items / 20 } else { items };
+        let contenders: Vec<(&str, Run<'_>)> = vec![
+            (
+                "the iterator",
+                Box::new(move || run().for_each(|task| take(task))),
+            ),
+            (
+                "into_stream",
+                Box::new(move || {
+                    let all = run().into_stream().for_each(|task| {
+                        take(task);
+                        std::future::ready(())
+                    });
+                    runtime.block_on(all);
+                }),
+            ),
+            (
+                "spawn_blocking, buffer_unordered (fewer items where they are tiny)",
+                Box::new(move || {
+                    let call = move |n| runtime.spawn_blocking(move || steps(n, count));
+                    let all = futures::stream::iter(0..few).map(call).buffer_unordered(64);
+                    let all = all.for_each(|result| {
+                        take(result);
+                        std::future::ready(())
+                    });
+                    runtime.block_on(all);
+                }),
+            ),
+        ];
+        let mut ratios = compare(&shape, items, contenders);
+        ratios[2] *= items as f64 / few as f64;
+        let is_met = if nanos == 0 {
+            ratios[1] <= 4.0
+        } else {
+            ratios[1] <= 1.25
+        };
+        bars.add(
+            &shape,
+            if nanos == 0 {
+                "≤ 4 of the iterator, ahead of the peer"
+            } else {
+                "≤ 1.25 of the iterator, ahead of the peer"
+            },
+            format!("{:.2}; the peer {:.2}", ratios[1], ratios[2]),
+            is_met && ratios[1] < ratios[2],
+        );
+    }
+}
+
+/// Runs that are over soon.
+fn small_runs(bars: &mut Bars) {
+    for (items, nanos, most) in [(100, 1_000, Some(1.0)), (10, 10_000, None)] {
+        const RUNS: u64 = 200;
+        let count = steps_for(nanos);
+        let work = move |n: &u64| steps(*n, count);
+        let (ours, theirs) = (pool(THREADS), pool(THREADS));
+        let shape = format!("runs of {items} items of {}", duration(nanos));
+        let contenders: Vec<(&str, Run<'_>)> = vec![
+            (
+                "a plain loop",
+                Box::new(move || (0..RUNS * items).for_each(|n| take(work(&n)))),
+            ),
+            (
+                "futureproof, on a shared pool",
+                Box::new(|| {
+                    for _ in 0..RUNS {
+                        let run = (0..items).futureproof(Raise).on(Arc::clone(&ours));
+                        let run = run.monitor_interval(Duration::ZERO);
+                        run.map_tasks(infallible(work)).for_each(|task| take(task));
+                    }
+                }),
+            ),
+            (
+                "par_bridge, summed",
+                Box::new(|| {
+                    for _ in 0..RUNS {
+                        let sum: u64 =
+                            theirs.install(|| (0..items).par_bridge().map(|n| work(&n) & 1).sum());
+                        black_box(sum);
+                    }
+                }),
+            ),
+            (
+                "futureproof, a pool each",
+                Box::new(|| {
+                    for _ in 0..RUNS {
+                        let run = (0..items).futureproof(Raise).num_threads(THREADS);
+                        let run = run.monitor_interval(Duration::ZERO);
+                        run.map_tasks(infallible(work)).for_each(|task| take(task));
+                    }
+                }),
+            ),
+        ];
+        let ratios = compare(&shape, items * RUNS, contenders);
+        let most_shared = most.unwrap_or(ratios[2]);
+        bars.add(
+            &format!("{shape}, shared pool, beside a plain loop"),
+            &most.map_or("≤ par_bridge".to_owned(), |most| format!("≤ {most}")),
+            format!("{:.2}, par_bridge {:.2}", ratios[1], ratios[2]),
+            ratios[1] <= most_shared,
+        );
+        if most.is_some() {
+            bars.add(
+                &format!("{shape}, a pool each"),
+                "≤ 1.6",
+                times(ratios[3]),
+                ratios[3] <= 1.6,
+            );
+        }
+    }
+}
+
+/// One in ten fails once.
+fn retries(bars: &mut Bars) {
+    const ITEMS: u64 = 200_000;
+    let count = steps_for(50);
+    let run = move |one_in: u64| {
+        let tried: Arc<Vec<AtomicU64>> =
+            Arc::new((0..ITEMS / 64 + 1).map(|_| AtomicU64::new(0)).collect());
+        let call = move |n: &u64| {
+            black_box(steps(*n, count));
+            let bit = 1 << (n % 64);
+            let is_first = || tried[(n / 64) as usize].fetch_or(bit, Ordering::Relaxed) & bit == 0;
+            if n % one_in == 0 && is_first() {
+                Err("busy")
+            } else {
+                Ok(*n)
+            }
+        };
+        let run = (0..ITEMS)
+            .futureproof(Raise)
+            .num_threads(THREADS)
+            .map_tasks(call);
+        run.retry(|| [Duration::ZERO]).for_each(|task| take(task));
+    };
+    let contenders: Vec<(&str, Run<'_>)> = vec![
+        ("none fails", Box::new(move || run(u64::MAX))),
+        ("one in ten fails once", Box::new(move || run(10))),
+    ];
+    let ratios = compare(
+        "failures that are tried again, 50 ns a task",
+        ITEMS,
+        contenders,
+    );
+    bars.add(
+        "one in ten fails once, beside none",
+        "≤ 2",
+        times(ratios[1]),
+        ratios[1] <= 2.0,
+    );
+}
+
+/// Results that do not fit into a cache when many are in flight.
+fn large_results(bars: &mut Bars) {
+    const ITEMS: u64 = 4_000;
+    let make = |n: u64| vec![n as u8; 64 << 10];
+    let rig = pool(THREADS);
+    let sum = |bytes: Vec<u8>| take(bytes.iter().map(|it| u64::from(*it)).sum::<u64>());
+    let contenders: Vec<(&str, Run<'_>)> = vec![
+        (
+            "par_bridge into a channel",
+            Box::new(|| {
+                let (sender, results) = crossbeam_channel::bounded(THREADS);
+                rig.in_place_scope(|scope| {
+                    scope.spawn(move |_| {
+                        let all = (0..ITEMS).par_bridge();
+                        all.for_each_with(sender, |to, n| take(to.send(make(n))));
+                    });
+                    results.iter().for_each(sum);
+                });
+            }),
+        ),
+        (
+            "futureproof",
+            Box::new(move || {
+                let run = (0..ITEMS).futureproof(Raise).num_threads(THREADS);
+                let run = run.map_tasks(infallible(move |n: &u64| make(*n)));
+                run.flatten().for_each(|task| sum(task.output));
+            }),
+        ),
+    ];
+    let ratios = compare("results of 64 KiB", ITEMS, contenders);
+    bars.add(
+        "results of 64 KiB, beside par_bridge",
+        "≤ 1.0",
+        times(ratios[1]),
+        ratios[1] <= 1.0,
+    );
+}
+
+/// Tasks long enough for nothing to show but what is lost.
+fn slow_tasks(bars: &mut Bars) {
+    let rig = pool(THREADS);
+    for nanos in [100_000, 1_000_000] {
+        let items = 200_000_000 / nanos;
+        let count = steps_for(nanos);
+        let work = move |n: u64| steps(n, count);
+        let contenders: Vec<(&str, Run<'_>)> = vec![
+            (
+                "par_bridge into a channel",
+                Box::new(|| {
+                    let (sender, results) = crossbeam_channel::unbounded();
+                    rig.in_place_scope(|scope| {
+                        scope.spawn(move |_| {
+                            let all = (0..items).par_bridge();
+                            all.for_each_with(sender, |to, n| take(to.send(work(n))));
+                        });
+                        results.iter().for_each(|result| take(result));
+                    });
+                }),
+            ),
+            (
+                "futureproof",
+                Box::new(move || {
+                    let run = (0..items).futureproof(Raise).num_threads(THREADS);
+                    let run = run.map_tasks(infallible(move |n: &u64| work(*n)));
+                    run.for_each(|task| take(task));
+                }),
+            ),
+        ];
+        let shape = format!("{} a task", duration(nanos));
+        let ratios = compare(&shape, items, contenders);
+        let what = format!("{shape}, beside par_bridge");
+        bars.add(
+            &what,
+            "≤ 1.01",
+            format!("{:.3}", ratios[1]),
+            ratios[1] <= 1.01,
+        );
+    }
+}
+
+/// More threads than cores.
+fn many_threads(bars: &mut Bars) {
+    const ITEMS: u64 = 1_000_000;
+    let count = steps_for(50);
+    let run = move |threads: usize| {
+        let run = (0..ITEMS).futureproof(Raise).num_threads(threads);
+        let run = run.map_tasks(infallible(move |n: &u64| steps(*n, count)));
+        run.for_each(|task| take(task));
+    };
+    let contenders: Vec<(&str, Run<'_>)> = vec![
+        ("2 threads", Box::new(move || run(2))),
+        ("4 threads", Box::new(move || run(4))),
+        ("16 threads", Box::new(move || run(16))),
+        ("64 threads", Box::new(move || run(64))),
+    ];
+    let ratios = compare("50 ns a task", ITEMS, contenders);
+    for ((threads, most), ratio) in [(4, 1.05), (16, 1.1), (64, 1.3)]
+        .into_iter()
+        .zip(&ratios[1..])
+    {
+        let what = format!("{threads} threads on two cores, beside 2 threads");
+        bars.add(&what, &format!("≤ {most}"), times(*ratio), *ratio <= most);
+    }
+}
