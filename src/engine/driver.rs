@@ -16,7 +16,7 @@ use crate::engine::holds::{HoldRules, Holds};
 use crate::engine::in_flight::InFlight;
 use crate::engine::options::Options;
 use crate::engine::retry::RetryRule;
-use crate::engine::sizing::Sizing;
+use crate::engine::sizing::{PULL_TIME, Sizing};
 use crate::engine::workers::{StopOnDrop, Workers};
 use crate::observe::log_lines::FailureLog;
 use crate::source::{Incoming, SourceOps};
@@ -26,9 +26,6 @@ use crate::util::sync::now;
 
 /// A consumer that has waited this long asks the workers for what they have finished.
 const FLUSH_AFTER: Duration = Duration::from_millis(1);
-
-/// How long a chunk may be filled under a rate limit while workers have nothing to do.
-const PULL_TIME: Duration = Duration::from_micros(20);
 
 /// Where a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -505,8 +502,6 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let (stop, wake) = (self.workers.stop(), self.workers.wake());
         let submitted = wake.submitted();
         let ends_when_idle = self.ends_when_idle();
-        // Under a rate limit, workers often have nothing to do, though nothing is late.
-        let is_paced = self.options.pace.is_some();
         let mut is_exhausted = false;
         let items = &mut self.filling.inputs;
         let mut mark = None;
@@ -520,9 +515,9 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             if let (Some(holds), Some(item)) = (&self.in_flight.holds, items.last()) {
                 mark = Some(holds.mark(item));
             }
-            // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
+            // Nothing waits for its chunk to be filled for long while workers have nothing to do, or once nothing may start.
             if items.len() >= size
-                || (wake.is_starved(submitted) && (!is_paced || now() - start >= PULL_TIME))
+                || (wake.is_starved(submitted) && now() - start >= PULL_TIME)
                 || !stop.allows_any()
                 || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
             {

@@ -13,10 +13,8 @@ const CHUNK_TIME: f64 = 100_000.0;
 const QUEUE: f64 = 2_000_000.0;
 /// Chunks that are queued for each worker, however slow or quick they are.
 const DEPTH: RangeInclusive<usize> = 8..=64;
-/// What pulling a chunk's items may take, in nanoseconds.
-const PULL_TIME: f64 = 20_000.0;
-/// An item that takes this long to pull, in nanoseconds, is submitted by itself.
-const SLOW_PULL: f64 = 1_000.0;
+/// What pulling a chunk's items may take: so much that what it costs to hand the chunk over is little beside that.
+pub(crate) const PULL_TIME: Duration = Duration::from_micros(50);
 /// A worker takes a lock to begin tasks, which costs more than a tiny one. So it begins as many at a time as take this
 /// long, in nanoseconds.
 const GRAIN_TIME: f64 = 2_000.0;
@@ -103,14 +101,9 @@ impl Sizing {
 
     /// `items` were pulled in `time`. Grows at most twofold, falls at once.
     pub(crate) fn record_pull(&mut self, items: usize, time: Duration) {
-        let each = time.as_nanos() as f64 / items as f64;
-        self.by_pull = if each >= SLOW_PULL {
-            1
-        } else {
-            Self::fit(PULL_TIME, items, time)
-                .min(self.by_pull * 2)
-                .clamp(1, self.cap)
-        };
+        self.by_pull = Self::fit(PULL_TIME.as_nanos() as f64, items, time)
+            .min(self.by_pull * 2)
+            .clamp(1, self.cap);
     }
 
     /// How many items fit into `slice` nanoseconds if `items` took `time`.
@@ -173,7 +166,9 @@ mod tests {
         let mut sizing = quick_source();
         (0..20).for_each(|_| sizing.record_run(sizing.next(), Duration::from_nanos(1)));
         assert!(sizing.is_source_quick());
-        sizing.record_pull(100, 100 * US);
+        sizing.record_pull(100, 1_000 * US);
+        assert_eq!(sizing.next(), 5);
+        sizing.record_pull(5, 150 * US);
         assert_eq!(sizing.next(), 1);
         assert!(!sizing.is_source_quick());
     }
