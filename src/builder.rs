@@ -153,8 +153,9 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// An item is in flight from the moment it is pulled until it is delivered: queued, running, waiting for a retry,
     /// or finished.
     ///
-    /// The default, 0, follows the cost of a task: eight slow tasks per thread, or a few milliseconds' worth of quick
-    /// ones, up to about 64 Ki items per thread. A run of several [stages](Self::stage) counts the threads of all of
+    /// The default, 0, follows the cost of a task. Per thread, that is three tasks of 5 ms or more (one that runs and two
+    /// that are queued, or have finished), or a few milliseconds' worth of quicker ones, up to about 64 Ki items. Where items are
+    /// open files or sockets, set a limit: quick tasks can have thousands of them open at a time. A run of several [stages](Self::stage) counts the threads of all of
     /// them.
     ///
     /// ```

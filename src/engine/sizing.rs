@@ -13,6 +13,12 @@ const CHUNK_TIME: f64 = 100_000.0;
 const QUEUE: f64 = 2_000_000.0;
 /// Chunks that are queued for each worker, however slow or quick they are.
 const DEPTH: RangeInclusive<usize> = 8..=64;
+/// Tasks that take this long, in nanoseconds, are few: one that runs and two that are queued for each worker. What they make may be
+/// large.
+const DEAR: f64 = 5_000_000.0;
+const FEW: usize = 3;
+/// A chunk is at most so many times as large as the one before it that was measured.
+const GROWTH: usize = 8;
 /// What pulling a chunk's items may take: so much that what it costs to hand the chunk over is little beside that.
 pub(crate) const PULL_TIME: Duration = Duration::from_micros(50);
 /// A worker takes a lock to begin tasks, which costs more than a tiny one. So it begins as many at a time as take this
@@ -72,6 +78,10 @@ impl Sizing {
 
     /// How many chunks should be in flight for each worker. Large ones are fewer, to stay in the caches.
     pub(crate) fn depth(&self) -> usize {
+        // Nothing is known of the first ones.
+        if self.each >= DEAR {
+            return FEW;
+        }
         let size = self.next();
         let by_time = (QUEUE / (size as f64 * self.each)) as usize;
         by_time
@@ -84,11 +94,11 @@ impl Sizing {
         self.cap.max(self.max()).saturating_mul(*DEPTH.start())
     }
 
-    /// `items` were run in `time`. Grows at most twofold. Falls at once where they took far too long, else
+    /// `items` were run in `time`. Grows by steps. Falls at once where they took far too long, else
     /// little by little: a worker that was interrupted has not become slow.
     pub(crate) fn record_run(&mut self, items: usize, time: Duration) {
         self.each = time.as_nanos() as f64 / items as f64;
-        let grown = self.by_run.max(items) * 2;
+        let grown = self.by_run.max(items) * GROWTH;
         let fits = Self::fit(CHUNK_TIME, items, time).min(grown);
         let is_overrun = time.as_nanos() as f64 > 2.0 * CHUNK_TIME;
         self.by_run = if is_overrun || fits > self.by_run {
@@ -99,10 +109,10 @@ impl Sizing {
         self.by_run = self.by_run.clamp(1, self.cap);
     }
 
-    /// `items` were pulled in `time`. Grows at most twofold, falls at once.
+    /// `items` were pulled in `time`. Grows by steps, falls at once.
     pub(crate) fn record_pull(&mut self, items: usize, time: Duration) {
         self.by_pull = Self::fit(PULL_TIME.as_nanos() as f64, items, time)
-            .min(self.by_pull * 2)
+            .min(self.by_pull * GROWTH)
             .clamp(1, self.cap);
     }
 
@@ -134,12 +144,12 @@ mod tests {
     }
 
     #[test]
-    fn grows_at_most_twofold_to_the_cap() {
+    fn grows_by_steps_to_the_cap() {
         let mut sizing = quick_source();
         let mut last = sizing.next();
         for _ in 0..20 {
             sizing.record_run(last, Duration::ZERO);
-            assert!(sizing.next() <= 2 * last);
+            assert!(sizing.next() <= GROWTH * last);
             last = sizing.next();
         }
         assert_eq!(last, sizing.max());
@@ -183,7 +193,13 @@ mod tests {
 
     #[test]
     fn two_milliseconds_of_work_are_queued_in_8_to_64_chunks() {
-        for (chunk, each, depth) in [(1, 10, 64), (1, 100, 20), (2, 100, 10), (1, 1_000, 8)] {
+        for (chunk, each, depth) in [
+            (1, 10, 64),
+            (1, 100, 20),
+            (2, 100, 10),
+            (1, 1_000, 8),
+            (1, 5_000, 3),
+        ] {
             let mut sizing = Sizing::new(chunk, 16);
             sizing.record_run(10, 10 * each * US);
             assert_eq!(sizing.depth(), depth, "{chunk} items of {each} µs");
