@@ -205,3 +205,28 @@ fn a_stack_that_overflows_kills_the_process_and_does_not_hang_it() {
         );
     }
 }
+
+/// Where each item holds a file open, the log says once why tasks fail, and what to do.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_log_says_what_to_do_about_too_many_open_files() {
+    let child = Child::new("").after("ulimit -n 200");
+    child.must_survive(|| {
+        collect_lines(LevelFilter::Warn);
+        let run = |name: &str, window: usize| {
+            let run = (0..5_000u32).futureproof(Ignore).name(name);
+            let run = run.num_threads(4).max_in_flight(window).ordered();
+            // The results stay open until they are delivered.
+            let run = run.map_tasks(|_: &u32| std::fs::File::open("/dev/null"));
+            let failed = run.filter(Result::is_err).count();
+            (failed, lines_of(name))
+        };
+        let (failed, lines) = run("wide", 4_000);
+        let [(_, line)] = &lines[..] else {
+            panic!("{failed} failed: {lines:?}");
+        };
+        assert!(failed > 0 && line.contains("too many files are open, while "));
+        assert!(line.ends_with("set `max_in_flight`"), "{line}");
+        assert_eq!(run("narrow", 60), (0, vec![]));
+    });
+}

@@ -165,7 +165,7 @@ fn a_task_that_was_stopped_before_it_began_is_not_reported() {
         let (inside, opener) = (gate.clone(), gate);
         // The others are queued behind the one that fails.
         let source = (0..8u64).inspect(move |n| {
-            if *n == 3 {
+            if *n == 2 {
                 opener.open();
             }
         });

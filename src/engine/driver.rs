@@ -181,6 +181,9 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         if let Some(level) = self.options.policy.log_level() {
             self.failure_log.write(self.options.title(), level, error);
         }
+        let in_flight = self.in_flight();
+        self.failure_log
+            .advise(self.options.title(), error, in_flight);
         if self.workers.stop().record_delivered_failure(error.index()) {
             self.stop(Ending::Failed);
         }
@@ -523,6 +526,9 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             {
                 break;
             }
+        }
+        if seeded_bugs::has("queue ends early") && self.ends_when_idle() {
+            is_exhausted = self.has_nothing_ready();
         }
         self.phase = if is_exhausted {
             Phase::SourceEnded

@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use crate::util::seeded_bugs;
 use crate::util::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::util::sync::{hint, now, thread_local};
 
@@ -130,6 +131,9 @@ impl Wake {
             hint::spin_loop();
         }
         // The latest counts, whoever is late to say so.
+        if seeded_bugs::has("late signal") {
+            self.starved_at.store(submitted + 1, Ordering::Relaxed);
+        }
         self.starved_at.fetch_max(submitted + 1, Ordering::Relaxed);
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use log::{Level, info, log, log_enabled};
+use log::{Level, info, log, log_enabled, warn};
 
 use crate::ending::Ending;
 use crate::observe::counters::{Snapshot, per_second};
@@ -36,6 +36,9 @@ pub(crate) fn observer(name: &str, every: Duration) -> Option<Observer> {
         info!(target: TARGET, "{name}: {text}");
     }))
 }
+
+/// More items than this in flight may be why there are too many open files.
+const MANY: u64 = 64;
 
 /// Shorter runs do not log what limited them.
 const TOLD: Duration = Duration::from_millis(100);
@@ -120,6 +123,8 @@ type Describe<'a, I, E> = Box<dyn Fn(&TaskError<I, E>) -> String + Send + 'a>;
 pub(crate) struct FailureLog<'a, I, E> {
     describe: Option<CatchDrop<Describe<'a, I, E>>>,
     debug: fn(&E) -> String,
+    /// So many failures are still looked at for advice.
+    to_look_at: u32,
 }
 
 impl<'a, I, E> FailureLog<'a, I, E> {
@@ -130,6 +135,7 @@ impl<'a, I, E> FailureLog<'a, I, E> {
         Self {
             describe: None,
             debug: |error| format!("{error:?}"),
+            to_look_at: 64,
         }
     }
 
@@ -149,6 +155,25 @@ impl<'a, I, E> FailureLog<'a, I, E> {
         catch_panic(
             || log!(target: TARGET, level, "{title}: task {index} failed{attempts}: {text}"),
         );
+    }
+
+    /// Says once what to do where failures come of too many open files, and many items are in flight.
+    pub(crate) fn advise(&mut self, title: &str, error: &TaskError<I, E>, in_flight: u64) {
+        let Some(own) = error
+            .error()
+            .filter(|_| self.to_look_at > 0 && in_flight > MANY)
+        else {
+            return;
+        };
+        self.to_look_at -= 1;
+        let text = catch_panic(|| (self.debug)(own)).unwrap_or_default();
+        if text.contains("Too many open files") {
+            self.to_look_at = 0;
+            let index = error.index();
+            catch_panic(
+                || warn!(target: TARGET, "{title}: task {index} failed because too many files are open, while {in_flight} items are in flight: if items or results hold files or sockets, set `max_in_flight`"),
+            );
+        }
     }
 
     fn text_of(&self, error: &TaskError<I, E>) -> String {
