@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::{Arc, PoisonError};
 
 use crate::adaptive::{Adaptive, Sample};
+use crate::util::notify::Notifier;
 use crate::util::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use crate::util::sync::channel::Sender;
 use crate::util::sync::{Mutex, MutexGuard, now};
 
 /// Pauses, resumes, narrows and widens the runs that it was passed to, from any thread.
@@ -56,7 +56,7 @@ struct State {
 #[derive(Default)]
 struct Listeners {
     /// What wakes the consumers of the runs.
-    notify: BTreeMap<u64, Arc<Sender<()>>>,
+    notifiers: BTreeMap<u64, Arc<Notifier>>,
     next: u64,
 }
 
@@ -184,9 +184,9 @@ impl Control {
 
     fn tell(&self) {
         self.state.epoch.fetch_add(1, Ordering::Release);
-        for notify in self.listeners().notify.values() {
-            let _ = notify.try_send(());
-        }
+        // Not under the lock: a waker is user code.
+        let notifiers: Vec<_> = self.listeners().notifiers.values().cloned().collect();
+        notifiers.iter().for_each(|notifier| notifier.notify());
     }
 
     fn listeners(&self) -> MutexGuard<'_, Listeners> {
@@ -195,12 +195,12 @@ impl Control {
         listeners.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends to `notify` at each change, as long as what is returned lives.
-    pub(crate) fn notify(&self, notify: Arc<Sender<()>>) -> OnChange {
+    /// Notifies at each change, as long as what is returned lives.
+    pub(crate) fn on_change(&self, notifier: Arc<Notifier>) -> OnChange {
         let mut listeners = self.listeners();
         let key = listeners.next;
         listeners.next += 1;
-        listeners.notify.insert(key, notify);
+        listeners.notifiers.insert(key, notifier);
         OnChange {
             control: self.clone(),
             key,
@@ -241,6 +241,6 @@ pub(crate) struct OnChange {
 
 impl Drop for OnChange {
     fn drop(&mut self) {
-        self.control.listeners().notify.remove(&self.key);
+        self.control.listeners().notifiers.remove(&self.key);
     }
 }

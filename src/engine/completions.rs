@@ -9,7 +9,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::engine::wake::Wake;
-use crate::util::sync::channel::{Receiver, Sender, bounded};
+use crate::util::notify::Notifier;
+use crate::util::sync::channel::Receiver;
 use crate::util::sync::{Mutex, MutexGuard};
 
 /// Finished work for which a consumer is woken.
@@ -20,8 +21,7 @@ const WORTH: Duration = Duration::from_micros(500);
 #[derive(Debug)]
 pub(crate) struct Completions<C> {
     finished: Mutex<Finished<C>>,
-    /// Holds one notification, as more would say no more.
-    notify: Arc<Sender<()>>,
+    notifier: Arc<Notifier>,
     notified: Receiver<()>,
 }
 
@@ -34,14 +34,14 @@ struct Finished<C> {
 
 impl<C> Completions<C> {
     pub(crate) fn new() -> Self {
-        let (notify, notified) = bounded(1);
+        let (notifier, notified) = Notifier::new();
         let finished = Finished {
             chunks: VecDeque::new(),
             busy: Duration::ZERO,
         };
         Self {
             finished: Mutex::new(finished),
-            notify: Arc::new(notify),
+            notifier,
             notified,
         }
     }
@@ -68,12 +68,12 @@ impl<C> Completions<C> {
 
     /// Wakes the consumer, now or when it next waits.
     pub(crate) fn notify(&self) {
-        let _ = self.notify.try_send(());
+        self.notifier.notify();
     }
 
     /// What notifies, for those who know nothing else of the run.
-    pub(crate) fn notifier(&self) -> Arc<Sender<()>> {
-        Arc::clone(&self.notify)
+    pub(crate) fn notifier(&self) -> &Arc<Notifier> {
+        &self.notifier
     }
 
     /// Becomes ready when somebody notifies.

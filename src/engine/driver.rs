@@ -66,6 +66,27 @@ pub(crate) struct Driver<'a, I: Iterator, T, E> {
     pulled: u64,
     /// Without those of `current`.
     delivered: u64,
+    /// Whether the source was pulled since the last chunk was delivered.
+    has_fed: bool,
+}
+
+/// How the search for the next chunk goes on.
+enum Refill {
+    /// There is one.
+    Chunk,
+    /// There will be none.
+    End,
+    /// Something has to happen first; an item of the source will do, if `for_source`.
+    Wait { for_source: bool },
+}
+
+/// A wait that has begun.
+struct Waiting {
+    since: Instant,
+    for_source: bool,
+    outstanding: usize,
+    is_paused: bool,
+    is_paced: bool,
 }
 
 impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
@@ -94,6 +115,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             ops,
             pulled: 0,
             delivered: 0,
+            has_fed: false,
         }
     }
 
@@ -162,15 +184,6 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         }
     }
 
-    /// The next task of the chunk that is being delivered; nothing is pulled.
-    #[cfg(feature = "stream")]
-    pub(crate) fn next_at_hand(&mut self) -> Option<TaskResult<I::Item, T, E>> {
-        if self.is_guarded && self.has_ended() {
-            return None;
-        }
-        self.pop()
-    }
-
     fn pop(&mut self) -> Option<TaskResult<I::Item, T, E>> {
         let outcome = self.current.pop()?;
         let result = outcome.into_result(self.current.attempts, self.current.stage);
@@ -191,20 +204,29 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// Finds the next chunk to deliver; `false` is the end.
     fn refill(&mut self) -> bool {
+        loop {
+            match self.try_refill() {
+                Refill::Chunk => return true,
+                Refill::End => {
+                    self.drain();
+                    return false;
+                }
+                Refill::Wait { for_source } => self.wait(for_source),
+            }
+        }
+    }
+
+    /// The same, but never blocks.
+    fn try_refill(&mut self) -> Refill {
         self.workers.timings.take_back();
         self.in_flight.note_delivered(&self.current);
         // Before anything is made or pulled: a token may be cancelled beforehand.
-        if self.has_ended() {
-            self.drain();
-            return false;
-        }
-        if self.phase == Phase::New {
+        if self.phase == Phase::New && !self.has_ended() {
             self.open();
         }
-        let mut has_fed = false;
         loop {
             if self.has_ended() {
-                return false;
+                return Refill::End;
             }
             self.workers.follow_control();
             self.resubmit();
@@ -216,13 +238,13 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             }
             // A quick source is fed from between any two chunks, or workers would run out of work while a
             // slow consumer works off what has arrived. A slow one would delay what has arrived.
-            if !has_fed && self.sizing.is_source_quick() && self.can_feed() {
+            if !self.has_fed && self.sizing.is_source_quick() && self.can_feed() {
                 self.feed();
-                has_fed = true;
+                self.has_fed = true;
             }
             if let Some(chunk) = self.in_flight.order.pop() {
                 self.deliver(chunk);
-                return true;
+                return Refill::Chunk;
             }
             if has_received {
                 continue;
@@ -230,21 +252,17 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             let is_idle = self.workers.is_idle() && self.in_flight.is_idle();
             if self.can_feed() {
                 self.feed();
-                has_fed = true;
+                self.has_fed = true;
             } else if self.is_held_back() {
-                self.wait(false);
+                return Refill::Wait { for_source: false };
             } else if self.may_pull() && !(is_idle && self.ends_when_idle()) {
                 // Else it could be fed: so the source has nothing yet, and may have something later.
-                self.wait(true);
+                return Refill::Wait { for_source: true };
             } else if !is_idle {
-                self.wait(false);
-            } else {
-                // A cancel may be why nothing is left; that is not reported as `Exhausted`.
-                if !self.has_ended() {
-                    self.stop(Ending::Exhausted);
-                    self.drain();
-                }
-                return false;
+                return Refill::Wait { for_source: false };
+            } else if !self.has_ended() {
+                // Else a cancel may be why nothing is left; that is not reported as `Exhausted`.
+                self.stop(Ending::Exhausted);
             }
         }
     }
@@ -299,22 +317,29 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// Waits for what runs, unless the run was cut short from outside; then all is released.
     fn drain(&mut self) {
-        let Phase::Draining(ending) = self.phase else {
-            return;
-        };
-        let start = now();
-        self.workers.close();
-        // Received before the wait: if the source panicked, the notification may be spent already.
-        self.receive();
-        while !self.workers.is_idle() && !self.workers.stop().is_interrupted() {
+        while !self.try_drain() {
+            let start = now();
             self.workers.wait(None, self.workers.stop().deadline());
-            self.receive();
+            self.workers.timings.waited(now() - start);
         }
-        self.workers.timings.waited(now() - start);
-        if !self.workers.stop().is_interrupted() {
+    }
+
+    /// The same, but never blocks. Returns whether nothing more is waited for.
+    fn try_drain(&mut self) -> bool {
+        let Phase::Draining(ending) = self.phase else {
+            return true;
+        };
+        self.workers.close();
+        // Received before any wait: if the source panicked, the notification may be spent already.
+        self.receive();
+        if self.workers.stop().is_interrupted() {
+            return true;
+        }
+        if self.workers.is_idle() {
             self.release();
             self.phase = Phase::Done(ending);
         }
+        self.workers.is_idle()
     }
 
     /// Waits for what runs, takes in what comes back, and gives back threads and values.
@@ -424,6 +449,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     fn deliver(&mut self, chunk: BoxedChunk<I::Item, T, E>) {
         let emptied = mem::replace(&mut self.current, chunk);
         self.count_delivered(&emptied);
+        self.has_fed = false;
         let enough = self.sizing.depth().saturating_mul(self.workers.width());
         self.in_flight
             .recycle(emptied, self.workers.outstanding(), enough);
@@ -567,20 +593,34 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// Blocks until there is something to do; also for an item of the source, if `for_source`.
     fn wait(&mut self, for_source: bool) {
-        let start = now();
-        let outstanding = self.workers.outstanding();
-        let (is_paused, is_paced) = (self.workers.is_paused(), self.may_start() == 0);
+        let waiting = self.begin_wait(for_source);
         self.block(for_source);
-        let time = now() - start;
+        self.end_wait(&waiting);
+    }
+
+    fn begin_wait(&self, for_source: bool) -> Waiting {
+        Waiting {
+            since: now(),
+            for_source,
+            outstanding: self.workers.outstanding(),
+            is_paused: self.workers.is_paused(),
+            is_paced: self.may_start() == 0,
+        }
+    }
+
+    /// Notes what was waited for.
+    fn end_wait(&mut self, waiting: &Waiting) {
+        let time = now() - waiting.since;
+        let is_idle = waiting.outstanding == 0;
         let width = self.workers.width();
         let timings = &mut self.workers.timings;
-        if for_source && outstanding < width {
+        if waiting.for_source && waiting.outstanding < width {
             timings.pulled(time);
-        } else if is_paused {
+        } else if waiting.is_paused {
             timings.paused(time);
-        } else if outstanding == 0 && is_paced {
+        } else if is_idle && waiting.is_paced {
             timings.waited_for_rate_limit(time);
-        } else if outstanding == 0 {
+        } else if is_idle {
             timings.waited_for_retries(time);
         } else {
             timings.waited(time);
@@ -608,21 +648,27 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     fn block(&self, for_source: bool) {
         let (workers, wake) = (&self.workers, self.workers.wake());
         let source = incoming(&self.ops, &self.source).filter(|_| for_source);
-        let until = [workers.stop().deadline(), self.next_start()]
-            .into_iter()
-            .flatten()
-            .min();
-        if workers.may_hold_back() && !wake.is_flush_requested() {
+        let (until, is_patient) = self.wait_until();
+        let is_ready = workers.wait(source, until);
+        if !is_patient {
+            wake.request_flush(false);
+        } else if !is_ready {
+            workers.flush();
+        }
+    }
+
+    /// How long to wait at most, and whether that is how long the workers may keep what they have finished.
+    fn wait_until(&self) -> (Option<Instant>, bool) {
+        let workers = &self.workers;
+        let ends = [workers.stop().deadline(), self.next_start()];
+        let until = ends.into_iter().flatten().min();
+        if workers.may_hold_back() && !workers.wake().is_flush_requested() {
             let patience = now() + FLUSH_AFTER;
             if until.is_none_or(|until| patience < until) {
-                if !workers.wait(source, Some(patience)) {
-                    workers.flush();
-                }
-                return;
+                return (Some(patience), true);
             }
         }
-        workers.wait(source, until);
-        wake.request_flush(false);
+        (until, false)
     }
 }
 

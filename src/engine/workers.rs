@@ -166,8 +166,8 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
             self.timings.durations = catch_panic(|| metrics::durations(&self.title));
         }
         if let Some(control) = self.stop().control() {
-            let notify = self.shared.completions.notifier();
-            self.on_change = Some(control.notify(notify));
+            let notifier = Arc::clone(self.shared.completions.notifier());
+            self.on_change = Some(control.on_change(notifier));
         }
         self.counters().start(total);
         #[cfg(feature = "tracing")]

@@ -1,5 +1,8 @@
 //! What the engine asks of a source that can be empty now and have items later.
 
+#[cfg(feature = "stream")]
+use std::task::Waker;
+
 use crate::util::sync::channel::Select;
 
 /// The operations of such a source, as a table of functions, so that the source needs no trait bound.
@@ -17,6 +20,10 @@ pub(crate) trait Incoming {
 
     /// Makes `select` wake when there is an item.
     fn wait_in<'s>(&'s self, select: &mut Select<'s>);
+
+    /// Has `waker` woken when there is an item. One that is there already does not wake it.
+    #[cfg(feature = "stream")]
+    fn wake_next(&self, waker: Waker);
 
     /// Clears the wake-up that ended a wait.
     fn forget_waking(&self) {}

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use crossbeam_channel::{Receiver, Sender, bounded};
+#[cfg(feature = "stream")]
+use std::task::Waker;
 
 use super::ops::{Incoming, SourceOps};
+use crate::util::notify::Notifier;
 use crate::util::panics::drop_all_catching;
-use crate::util::sync::channel::Select;
+use crate::util::sync::channel::{Receiver, Select};
 
 /// A queue of items that a run can add to while it pulls them: the pages of a crawl, the nodes of a search, the
 /// folders of a tree.
@@ -48,8 +49,8 @@ pub struct Queue<T> {
 
 struct State<T> {
     items: VecDeque<T>,
-    /// Wake the runs that wait for an item.
-    wakers: Vec<Sender<()>>,
+    /// Of the runs that may wait for an item.
+    notifiers: Vec<Arc<Notifier>>,
 }
 
 impl<T> Drop for State<T> {
@@ -64,7 +65,7 @@ impl<T> Queue<T> {
     pub fn new() -> Self {
         let state = State {
             items: VecDeque::new(),
-            wakers: Vec::new(),
+            notifiers: Vec::new(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -81,9 +82,9 @@ impl<T> Queue<T> {
         for item in items {
             let mut state = self.state();
             state.items.push_back(item);
-            state.wakers.iter().for_each(|waker| {
-                let _ = waker.try_send(());
-            });
+            let notifiers = state.notifiers.clone();
+            drop(state);
+            notifiers.iter().for_each(|notifier| notifier.notify());
         }
     }
 
@@ -173,12 +174,12 @@ pub struct QueueSource<T> {
 impl<T> QueueSource<T> {
     /// Each run over the queue has its own.
     pub(crate) fn into_items(self) -> QueueItems<T> {
-        let (waker, wakes) = bounded(1);
-        self.queue.state().wakers.push(waker.clone());
+        let (notifier, notified) = Notifier::new();
+        self.queue.state().notifiers.push(Arc::clone(&notifier));
         QueueItems {
             queue: self.queue,
-            waker,
-            wakes,
+            notifier,
+            notified,
         }
     }
 }
@@ -189,8 +190,8 @@ impl<T> QueueSource<T> {
 #[must_use = "iterators are lazy and do nothing unless consumed"]
 pub struct QueueItems<T> {
     queue: Queue<T>,
-    waker: Sender<()>,
-    wakes: Receiver<()>,
+    notifier: Arc<Notifier>,
+    notified: Receiver<()>,
 }
 
 impl<T> QueueItems<T> {
@@ -206,11 +207,16 @@ impl<T> Incoming for QueueItems<T> {
     }
 
     fn wait_in<'s>(&'s self, select: &mut Select<'s>) {
-        select.recv(&self.wakes);
+        select.recv(&self.notified);
+    }
+
+    #[cfg(feature = "stream")]
+    fn wake_next(&self, waker: Waker) {
+        self.notifier.wake_next(waker);
     }
 
     fn forget_waking(&self) {
-        let _ = self.wakes.try_recv();
+        let _ = self.notified.try_recv();
     }
 
     fn ends_when_idle(&self) -> bool {
@@ -234,11 +240,11 @@ impl<T> Iterator for QueueItems<T> {
 
 impl<T> Drop for QueueItems<T> {
     fn drop(&mut self) {
-        let waker = &self.waker;
+        let notifier = &self.notifier;
         self.queue
             .state()
-            .wakers
-            .retain(|other| !other.same_channel(waker));
+            .notifiers
+            .retain(|other| !Arc::ptr_eq(other, notifier));
     }
 }
 

@@ -4,12 +4,18 @@ use std::any::Any;
 use std::fmt;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
+#[cfg(feature = "stream")]
+use std::sync::Arc;
+#[cfg(feature = "stream")]
+use std::task::Waker;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::ops::{Incoming, SourceOps};
 use crate::cancel::CancellationToken;
+#[cfg(feature = "stream")]
+use crate::util::notify::Notifier;
 use crate::util::panics::{CatchDrop, drop_catching};
 use crate::util::sync::channel::Select;
 
@@ -26,16 +32,26 @@ enum Read<I> {
     Panicked(Box<dyn Any + Send>),
 }
 
-/// Receives what was read. Each element has its own `CatchDrop`.
-type Items<I> = Receiver<CatchDrop<Read<I>>>;
+/// What was read. Each element has its own `CatchDrop`.
+struct Items<I> {
+    received: Receiver<CatchDrop<Read<I>>>,
+    /// Told of each item, for a run that is a stream.
+    #[cfg(feature = "stream")]
+    notifier: Arc<Notifier>,
+}
 
 impl<I> Incoming for Items<I> {
     fn is_empty(&self) -> bool {
-        Receiver::is_empty(self)
+        self.received.is_empty()
     }
 
     fn wait_in<'s>(&'s self, select: &mut Select<'s>) {
-        select.recv(self);
+        select.recv(&self.received);
+    }
+
+    #[cfg(feature = "stream")]
+    fn wake_next(&self, waker: Waker) {
+        self.notifier.wake_next(waker);
     }
 
     fn ends_when_idle(&self) -> bool {
@@ -181,7 +197,7 @@ where
             return source.next();
         }
         self.start();
-        let read = self.items()?.recv().map(CatchDrop::into_inner);
+        let read = self.items()?.received.recv().map(CatchDrop::into_inner);
         match read {
             Ok(Read::Item(item)) => Some(item),
             Ok(Read::Panicked(payload)) => {
@@ -214,21 +230,36 @@ where
 
 impl<T: Send + 'static> Reader<T> {
     fn start(source: impl Iterator<Item = T> + Send + 'static, limit: usize) -> Self {
-        let (sender, items) = bounded(limit);
+        let (sender, received) = bounded(limit);
+        #[cfg(feature = "stream")]
+        let (notifier, _) = Notifier::new();
+        let items = Items {
+            received,
+            #[cfg(feature = "stream")]
+            notifier: Arc::clone(&notifier),
+        };
+        let notify = move || {
+            #[cfg(feature = "stream")]
+            notifier.notify();
+        };
         let token = CancellationToken::new();
         let current = token.clone();
         thread::Builder::new()
             .name("futureproof-read-ahead".into())
             .spawn(move || {
                 let _entered = current.enter(1);
-                read(source, &sender);
+                read(source, &sender, notify);
             })
             .unwrap_or_else(|error| panic!("cannot start the thread that reads ahead: {error}"));
         Self { items, token }
     }
 }
 
-fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<CatchDrop<Read<T>>>) {
+fn read<T>(
+    mut source: impl Iterator<Item = T>,
+    sender: &Sender<CatchDrop<Read<T>>>,
+    notify: impl Fn(),
+) {
     loop {
         // Caught here, and resumed on the consumer's thread.
         let read = match panic::catch_unwind(AssertUnwindSafe(|| source.next())) {
@@ -237,7 +268,9 @@ fn read<T>(mut source: impl Iterator<Item = T>, sender: &Sender<CatchDrop<Read<T
             Err(payload) => Read::Panicked(payload),
         };
         let is_item = matches!(read, Read::Item(_));
-        if sender.send(CatchDrop::new(read)).is_err() || !is_item {
+        let is_wanted = sender.send(CatchDrop::new(read)).is_ok();
+        notify();
+        if !is_wanted || !is_item {
             break;
         }
     }

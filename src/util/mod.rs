@@ -1,5 +1,6 @@
 //! What every other file may use.
 
+pub(crate) mod notify;
 pub(crate) mod panics;
 pub(crate) mod seeded_bugs;
 pub(crate) mod sync;
