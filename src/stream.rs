@@ -1,26 +1,23 @@
 //! A run as a stream, for async code.
 //!
-//! A thread drives the run and puts results into a handover. The stream takes them from there when it is polled.
+//! Whoever polls is the consumer: the driver does what it does for an iterator, but for blocking.
 
-use std::any::Any;
-use std::collections::VecDeque;
 use std::fmt;
-use std::io;
-use std::mem;
-use std::panic::{self, AssertUnwindSafe};
+use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::thread;
+use std::time::Instant;
 
 use futures_core::{FusedStream, Stream};
+use futures_timer::Delay;
 
 use crate::cancel::OnCancel;
 use crate::ending::Ending;
-use crate::engine::workers::StopHandle;
+use crate::engine::driver::{PollWait, Step};
 use crate::map_tasks::MapTasks;
 use crate::task::{Task, TaskError, TaskResult};
-use crate::util::panics::{catch_panic, drop_catching};
+use crate::util::panics::drop_catching;
 
 impl<I, T, E> MapTasks<'static, I, T, E>
 where
@@ -30,7 +27,7 @@ where
 {
     /// Turns the run into a [`Stream`] of the same tasks, for async code on any runtime.
     ///
-    /// Needs the feature `stream`. The first poll starts a thread, which pulls the source and drives the run.
+    /// Needs the feature `stream`.
     ///
     /// ```
     /// use futureproof::prelude::*;
@@ -66,27 +63,25 @@ where
     ///
     /// # What waits for what
     ///
-    /// - **A poll** never blocks. The task that polls is woken by results (once per chunk), by the end and by a
-    ///   cancel.
-    /// - **The source** waits for the consumer: nothing is pulled while a result waits to be taken. So the window
-    ///   bounds memory here as well.
-    /// - **Finished results** wait while the source blocks, because one thread pulls the source and delivers. To
-    ///   avoid that, [read ahead](crate::Futureproof::read_ahead).
+    /// - **A poll** pulls the source, as `futures::stream::iter` does, and delivers what has finished. It never waits for
+    ///   calls. The task that polls is woken by results (once per chunk), by the end and by a cancel. There is no
+    ///   thread of the stream's own.
+    /// - **A source that blocks** would block the poll, and so the executor: let the run [read it
+    ///   ahead](crate::Futureproof::read_ahead).
+    /// - **The source** waits for the consumer: nothing is pulled while nobody polls. So the window bounds memory here
+    ///   as well.
     /// - **The end**, when the source is exhausted or the policy stops the run: `None` comes after running calls have
     ///   ended. By then the run's threads, the function and the source are gone.
-    /// - **A cancel or a deadline**: `None` comes at once. No further results are delivered, except the failure that
-    ///   had ended the run before. Running calls end by themselves, and the threads with them. A deadline does not
-    ///   wake the task while the source blocks; a poll then yields `None`.
-    /// - **A panic of the source** reaches the next poll at once, without waiting for running calls.
+    /// - **A cancel or a deadline**: `None` comes at once. No further results are delivered. Running calls end by
+    ///   themselves, and the threads with them.
+    /// - **A panic of the source** reaches the poll.
     /// - **A drop** stops the run and does not block. Running calls can [learn of
-    ///   it](crate::CancellationToken::current). The threads end when these calls have ended; a call or a source that
-    ///   blocks keeps them until it returns. Undelivered results are dropped on the stream's thread. If the run never
-    ///   began, the drop itself drops the source and the function.
+    ///   it](crate::CancellationToken::current). The threads end when these calls have ended; a call that blocks
+    ///   keeps them until it returns. Undelivered results are dropped on a thread that is started for that. If the run
+    ///   never began, the drop itself drops the source and the function.
     ///
-    /// # What it costs
-    ///
-    /// Each handover is a trip between threads. Measured on two cores: 60 ns per task of no work, and 20 to 30 µs per
-    /// task of 100 µs. For the iterator it is 3 ns and 2 µs.
+    /// If the executor runs on threads of the very pool that the run uses, a poll runs tasks itself: nobody else may be there
+    /// to do it.
     ///
     /// # In a server
     ///
@@ -94,220 +89,67 @@ where
     /// runs [share a pool](crate::Futureproof::on) with `.on(Arc::clone(&pool))`, or each request starts its own
     /// threads. When a client disconnects, the server drops the body, and with it the stream; that stops the run.
     pub fn into_stream(self) -> TaskStream<I, T, E> {
-        let handover = Arc::<Handover<_>>::default();
-        let stop_handle = self.driver.workers.stop_handle();
-        let waiting = Arc::clone(&handover);
-        let on_cancel = stop_handle.on_cancel(move || waiting.wake());
-        let supplied = Arc::clone(&handover);
-        let thread = StreamThread {
-            name: format!("{}-stream", self.driver.options.title()),
-            has_begun: self.driver.workers.width() > 0,
-            work: Box::new(move || drive(self, &supplied)),
-        };
         TaskStream {
-            thread: Some(thread),
-            stop_handle,
-            _on_cancel: on_cancel,
-            handover,
-            is_terminated: false,
+            _on_cancel: self.driver.workers.notify_on_cancel(),
+            run: Some(Box::new(self)),
+            wait: None,
+            timer: None,
+            leave,
+            ending: None,
         }
     }
 }
 
 /// A stream of the finished tasks of a run, created by [`MapTasks::into_stream`].
 #[must_use = "streams do nothing unless polled"]
-pub struct TaskStream<I: Iterator, T, E> {
-    /// `None` after the first poll.
-    thread: Option<StreamThread>,
-    stop_handle: StopHandle<I::Item, T, E>,
-    /// Wakes the polling task on a cancel, even if the driver is busy with a pull.
+pub struct TaskStream<I: Iterator + 'static, T: 'static, E: 'static> {
+    /// `None` once the stream has ended.
+    run: Option<Run<I, T, E>>,
+    /// What the last poll waits for.
+    wait: Option<PollWait>,
+    /// For what has its time: deadlines, retries, rate limits.
+    timer: Option<Delay>,
+    /// Wakes whoever polls.
     _on_cancel: Vec<OnCancel>,
-    handover: Arc<Handover<TaskResult<I::Item, T, E>>>,
-    is_terminated: bool,
-}
-
-/// The thread to start. Its work owns the run.
-struct StreamThread {
-    name: String,
-    /// Whether calls may already be running.
-    has_begun: bool,
-    work: Box<dyn FnOnce() + Send>,
-}
-
-impl StreamThread {
-    fn start(self) -> io::Result<()> {
-        thread::Builder::new()
-            .name(self.name)
-            .spawn(self.work)
-            .map(drop)
-    }
-}
-
-/// Passes results from the driver to the stream.
-struct Handover<R> {
-    state: Mutex<State<R>>,
-    /// Signals that all results were taken, or that the stream is gone.
-    taken: Condvar,
-}
-
-struct State<R> {
-    results: VecDeque<R>,
-    /// The task that waits for results.
-    waker: Option<Waker>,
-    /// How the run ended. Results still in the queue came before that.
+    leave: fn(Run<I, T, E>),
+    /// How the run ended, once the stream has.
     ending: Option<Ending>,
-    /// The source's panic, for the next poll.
-    panic: Option<Payload>,
-    /// Whether the driver is done.
-    is_over: bool,
-    /// Whether the stream is gone or has ended.
-    is_abandoned: bool,
 }
 
-type Payload = Box<dyn Any + Send>;
+type Run<I, T, E> = Box<MapTasks<'static, I, T, E>>;
 
-impl<R> Default for Handover<R> {
-    fn default() -> Self {
-        let state = State {
-            results: VecDeque::new(),
-            waker: None,
-            ending: None,
-            panic: None,
-            is_over: false,
-            is_abandoned: false,
-        };
-        Self {
-            state: Mutex::new(state),
-            taken: Condvar::new(),
-        }
-    }
-}
-
-impl<R> Handover<R> {
-    fn state(&self) -> MutexGuard<'_, State<R>> {
-        // Nothing that could panic is done under the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self) {
-        let waker = self.state().waker.take();
-        // The waker is user code, so its panics are caught.
-        waker.map(|waker| catch_panic(|| waker.wake()));
-    }
-
-    /// Puts `results` and waits until they are taken. Returns whether more are wanted. If not, drops the rest here,
-    /// not on the thread of the consumer, which must not be held up.
-    fn put(&self, results: VecDeque<R>, ending: Option<Ending>) -> bool {
-        let mut state = self.state();
-        state.results = results;
-        state.ending = state.ending.or(ending);
-        drop(state);
-        self.wake();
-        let state = self.state();
-        let is_waiting = |state: &mut State<R>| !state.results.is_empty() && !state.is_abandoned;
-        let state = self.taken.wait_while(state, is_waiting);
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
-        let is_wanted = !state.is_abandoned;
-        let left = mem::take(&mut state.results);
-        drop(state);
-        left.into_iter().for_each(drop_catching);
-        is_wanted
-    }
-
-    /// Called when the driver is done, with the ending or the source's panic.
-    fn end(&self, end: thread::Result<Option<Ending>>) {
-        let (ending, mut panic) = match end {
-            Ok(ending) => (ending, None),
-            Err(payload) => (Some(Ending::SourcePanicked), Some(payload)),
-        };
-        let mut state = self.state();
-        state.is_over = true;
-        state.ending = state.ending.or(ending);
-        if !state.is_abandoned {
-            mem::swap(&mut state.panic, &mut panic);
-        }
-        drop(state);
-        self.wake();
-        drop_catching(panic);
-    }
-
-    /// Called when the stream is gone or has ended. Returns a panic of the source that was not delivered.
-    fn abandon(&self) -> Option<Payload> {
-        let mut state = self.state();
-        state.is_abandoned = true;
-        let (waker, panic) = (state.waker.take(), state.panic.take());
-        drop(state);
-        self.taken.notify_one();
-        drop_catching(waker);
-        panic
-    }
-}
-
-/// The body of the stream's thread.
-fn drive<I: Iterator, T, E>(
-    mut run: MapTasks<'static, I, T, E>,
-    handover: &Handover<TaskResult<I::Item, T, E>>,
-) {
-    // The source's panics go to the next poll.
-    let end = panic::catch_unwind(AssertUnwindSafe(|| {
-        while let Some(first) = run.next() {
-            // The rest of the chunk is ready too. Taking it pulls nothing, so the window holds.
-            let mut results = VecDeque::from([first]);
-            results.extend(std::iter::from_fn(|| run.driver.next_at_hand()));
-            // A failure is delivered even if a cancel follows it.
-            let ending = run.ending().filter(|ending| *ending == Ending::Failed);
-            if !handover.put(results, ending) {
-                break;
-            }
-        }
-        run.ending()
-    }));
-    let is_at_rest = matches!(end, Ok(Some(Ending::Exhausted | Ending::Failed)))
-        && !run.driver.workers.stop().is_interrupted();
-    if is_at_rest {
-        // The source's destructor may panic, which goes to the next poll as well.
-        let gone = panic::catch_unwind(AssertUnwindSafe(move || drop(run)));
-        handover.end(gone.and(end));
-    } else {
-        // Calls may still be running, and the consumer must not wait for them.
-        handover.end(end);
-        drop_catching(run);
-    }
+/// Drops a run whose calls may still be running, where that holds up nobody.
+fn leave<I, T, E>(run: Run<I, T, E>)
+where
+    I: Iterator<Item: Send> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    let name = format!("{}-stream", run.driver.options.title());
+    // If there can be no thread, this one has to wait.
+    let _ = thread::Builder::new()
+        .name(name)
+        .spawn(move || drop_catching(run));
 }
 
 impl<I: Iterator, T, E> TaskStream<I, T, E> {
-    /// Returns what is ready. If nothing is, stores `waker` to be woken later.
-    fn take_up(&mut self, mut waker: Option<Waker>) -> Poll<Option<TaskResult<I::Item, T, E>>> {
-        let mut state = self.handover.state();
-        let interruption = self.stop_handle.interruption();
-        if state.ending.is_none() && interruption.is_some() {
-            state.ending = interruption;
-        } else if let Some(result) = state.results.pop_front() {
-            if state.results.is_empty() {
-                self.handover.taken.notify_one();
-            }
-            return Poll::Ready(Some(result));
-        }
-        // An interrupted run may still be busy; its driver cleans up.
-        if state.is_over || interruption.is_some() {
-            drop(state);
-            self.is_terminated = true;
-            return match self.handover.abandon() {
-                Some(payload) => panic::resume_unwind(payload),
-                None => Poll::Ready(None),
-            };
-        }
-        mem::swap(&mut state.waker, &mut waker);
-        drop(state);
-        drop_catching(waker);
-        Poll::Pending
+    /// Returns how the run ended, or `None` while it goes on.
+    pub fn ending(&self) -> Option<Ending> {
+        let run = self.run.as_ref().and_then(|run| run.ending());
+        run.or(self.ending)
     }
 
-    /// Returns how the run ended, or `None` while it runs or has results to deliver.
-    pub fn ending(&self) -> Option<Ending> {
-        let state = self.handover.state();
-        let is_all = state.results.is_empty() || self.is_terminated;
-        state.ending.filter(|_| is_all)
+    fn end(&mut self) {
+        self.timer = None;
+        self.ending = self.ending();
+        let Some(run) = self.run.take() else {
+            return;
+        };
+        if run.driver.is_done() {
+            drop(run);
+        } else {
+            (self.leave)(run);
+        }
     }
 }
 
@@ -324,23 +166,63 @@ where
     /// # Panics
     ///
     /// If the source panics, with its panic. At the first poll also if a thread cannot be started.
+    #[inline]
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.is_terminated {
+        let this = &mut *self;
+        let Some(run) = &mut this.run else {
             return Poll::Ready(None);
+        };
+        match run.driver.next_fast() {
+            Some(task) => Poll::Ready(Some(Ok(task))),
+            None => this.poll_slow(cx),
         }
-        if let Some(thread) = self.thread.take() {
-            if let Err(error) = thread.start() {
-                self.is_terminated = true;
-                panic!("cannot start the thread of a stream: {error}");
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let hint = self.run.as_ref().map(|run| run.size_hint());
+        hint.unwrap_or((0, Some(0)))
+    }
+}
+
+impl<I: Iterator, T, E> TaskStream<I, T, E> {
+    #[inline(never)]
+    fn poll_slow(&mut self, cx: &mut Context<'_>) -> Poll<Option<TaskResult<I::Item, T, E>>> {
+        while let Some(run) = &mut self.run {
+            let driver = &mut run.driver;
+            if let Some(wait) = self.wait.take() {
+                driver.end_poll(&wait);
+            }
+            let for_source = match driver.try_next() {
+                Step::Task(result) => return Poll::Ready(Some(result)),
+                Step::End => {
+                    self.end();
+                    break;
+                }
+                Step::Wait { for_source } => for_source,
+            };
+            let Some(wait) = driver.begin_poll(for_source, cx.waker()) else {
+                continue;
+            };
+            let until = wait.until;
+            self.wait = Some(wait);
+            if until.is_none_or(|until| !self.is_over(until, cx)) {
+                return Poll::Pending;
             }
         }
-        let poll = self.take_up(None);
-        if poll.is_ready() {
-            return poll;
-        }
-        // Cloning the waker is user code, so it is done only if needed and not under the lock. By now there may be a
-        // result.
-        self.take_up(Some(cx.waker().clone()))
+        Poll::Ready(None)
+    }
+
+    /// Whether the time is over; else it wakes.
+    fn is_over(&mut self, until: Instant, cx: &mut Context<'_>) -> bool {
+        let left = until.saturating_duration_since(Instant::now());
+        let timer = match &mut self.timer {
+            Some(timer) => {
+                timer.reset(left);
+                timer
+            }
+            None => self.timer.insert(Delay::new(left)),
+        };
+        Pin::new(timer).poll(cx).is_ready()
     }
 }
 
@@ -351,20 +233,22 @@ where
     E: Send + 'static,
 {
     fn is_terminated(&self) -> bool {
-        self.is_terminated
+        self.run.is_none()
     }
 }
 
 impl<I: Iterator, T, E> Drop for TaskStream<I, T, E> {
     fn drop(&mut self) {
-        self.stop_handle.stop();
-        drop_catching(self.handover.abandon());
-        if let Some(thread) = self.thread.take() {
-            // If calls are running, the thread waits for them, not this drop. If it cannot be started, this drop
-            // does.
-            if thread.has_begun {
-                let _ = thread.start();
-            }
+        let Some(run) = self.run.take() else {
+            return;
+        };
+        if run.driver.workers.width() == 0 {
+            drop_catching(run);
+        } else {
+            // At once, whenever the thread gets to it.
+            run.driver.workers.stop().forbid_all();
+            run.driver.workers.stop().cancel_tasks();
+            (self.leave)(run);
         }
     }
 }

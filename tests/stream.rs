@@ -245,8 +245,9 @@ fn wait_elsewhere<S: Stream + Unpin>(stream: &mut S) -> mpsc::Receiver<()> {
     woken
 }
 
+/// As with the iterator: whoever cancels wants nothing more.
 #[test]
-fn a_failure_that_came_before_a_cancel_is_delivered() {
+fn a_cancel_beats_a_failure_that_nobody_has_polled_for() {
     watchdog(|| {
         let (token, gate) = (CancellationToken::new(), Gate::default());
         let inside = gate.clone();
@@ -261,36 +262,8 @@ fn a_failure_that_came_before_a_cancel_is_delivered() {
         woken.recv().unwrap();
         assert_eq!(stream.ending(), None);
         token.cancel();
-        assert!(next(&mut stream).unwrap().is_err());
-        assert_eq!(stream.ending(), Some(Ending::Failed));
         assert!(next(&mut stream).is_none());
-        assert_eq!(stream.ending(), Some(Ending::Failed));
-    });
-}
-
-#[test]
-fn a_failure_that_came_before_the_deadline_is_delivered() {
-    watchdog(|| {
-        let (gate, (sender, tokens)) = (Gate::default(), mpsc::channel());
-        let inside = gate.clone();
-        let run = (0..1u32).futureproof(Raise);
-        let run = run
-            .deadline(Duration::from_millis(200))
-            .map_tasks(move |_| {
-                sender.send(CancellationToken::current()).unwrap();
-                inside.pass();
-                Err::<(), _>("no")
-            });
-        let mut stream = run.into_stream();
-        let woken = wait_elsewhere(&mut stream);
-        // On a machine that is too busy for anything, the deadline comes first.
-        let Ok(token) = tokens.recv() else { return };
-        gate.open();
-        woken.recv().unwrap();
-        assert!(common::soon(|| token.is_cancelled()));
-        let failures = std::iter::from_fn(|| next(&mut stream)).count();
-        let expected = usize::from(stream.ending() == Some(Ending::Failed));
-        assert_eq!(failures, expected);
+        assert_eq!(stream.ending(), Some(Ending::Cancelled));
     });
 }
 
@@ -493,8 +466,9 @@ fn a_cancel_ends_a_stream_though_its_source_blocks() {
             begun.open();
             inside.pass();
         });
-        let run = source.futureproof(Raise).name("blocked").cancel_on(&token);
-        let mut stream = stream(run.map_tasks(infallible(|n: &u32| *n)));
+        let run = source.futureproof(Raise).read_ahead(1).name("blocked");
+        let run = run.cancel_on(&token).map_tasks(infallible(|n: &u32| *n));
+        let mut stream = stream(run);
         let woken = wait_elsewhere(&mut stream);
         entered.pass();
         token.cancel();
@@ -503,6 +477,116 @@ fn a_cancel_ends_a_stream_though_its_source_blocks() {
         assert_eq!(stream.ending(), Some(Ending::Cancelled));
         gate.open();
         assert!(common::soon(|| common::threads_named("blocked").is_empty()));
+    });
+}
+
+/// Whatever a stream waits for wakes it: an item that is read ahead, one that is pushed, a retry's time, a rate limit, the end of
+/// a pause, a result behind a neighbour that hangs.
+#[test]
+fn everything_that_a_stream_can_wait_for_wakes_it() {
+    watchdog(|| {
+        let (sender, receiver) = mpsc::channel();
+        let feeder = thread::spawn(move || {
+            for n in 0..50u32 {
+                thread::sleep(Duration::from_micros(200));
+                sender.send(n).unwrap();
+            }
+        });
+        let run = receiver.into_iter().futureproof(Raise).read_ahead(4);
+        let mut ahead = stream(run.map_tasks(infallible(|n: &u32| *n)));
+        assert_eq!(std::iter::from_fn(|| next(&mut ahead)).count(), 50);
+        feeder.join().unwrap();
+
+        let queue = Queue::from_iter([1u32]);
+        let more = queue.clone();
+        let push = move |n: &u32| {
+            thread::sleep(Duration::from_micros(100));
+            if *n < 64 {
+                more.push(2 * n);
+                more.push(2 * n + 1);
+            }
+        };
+        let run = queue.source().futureproof(Raise).num_threads(2);
+        let mut pushed = stream(run.map_tasks(infallible(push)));
+        assert_eq!(std::iter::from_fn(|| next(&mut pushed)).count(), 127);
+
+        let tries = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&tries);
+        let run = (0..3u32)
+            .futureproof(Raise)
+            .rate_limit(500, Duration::from_secs(1));
+        let run = run.map_tasks(move |n: &u32| {
+            if count.fetch_add(1, SeqCst) < 3 {
+                Err("busy")
+            } else {
+                Ok(*n)
+            }
+        });
+        let mut tried = stream(run.retry(|| [Duration::from_millis(2); 3]));
+        assert_eq!(std::iter::from_fn(|| next(&mut tried)).flatten().count(), 3);
+        assert_eq!(tries.load(SeqCst), 6);
+
+        let control = futureproof::Control::new();
+        control.pause();
+        let run = (0..10u32).futureproof(Raise).control(&control);
+        let mut paused = stream(run.map_tasks(infallible(|n: &u32| *n)));
+        let woken = wait_elsewhere(&mut paused);
+        control.resume();
+        woken.recv().unwrap();
+        assert_eq!(std::iter::from_fn(|| next(&mut paused)).count(), 10);
+
+        // Tiny results, laid down behind one that waits until they are delivered.
+        let gate = Gate::default();
+        let hang = gate.clone();
+        let run = (0..1_000u32)
+            .futureproof(Raise)
+            .num_threads(1)
+            .chunk_size(1_000);
+        let run = run.max_in_flight(1_000);
+        let mut behind = stream(run.map_tasks(infallible(move |n: &u32| {
+            if *n == 500 {
+                hang.pass();
+            }
+        })));
+        let delivered = std::iter::from_fn(|| next(&mut behind)).take(437).count();
+        assert_eq!(delivered, 437);
+        gate.open();
+        assert_eq!(std::iter::from_fn(|| next(&mut behind)).count(), 563);
+    });
+}
+
+/// The executor's threads are the pool's own.
+#[test]
+fn a_stream_is_blocked_on_inside_its_own_pool() {
+    watchdog(|| {
+        for width in [1, 2] {
+            let shared = common::pool(width);
+            let on = Arc::clone(&shared);
+            let count = shared.install(|| {
+                let run = (0..100u32).futureproof(Raise).on(on);
+                let mut inside = stream(run.map_tasks(infallible(|n: &u32| *n)));
+                std::iter::from_fn(|| next(&mut inside)).count()
+            });
+            assert_eq!(count, 100);
+        }
+    });
+}
+
+/// While it goes on, the stream has no thread of its own, and knows how much is to come.
+#[test]
+fn a_stream_has_no_thread_of_its_own() {
+    watchdog(|| {
+        let shared = common::pool(2);
+        let run = (0..100u32).futureproof(Ignore).on(shared).name("alone");
+        let run = run.monitor_interval(Duration::ZERO);
+        let mut alone = stream(run.map_tasks(infallible(|n: &u32| *n)));
+        for left in (0..100).rev() {
+            assert!(next(&mut alone).is_some());
+            assert_eq!(alone.size_hint(), (left, Some(left)));
+            assert!(common::threads_named("alone").is_empty());
+        }
+        assert!(next(&mut alone).is_none());
+        assert_eq!(alone.size_hint(), (0, Some(0)));
     });
 }
 

@@ -8,6 +8,8 @@
 
 use std::fmt;
 use std::mem;
+#[cfg(feature = "stream")]
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::ending::Ending;
@@ -78,6 +80,26 @@ enum Refill {
     End,
     /// Something has to happen first; an item of the source will do, if `for_source`.
     Wait { for_source: bool },
+}
+
+/// What whoever polls gets.
+#[cfg(feature = "stream")]
+pub(crate) enum Step<R> {
+    Task(R),
+    End,
+    /// As with [`Refill::Wait`].
+    Wait {
+        for_source: bool,
+    },
+}
+
+/// A wait of whoever polls.
+#[cfg(feature = "stream")]
+pub(crate) struct PollWait {
+    waiting: Waiting,
+    /// When to poll again, if nothing else happens.
+    pub(crate) until: Option<Instant>,
+    is_patient: bool,
 }
 
 /// A wait that has begun.
@@ -182,6 +204,63 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
                 return None;
             }
         }
+    }
+
+    /// The next task, for whoever polls.
+    #[cfg(feature = "stream")]
+    pub(crate) fn try_next(&mut self) -> Step<TaskResult<I::Item, T, E>> {
+        loop {
+            if self.is_guarded && self.has_ended() {
+                break;
+            }
+            if let Some(result) = self.pop() {
+                return Step::Task(result);
+            }
+            match self.try_refill() {
+                Refill::Chunk => {}
+                Refill::End => break,
+                Refill::Wait { for_source } => return Step::Wait { for_source },
+            }
+        }
+        if self.try_drain() {
+            Step::End
+        } else {
+            Step::Wait { for_source: false }
+        }
+    }
+
+    /// Has `waker` woken when there may be something to do; `None` if there is now.
+    #[cfg(feature = "stream")]
+    pub(crate) fn begin_poll(&mut self, for_source: bool, waker: &Waker) -> Option<PollWait> {
+        let waiting = self.begin_wait(for_source);
+        let source = incoming(&self.ops, &self.source).filter(|_| for_source);
+        let (until, is_patient) = self.wait_until();
+        let is_ready = self.workers.begin_poll(source, waker);
+        (!is_ready).then_some(PollWait {
+            waiting,
+            until,
+            is_patient,
+        })
+    }
+
+    /// Whoever waited polls again.
+    #[cfg(feature = "stream")]
+    pub(crate) fn end_poll(&mut self, wait: &PollWait) {
+        let source = incoming(&self.ops, &self.source).filter(|_| wait.waiting.for_source);
+        let is_notified = self.workers.end_poll(source);
+        let is_late = wait.until.is_some_and(|until| now() >= until);
+        if !wait.is_patient {
+            self.workers.wake().request_flush(false);
+        } else if !is_notified && is_late {
+            self.workers.flush();
+        }
+        self.end_wait(&wait.waiting);
+    }
+
+    /// Whether all threads and values are released.
+    #[cfg(feature = "stream")]
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done(_))
     }
 
     fn pop(&mut self) -> Option<TaskResult<I::Item, T, E>> {

@@ -4,16 +4,16 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+#[cfg(feature = "stream")]
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use log::warn;
 
 use crate::adaptive::Sample;
 #[cfg(feature = "stream")]
-use crate::cancel::OnCancel;
+use crate::cancel::{CancellationToken, OnCancel};
 use crate::control::{Control, OnChange};
-#[cfg(feature = "stream")]
-use crate::ending::Ending;
 use crate::engine::chunk::BoxedChunk;
 use crate::engine::completions::Completions;
 use crate::engine::job::{RunState, Shared};
@@ -112,12 +112,15 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         &self.shared.run.counters
     }
 
-    /// To stop the run from another thread.
+    /// Has the consumer notified of a cancel, as long as what is returned lives.
     #[cfg(feature = "stream")]
-    pub(crate) fn stop_handle(&self) -> StopHandle<I, T, E> {
-        StopHandle {
-            shared: Arc::clone(&self.shared),
-        }
+    pub(crate) fn notify_on_cancel(&self) -> Vec<OnCancel> {
+        let notifier = self.shared.completions.notifier();
+        let on_cancel = |token: &CancellationToken| {
+            let notifier = Arc::clone(notifier);
+            token.on_cancel(move || notifier.notify())
+        };
+        self.stop().tokens().iter().map(on_cancel).collect()
     }
 
     pub(crate) fn stop_on_drop(&self) -> StopOnDrop<I, T, E> {
@@ -272,6 +275,37 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         is_ready
     }
 
+    /// The same for whoever polls: `waker` is woken. Returns whether there may be something to do now.
+    #[cfg(feature = "stream")]
+    pub(crate) fn begin_poll(&self, source: Option<&dyn Incoming>, waker: &Waker) -> bool {
+        self.wake().begin_wait();
+        if self.warm_up() || self.help() {
+            self.wake().end_wait();
+            return true;
+        }
+        self.shared.completions.notifier().wake_next(waker.clone());
+        if let Some(source) = source {
+            source.wake_next(waker.clone());
+        }
+        // After that: what has come before it did not wake.
+        let is_notified = self.shared.completions.notified().try_recv().is_ok();
+        let is_ready = is_notified || source.is_some_and(|source| !source.is_empty());
+        if is_ready {
+            self.wake().end_wait();
+        }
+        is_ready
+    }
+
+    /// Whoever waited polls again. Returns whether there was a notification.
+    #[cfg(feature = "stream")]
+    pub(crate) fn end_poll(&self, source: Option<&dyn Incoming>) -> bool {
+        self.wake().end_wait();
+        if let Some(source) = source {
+            source.forget_waking();
+        }
+        self.shared.completions.notified().try_recv().is_ok()
+    }
+
     /// Whoever is about to wait gives a quick job a moment, and else starts the threads that no job has asked for: a
     /// function may use them. Returns whether there is a completion.
     fn warm_up(&self) -> bool {
@@ -387,38 +421,6 @@ impl<I, T, E> Drop for StopOnDrop<I, T, E> {
     fn drop(&mut self) {
         self.shared.run.stop.forbid_all();
         self.shared.run.stop.cancel_tasks();
-    }
-}
-
-/// Stops a run from another thread.
-#[cfg(feature = "stream")]
-pub(crate) struct StopHandle<I, T, E> {
-    shared: Arc<Shared<I, T, E>>,
-}
-
-#[cfg(feature = "stream")]
-impl<I, T, E> StopHandle<I, T, E> {
-    /// Nothing starts any more, and the caller's half takes note of it at once.
-    pub(crate) fn stop(&self) {
-        self.shared.run.stop.forbid_all();
-        self.shared.run.stop.cancel_tasks();
-        self.shared.completions.notify();
-    }
-
-    /// How the run is cut short from outside, if it is.
-    pub(crate) fn interruption(&self) -> Option<Ending> {
-        let stop = &self.shared.run.stop;
-        if stop.is_cancelled() {
-            Some(Ending::Cancelled)
-        } else {
-            stop.is_late().then_some(Ending::DeadlineExceeded)
-        }
-    }
-
-    /// Has `f` called when the run is cancelled.
-    pub(crate) fn on_cancel(&self, f: impl Fn() + Send + Clone + 'static) -> Vec<OnCancel> {
-        let tokens = self.shared.run.stop.tokens().iter();
-        tokens.map(|token| token.on_cancel(f.clone())).collect()
     }
 }
 
