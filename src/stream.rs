@@ -5,7 +5,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Instant;
 
@@ -205,15 +205,16 @@ impl<I: Iterator, T, E> TaskStream<I, T, E> {
             };
             let until = wait.until;
             self.wait = Some(wait);
-            if until.is_none_or(|until| !self.is_over(until, cx)) {
+            let waker = driver.workers.waker();
+            if until.is_none_or(|until| !self.is_over(until, &waker)) {
                 return Poll::Pending;
             }
         }
         Poll::Ready(None)
     }
 
-    /// Whether the time is over; else it wakes.
-    fn is_over(&mut self, until: Instant, cx: &mut Context<'_>) -> bool {
+    /// Whether the time is over; else `waker` is woken then.
+    fn is_over(&mut self, until: Instant, waker: &Waker) -> bool {
         let left = until.saturating_duration_since(Instant::now());
         let timer = match &mut self.timer {
             Some(timer) => {
@@ -222,7 +223,9 @@ impl<I: Iterator, T, E> TaskStream<I, T, E> {
             }
             None => self.timer.insert(Delay::new(left)),
         };
-        Pin::new(timer).poll(cx).is_ready()
+        Pin::new(timer)
+            .poll(&mut Context::from_waker(waker))
+            .is_ready()
     }
 }
 

@@ -247,11 +247,11 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     #[cfg(feature = "stream")]
     pub(crate) fn end_poll(&mut self, wait: &PollWait) {
         let source = incoming(&self.ops, &self.source).filter(|_| wait.waiting.for_source);
-        let is_notified = self.workers.end_poll(source);
+        self.workers.end_poll(source);
         let is_late = wait.until.is_some_and(|until| now() >= until);
         if !wait.is_patient {
             self.workers.wake().request_flush(false);
-        } else if !is_notified && is_late {
+        } else if is_late {
             self.workers.flush();
         }
         self.end_wait(&wait.waiting);

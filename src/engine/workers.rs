@@ -296,14 +296,20 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         is_ready
     }
 
-    /// Whoever waited polls again. Returns whether there was a notification.
+    /// Whoever waited polls again.
     #[cfg(feature = "stream")]
-    pub(crate) fn end_poll(&self, source: Option<&dyn Incoming>) -> bool {
+    pub(crate) fn end_poll(&self, source: Option<&dyn Incoming>) {
         self.wake().end_wait();
+        let _ = self.shared.completions.notified().try_recv();
         if let Some(source) = source {
             source.forget_waking();
         }
-        self.shared.completions.notified().try_recv().is_ok()
+    }
+
+    /// What wakes whoever polls, whatever its waker does.
+    #[cfg(feature = "stream")]
+    pub(crate) fn waker(&self) -> Waker {
+        Arc::clone(self.shared.completions.notifier()).into()
     }
 
     /// Whoever is about to wait gives a quick job a moment, and else starts the threads that no job has asked for: a

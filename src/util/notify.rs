@@ -4,7 +4,7 @@ use std::sync::Arc;
 #[cfg(feature = "stream")]
 use std::sync::PoisonError;
 #[cfg(feature = "stream")]
-use std::task::Waker;
+use std::task::{Wake, Waker};
 
 #[cfg(feature = "stream")]
 use crate::util::panics::{catch_panic, drop_catching};
@@ -53,5 +53,13 @@ impl Notifier {
         // Nothing that could panic is done under the lock.
         let mut slot = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut slot, waker)
+    }
+}
+
+/// So that a waker that panics does no harm where others wake it.
+#[cfg(feature = "stream")]
+impl Wake for Notifier {
+    fn wake(self: Arc<Self>) {
+        self.notify();
     }
 }
