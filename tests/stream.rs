@@ -510,6 +510,20 @@ fn everything_that_a_stream_can_wait_for_wakes_it() {
         let mut pushed = stream(run.map_tasks(infallible(push)));
         assert_eq!(std::iter::from_fn(|| next(&mut pushed)).count(), 127);
 
+        // By the code that awaits the results.
+        let queue = Queue::from_iter([1u32]);
+        let run = queue.source().futureproof(Raise).num_threads(2);
+        let mut walked = stream(run.map_tasks(infallible(|n: &u32| *n)));
+        let mut count = 0;
+        while let Some(task) = next(&mut walked) {
+            let n = task.unwrap().output;
+            if n < 64 {
+                [2 * n, 2 * n + 1].map(|n| queue.push(n));
+            }
+            count += 1;
+        }
+        assert_eq!(count, 127);
+
         let tries = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&tries);
         let run = (0..3u32)

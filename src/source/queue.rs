@@ -40,9 +40,6 @@ use crate::util::sync::channel::{Receiver, Select};
 /// pulls it.
 ///
 /// The `index` of a task is the number of its pull, so an item may have another index in the next run.
-///
-/// With [`into_stream`](crate::MapTasks::into_stream), push from the tasks. A push from the code that awaits the
-/// results may come too late, because the run goes on before each result is looked at.
 pub struct Queue<T> {
     state: Arc<Mutex<State<T>>>,
 }
