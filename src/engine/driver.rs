@@ -609,6 +609,8 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let start = now();
         let (stop, wake) = (self.workers.stop(), self.workers.wake());
         let submitted = wake.submitted();
+        // Under a rate limit, workers often have nothing to do, though nothing is late.
+        let is_paced = self.options.pace.is_some();
         let ends_when_idle = self.ends_when_idle();
         let mut is_exhausted = false;
         let items = &mut self.filling.inputs;
@@ -623,9 +625,9 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             if let (Some(holds), Some(item)) = (&self.in_flight.holds, items.last()) {
                 mark = Some(holds.mark(item));
             }
-            // Nothing waits for its chunk to be filled for long while workers have nothing to do, or once nothing may start.
+            // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
             if items.len() >= size
-                || (wake.is_starved(submitted) && now() - start >= PULL_TIME)
+                || (wake.is_starved(submitted) && (!is_paced || now() - start >= PULL_TIME))
                 || !stop.allows_any()
                 || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
             {

@@ -295,7 +295,7 @@ where
                     self.sink.on_idle();
                     let RunState { stop, wake, .. } = self.sink.run();
                     wake.spin_before_idle(|| stop.allows_any());
-                    look = Look::Last;
+                    look = Look::AfterIdle;
                 }
                 Step::Yield => return,
                 Step::Leave => return self.sink.visit_next(),

@@ -53,6 +53,8 @@ struct State<I, T, E> {
     /// Jobs that have begun and not ended, parked ones included.
     running: usize,
     parked: usize,
+    /// Those that have found nothing, and will look again within a moment.
+    looking: usize,
     /// One for each worker that runs a chunk, and those that nobody uses.
     slots: Vec<Arc<OpenChunk<I, T, E>>>,
     /// How many items were put into each, without those that others took from it.
@@ -83,7 +85,9 @@ pub(crate) enum Look {
     First,
     /// What nobody else has a permit for; anything, if fewer others are there than can work. It looks again before it leaves.
     Again,
-    /// The same, and it leaves or parks if there is nothing.
+    /// The same, after [`Step::Idle`]: it leaves or parks if there is nothing.
+    AfterIdle,
+    /// The same, after it was parked or has come from the stage before.
     Last,
 }
 
@@ -105,6 +109,7 @@ impl<I, T, E> RunQueue<I, T, E> {
             permits: 0,
             running: 0,
             parked: 0,
+            looking: 0,
             slots: Vec::new(),
             items_in_slot: Vec::new(),
             free_slots: Vec::new(),
@@ -159,7 +164,7 @@ impl<I, T, E> RunQueue<I, T, E> {
         state.items += chunk.pending.len();
         state.queued.push_back(chunk);
         let mut permits = 0;
-        if state.queued.len() > state.permits + state.parked {
+        if state.queued.len() > state.permits + state.parked + state.looking {
             // Those who may work under a control look again before they leave.
             permits = usize::from(!self.is_controlled());
         } else if state.parked > 0 {
@@ -246,7 +251,7 @@ impl<I, T, E> RunQueue<I, T, E> {
     pub(crate) fn drop_permit(&self) -> Option<BoxedChunk<I, T, E>> {
         let mut state = self.state();
         state.permits -= 1;
-        if state.queued.len() <= state.permits + state.parked {
+        if state.queued.len() <= state.permits + state.parked + state.looking {
             return None;
         }
         let chunk = state.queued.pop_front()?;
@@ -257,10 +262,12 @@ impl<I, T, E> RunQueue<I, T, E> {
     /// What a worker does next.
     pub(crate) fn next(&self, look: Look) -> Step<I, T, E> {
         let mut state = self.state();
+        state.looking -= usize::from(look == Look::AfterIdle);
         let mut until = None;
         // Whoever changes that has permits given afterwards, for those who are not here any more.
         if self.is_controlled() && (self.is_paused() || state.running > self.width()) {
-            if look != Look::Last {
+            if matches!(look, Look::First | Look::Again) {
+                state.looking += 1;
                 return Step::Idle;
             }
             state.running -= 1;
@@ -290,7 +297,10 @@ impl<I, T, E> RunQueue<I, T, E> {
             }
         }
         match (look, until) {
-            (Look::Again, _) => Step::Idle,
+            (Look::Again, _) => {
+                state.looking += 1;
+                Step::Idle
+            }
             (_, Some(until)) => {
                 state.parked += 1;
                 Step::Park(until)

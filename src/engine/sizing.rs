@@ -21,6 +21,9 @@ const FEW: usize = 3;
 const GROWTH: usize = 8;
 /// What pulling a chunk's items may take: so much that what it costs to hand the chunk over is little beside that.
 pub(crate) const PULL_TIME: Duration = Duration::from_micros(50);
+/// An item that takes this long to pull, in nanoseconds, is submitted by itself: that costs less, and the next pull may wait for
+/// this item.
+const SLOW_PULL: f64 = 2_000.0;
 /// A worker takes a lock to begin tasks, which costs more than a tiny one. So it begins as many at a time as take this
 /// long, in nanoseconds.
 const GRAIN_TIME: f64 = 2_000.0;
@@ -111,9 +114,14 @@ impl Sizing {
 
     /// `items` were pulled in `time`. Grows by steps, falls at once.
     pub(crate) fn record_pull(&mut self, items: usize, time: Duration) {
-        self.by_pull = Self::fit(PULL_TIME.as_nanos() as f64, items, time)
-            .min(self.by_pull * GROWTH)
-            .clamp(1, self.cap);
+        let each = time.as_nanos() as f64 / items as f64;
+        self.by_pull = if each >= SLOW_PULL {
+            1
+        } else {
+            Self::fit(PULL_TIME.as_nanos() as f64, items, time)
+                .min(self.by_pull * GROWTH)
+                .clamp(1, self.cap)
+        };
     }
 
     /// How many items fit into `slice` nanoseconds if `items` took `time`.
@@ -176,9 +184,9 @@ mod tests {
         let mut sizing = quick_source();
         (0..20).for_each(|_| sizing.record_run(sizing.next(), Duration::from_nanos(1)));
         assert!(sizing.is_source_quick());
-        sizing.record_pull(100, 1_000 * US);
-        assert_eq!(sizing.next(), 5);
-        sizing.record_pull(5, 150 * US);
+        sizing.record_pull(100, 100 * US);
+        assert_eq!(sizing.next(), 50);
+        sizing.record_pull(50, 100 * US);
         assert_eq!(sizing.next(), 1);
         assert!(!sizing.is_source_quick());
     }
