@@ -13,13 +13,17 @@
 //! ```
 
 use std::error::Error;
+use std::hint::black_box;
 use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use std::{env, fs};
 
-use futureproof::{Futureproof, Spawn, prelude::*};
+use futureproof::{Futureproof, Spawn, current_attempt, prelude::*};
+use futureproof_benches::work::steps;
+use futures::StreamExt;
 
 /// Counted on so many items, and again on three times as many: the difference is free of start and end.
 const ITEMS: u64 = 100_000;
@@ -27,7 +31,7 @@ const TOLERANCE: f64 = 1.05;
 
 type Case = (&'static str, fn(u64));
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 10] = [
     ("for", |items| {
         for task in numbers(items).map_tasks(infallible(double)) {
             assert_eq!(task.expect("it cannot fail").output % 2, 0);
@@ -63,6 +67,34 @@ const CASES: [Case; 7] = [
     ("warn_after", |items| {
         let run = numbers(items).warn_after(Duration::from_secs(60));
         let run = run.map_tasks(infallible(double));
+        assert_eq!(run.flatten().count() as u64, items);
+    }),
+    ("a slow source", |items| {
+        // Long enough to be submitted one by one.
+        let slow = (0..items / 10).inspect(|n| {
+            black_box(steps(*n, 1_000));
+        });
+        let run = slow
+            .futureproof(Raise)
+            .on(Here)
+            .map_tasks(infallible(double));
+        assert_eq!(run.flatten().count() as u64, items / 10);
+    }),
+    ("a stream", |items| {
+        let run = numbers(items / 10).chunk_size(1);
+        let mut stream = run.map_tasks(infallible(double)).into_stream();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut count = 0;
+        while let Poll::Ready(Some(task)) = stream.poll_next_unpin(&mut context) {
+            assert_eq!(task.expect("it cannot fail").output % 2, 0);
+            count += 1;
+        }
+        assert_eq!(count, items / 10);
+    }),
+    ("one in ten fails once", |items| {
+        let fails = |n: &u64| n % 10 == 0 && current_attempt() == 1;
+        let run = numbers(items).map_tasks(move |n| if fails(n) { Err(()) } else { Ok(2 * n) });
+        let run = run.retry(|| [Duration::ZERO]);
         assert_eq!(run.flatten().count() as u64, items);
     }),
 ];

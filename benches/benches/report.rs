@@ -84,7 +84,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     let mut sections = String::new();
     let mut bars = bars.rows();
-    for (title, bench) in [("Latency", "latency"), ("Memory", "memory")] {
+    for (title, bench) in [
+        ("Shapes", "shapes"),
+        ("Latency", "latency"),
+        ("Memory", "memory"),
+    ] {
         let text = run(bench)?;
         let (tables, judged) = text.split_once(MARK).ok_or("no bars")?;
         writeln!(sections, "## {title}\n\n{}\n", tables.trim())?;
