@@ -4,7 +4,11 @@ mod common;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use common::watchdog;
 use futureproof::prelude::*;
@@ -172,6 +176,33 @@ fn extreme_options_do_no_harm() {
                 .max_in_flight(window)
                 .chunk_size(chunk);
             assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 100);
+        }
+    });
+}
+
+/// Of dear tasks, one runs and two are queued or have finished for each worker, also while the consumer is away.
+#[test]
+fn dear_tasks_are_few_where_no_window_is_given() {
+    watchdog(|| {
+        for width in [1, 2, 8] {
+            let (pulled, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+            let (count, ended) = (Arc::clone(&pulled), Arc::clone(&done));
+            let source = (0..200u64).inspect(move |_| {
+                count.fetch_add(1, SeqCst);
+            });
+            let run = source.futureproof(Raise).num_threads(width);
+            let mut run = run.map_tasks(infallible(move |_: &u64| {
+                thread::sleep(Duration::from_millis(6));
+                ended.fetch_add(1, SeqCst);
+            }));
+            for taken in 1..=10 {
+                assert!(run.next().is_some());
+                // Until whatever may run has run.
+                let few = 3 * width as u64;
+                assert!(pulled.load(SeqCst) <= few + taken);
+                thread::sleep(Duration::from_millis(10));
+                assert!(done.load(SeqCst) <= few + taken);
+            }
         }
     });
 }

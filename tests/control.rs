@@ -231,7 +231,9 @@ fn a_run_is_as_wide_as_its_control_says() {
             control.set_concurrency(wide);
             let meeting = Barrier::new(4);
             let run = (0..4).futureproof(Raise).num_threads(4).control(&control);
-            let meet = move |_: &u32| drop(meeting.wait());
+            let meet = move |_: &u32| {
+                meeting.wait();
+            };
             assert_eq!(run.map_tasks(infallible(meet)).count(), 4);
         }
     });
@@ -255,7 +257,9 @@ fn a_run_gets_narrower_and_wider_as_it_goes_on() {
             200 => {
                 told.send(()).unwrap();
             }
-            _ => drop(meeting.wait()),
+            _ => {
+                meeting.wait();
+            }
         };
         let widen = control.clone();
         let operator = thread::spawn(move || {
@@ -320,7 +324,9 @@ fn a_consumer_that_is_a_worker_pauses_as_well() {
             let on = Arc::clone(&shared);
             let all = shared.install(|| {
                 let run = (0..100u32).futureproof(Raise).on(on).control(&control);
-                let call = move |_: &u32| drop(count.fetch_add(1, SeqCst));
+                let call = move |_: &u32| {
+                    count.fetch_add(1, SeqCst);
+                };
                 run.map_tasks(infallible(call)).count()
             });
             assert_eq!(all, 100);
