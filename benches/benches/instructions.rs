@@ -92,7 +92,7 @@ const CASES: [Case; 10] = [
         assert_eq!(count, items / 10);
     }),
     ("one in ten fails once", |items| {
-        let fails = |n: &u64| n % 10 == 0 && current_attempt() == 1;
+        let fails = |n: &u64| n.is_multiple_of(10) && current_attempt() == 1;
         let run = numbers(items).map_tasks(move |n| if fails(n) { Err(()) } else { Ok(2 * n) });
         let run = run.retry(|| [Duration::ZERO]);
         assert_eq!(run.flatten().count() as u64, items);
