@@ -20,6 +20,8 @@ use rayon::prelude::*;
 const ROUNDS: usize = 9;
 const THREADS: usize = 2;
 
+/// A name, and what measures it.
+type Shape = (&'static str, fn(&mut Bars));
 type Run<'a> = Box<dyn FnMut() + 'a>;
 
 /// What the compiler must not leave out.
@@ -28,7 +30,7 @@ fn take<R>(value: R) {
 }
 
 fn main() {
-    let shapes: [(&str, fn(&mut Bars)); 7] = [
+    let shapes: [Shape; 7] = [
         ("source", sources),
         ("stream", streams),
         ("small", small_runs),
@@ -98,7 +100,7 @@ fn sources(bars: &mut Bars) {
             (
                 "the slower half alone",
                 if pull * THREADS as u64 >= work {
-                    Box::new(move || source().for_each(|n| take(n)))
+                    Box::new(move || source().for_each(take))
                 } else {
                     Box::new(|| {
                         let half = |part| (0..items / 2).map(|n| work_on(n + part)).sum::<u64>();
@@ -111,7 +113,7 @@ fn sources(bars: &mut Bars) {
                 Box::new(move || {
                     let run = source().futureproof(Raise).num_threads(THREADS);
                     let run = run.map_tasks(infallible(move |n: &u64| work_on(*n)));
-                    run.for_each(|task| take(task));
+                    run.for_each(take);
                 }),
             ),
             (
@@ -121,7 +123,7 @@ fn sources(bars: &mut Bars) {
                         |options| options.threads(THREADS).buffer_size(1_024),
                         work_on,
                     );
-                    run.for_each(|result| take(result));
+                    run.for_each(take);
                 }),
             ),
             (
@@ -133,7 +135,7 @@ fn sources(bars: &mut Bars) {
                             let all = source().par_bridge();
                             all.for_each_with(sender, |to, n| take(to.send(work_on(n))));
                         });
-                        results.iter().for_each(|result| take(result));
+                        results.iter().for_each(take);
                     });
                 }),
             ),
@@ -167,10 +169,7 @@ fn streams(bars: &mut Bars) {
         let shape = format!("a stream, {} a task", duration(nanos));
         let few = if nanos < 1_000 { items / 20 } else { items };
         let contenders: Vec<(&str, Run<'_>)> = vec![
-            (
-                "the iterator",
-                Box::new(move || run().for_each(|task| take(task))),
-            ),
+            ("the iterator", Box::new(move || run().for_each(take))),
             (
                 "into_stream",
                 Box::new(move || {
@@ -233,7 +232,7 @@ fn small_runs(bars: &mut Bars) {
                     for _ in 0..RUNS {
                         let run = (0..items).futureproof(Raise).on(Arc::clone(&ours));
                         let run = run.monitor_interval(Duration::ZERO);
-                        run.map_tasks(infallible(work)).for_each(|task| take(task));
+                        run.map_tasks(infallible(work)).for_each(take);
                     }
                 }),
             ),
@@ -253,7 +252,7 @@ fn small_runs(bars: &mut Bars) {
                     for _ in 0..RUNS {
                         let run = (0..items).futureproof(Raise).num_threads(THREADS);
                         let run = run.monitor_interval(Duration::ZERO);
-                        run.map_tasks(infallible(work)).for_each(|task| take(task));
+                        run.map_tasks(infallible(work)).for_each(take);
                     }
                 }),
             ),
@@ -288,7 +287,7 @@ fn retries(bars: &mut Bars) {
             black_box(steps(*n, count));
             let bit = 1 << (n % 64);
             let is_first = || tried[(n / 64) as usize].fetch_or(bit, Ordering::Relaxed) & bit == 0;
-            if n % one_in == 0 && is_first() {
+            if n.is_multiple_of(one_in) && is_first() {
                 Err("busy")
             } else {
                 Ok(*n)
@@ -298,7 +297,7 @@ fn retries(bars: &mut Bars) {
             .futureproof(Raise)
             .num_threads(THREADS)
             .map_tasks(call);
-        run.retry(|| [Duration::ZERO]).for_each(|task| take(task));
+        run.retry(|| [Duration::ZERO]).for_each(take);
     };
     let contenders: Vec<(&str, Run<'_>)> = vec![
         ("none fails", Box::new(move || run(u64::MAX))),
@@ -372,7 +371,7 @@ fn slow_tasks(bars: &mut Bars) {
                             let all = (0..items).par_bridge();
                             all.for_each_with(sender, |to, n| take(to.send(work(n))));
                         });
-                        results.iter().for_each(|result| take(result));
+                        results.iter().for_each(take);
                     });
                 }),
             ),
@@ -381,7 +380,7 @@ fn slow_tasks(bars: &mut Bars) {
                 Box::new(move || {
                     let run = (0..items).futureproof(Raise).num_threads(THREADS);
                     let run = run.map_tasks(infallible(move |n: &u64| work(*n)));
-                    run.for_each(|task| take(task));
+                    run.for_each(take);
                 }),
             ),
         ];
@@ -404,7 +403,7 @@ fn many_threads(bars: &mut Bars) {
     let run = move |threads: usize| {
         let run = (0..ITEMS).futureproof(Raise).num_threads(threads);
         let run = run.map_tasks(infallible(move |n: &u64| steps(*n, count)));
-        run.for_each(|task| take(task));
+        run.for_each(take);
     };
     let contenders: Vec<(&str, Run<'_>)> = vec![
         ("2 threads", Box::new(move || run(2))),
