@@ -518,7 +518,8 @@ fn everything_that_a_stream_can_wait_for_wakes_it() {
         while let Some(task) = next(&mut walked) {
             let n = task.unwrap().output;
             if n < 64 {
-                [2 * n, 2 * n + 1].map(|n| queue.push(n));
+                queue.push(2 * n);
+                queue.push(2 * n + 1);
             }
             count += 1;
         }
