@@ -86,7 +86,7 @@ impl Store {
         })?;
         let mut store = Self { path, connection };
         match store.prepare() {
-            Ok(None) => Ok(store),
+            Ok(None) => store.check_length().map(|()| store),
             Ok(Some(what)) => Err(store.not_a_journal(what)),
             Err(error) => Err(store.explain(&error, |path, reason| Error::Open { path, reason })),
         }
@@ -118,6 +118,34 @@ impl Store {
         // Each commit appends to a file beside this one, and waits for the disk once.
         self.connection.execute_batch("PRAGMA journal_mode = WAL")?;
         Ok(None)
+    }
+
+    /// SQLite reads what is missing of the last page as zeros.
+    fn check_length(&self) -> Result<(), Error> {
+        // Only then the file must be complete.
+        let merge = "PRAGMA wal_checkpoint(TRUNCATE)";
+        if self.connection.execute_batch(merge).is_err() {
+            return Ok(());
+        }
+        let number = |sql| {
+            self.connection
+                .query_row(sql, [], |row| row.get::<_, i64>(0))
+        };
+        let pages = number("PRAGMA page_count").map_err(|error| self.unreadable(&error))?;
+        let size = number("PRAGMA page_size").map_err(|error| self.unreadable(&error))?;
+        let path = self.path.clone();
+        let (wanted, found) = ((pages * size).unsigned_abs(), fs::metadata(&path));
+        match found.map(|file| file.len()) {
+            Ok(found) if found < wanted => {
+                let reason = format!("it has {found} of {wanted} bytes");
+                Err(Error::Damaged { path, reason })
+            }
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let reason = error.to_string();
+                Err(Error::Open { path, reason })
+            }
+        }
     }
 
     /// Calls `f` with the key of each item that is done.
@@ -185,12 +213,15 @@ impl Store {
         let path = self.path.clone();
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::InUse { path },
-            Some(ErrorCode::NotADatabase) => self.not_a_journal("another file".to_owned()),
-            Some(ErrorCode::DatabaseCorrupt) => {
+            Some(ErrorCode::NotADatabase) => {
+                self.not_a_journal("another file, or a damaged one".to_owned())
+            }
+            // `None`: a value is not of the type that was written.
+            Some(ErrorCode::DatabaseCorrupt) | None => {
                 let reason = error.to_string();
                 Error::Damaged { path, reason }
             }
-            _ => other(path, error.to_string()),
+            Some(_) => other(path, error.to_string()),
         }
     }
 }
