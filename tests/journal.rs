@@ -302,12 +302,16 @@ fn with_a_limit_of_one_a_task_ends_when_it_is_written_down() {
 
 #[test]
 fn no_limit_is_an_error() {
-    for time in [Duration::ZERO, Duration::MAX] {
-        let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::open(dir.path().join("journal")).unwrap();
-        let journal = journal.commit_every(usize::MAX, time);
-        assert_eq!(calls(&journal, 1_000, fine), 1_000);
-        assert_eq!(journal.summary().unwrap().done, 1_000);
+    for items in [10, usize::MAX] {
+        for time in [Duration::ZERO, Duration::MAX] {
+            watchdog(move || {
+                let dir = tempfile::tempdir().unwrap();
+                let journal = Journal::open(dir.path().join("journal")).unwrap();
+                let journal = journal.commit_every(items, time);
+                assert_eq!(calls(&journal, 1_000, fine), 1_000);
+                assert_eq!(journal.summary().unwrap().done, 1_000);
+            });
+        }
     }
 }
 
@@ -645,27 +649,26 @@ fn long_done(path: &Path) -> u64 {
 #[cfg(unix)]
 #[test]
 fn a_full_disk_stops_the_run_and_loses_nothing_that_was_committed() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("journal");
-    let child = Child::new("").env(DIR, path.display());
-    // No file may have more than 512 KiB.
-    let child = child.after("trap '' XFSZ && ulimit -f 1024");
-    let ended = child.run(|| {
-        let journal = Journal::open(env::var_os(DIR).unwrap()).unwrap();
-        println!("fine: {}", fill(&journal));
-    });
-    let Some(ended) = ended else { return };
-    assert!(ended.status.success(), "{}", ended.text);
-    let fine = ended
-        .text
-        .lines()
-        .find_map(|line| line.strip_prefix("fine: "));
-    let fine: u64 = fine.unwrap().parse().unwrap();
-    let done = long_done(&path);
-    assert!(
-        done > 0 && done <= fine && done + 1_002 >= fine,
-        "{done} {fine}"
-    );
+    for limit in ["1", "1000"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let child = Child::new(limit).env(DIR, path.display());
+        // No file may have more than 512 KiB.
+        let child = child.after("trap '' XFSZ && ulimit -f 1024");
+        let limit = limit.parse().unwrap();
+        let ended = child.run(|| {
+            let journal = Journal::open(env::var_os(DIR).unwrap()).unwrap();
+            let journal = journal.commit_every(limit, Duration::from_millis(100));
+            println!("fine: {}", fill(&journal));
+        });
+        let Some(ended) = ended else { continue };
+        assert!(ended.status.success(), "{}", ended.text);
+        let lines = ended.text.lines();
+        let fine = lines.filter_map(|line| line.strip_prefix("fine: ")).next();
+        let (fine, done) = (fine.unwrap().parse::<u64>().unwrap(), long_done(&path));
+        let lost = fine.checked_sub(done).unwrap();
+        assert!(done > 0 && lost <= limit as u64 + 2, "{done} of {fine}");
+    }
 }
 
 /// A file system of 512 KiB of its own; where the system allows nobody to have one, this shows nothing.
