@@ -48,9 +48,7 @@ enum Action {
 }
 
 /// What tells an item from the others: itself.
-fn key(item: &String) -> String {
-    item.clone()
-}
+const KEY: fn(&String) -> String = String::clone;
 
 fn call(command: &[String], item: &str) -> anyhow::Result<Vec<u8>> {
     let mut child = Command::new(&command[0]);
@@ -71,8 +69,8 @@ fn run(path: &Path, command: &[String]) -> anyhow::Result<bool> {
     let items = io::stdin().lines().collect::<Result<Vec<_>, _>>()?;
     let journal = Journal::open(path)?;
     futureproof::scope(0, |scope| {
-        let call = journal.record(key, |item: &String| call(command, item));
-        let run = journal.pending(items, key).futureproof(Ignore).on(scope);
+        let call = journal.record(KEY, |item: &String| call(command, item));
+        let run = journal.pending(items, KEY).futureproof(Ignore).on(scope);
         for task in run.map_tasks(call) {
             match task {
                 Ok(task) => io::stdout().write_all(&task.output)?,
@@ -101,7 +99,7 @@ fn show(path: &Path, with_items: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let items = io::stdin().lines().collect::<Result<Vec<_>, _>>()?;
-    let pending: HashSet<_> = journal.pending(&items, |item| key(item)).collect();
+    let pending: HashSet<_> = journal.pending(&items, |item| KEY(item)).collect();
     let failed = summary.failed.iter();
     let failed: HashMap<_, _> = failed.map(|it| (&it.key, &it.reason)).collect();
     for item in &items {
@@ -121,9 +119,9 @@ fn demo() -> anyhow::Result<()> {
     let mut before = 0;
     for first in [30, 100] {
         let journal = Journal::open(dir.join("demo.journal"))?;
-        let length = journal.record(key, |item: &String| Ok::<_, String>(item.len()));
+        let length = journal.record(KEY, |item: &String| Ok::<_, String>(item.len()));
         let run = journal
-            .pending(items(), key)
+            .pending(items(), KEY)
             .futureproof(Raise)
             .num_threads(2);
         // The first start leaves early. What has finished by then is done, delivered or not.

@@ -21,10 +21,6 @@ fn path(n: u64, in_order: bool) -> PathBuf {
     PathBuf::from(format!("/srv/photos/2024/{n:020}.jpg"))
 }
 
-fn key(path: &PathBuf) -> PathBuf {
-    path.clone()
-}
-
 fn spin(time: Duration) -> impl Fn(&PathBuf) -> Result<usize, String> + Send + Sync {
     move |path| {
         let start = Instant::now();
@@ -49,9 +45,9 @@ fn with(file: &Path, items: u64, in_order: bool, time: Duration) -> f64 {
     let _ = fs::remove_file(file);
     let start = Instant::now();
     let journal = Journal::open(file).unwrap();
-    let items_left = journal.pending((0..items).map(|n| path(n, in_order)), key);
+    let items_left = journal.pending((0..items).map(|n| path(n, in_order)), PathBuf::clone);
     let run = items_left.futureproof(Raise).num_threads(THREADS);
-    let run = run.map_tasks(journal.record(key, spin(time)));
+    let run = run.map_tasks(journal.record(PathBuf::clone, spin(time)));
     assert_eq!(black_box(run.flatten().count() as u64), items);
     drop(journal);
     start.elapsed().as_secs_f64() * 1e6 / items as f64
@@ -97,7 +93,7 @@ fn main() {
         start.elapsed()
     );
     let start = Instant::now();
-    let left = journal.pending((0..items).map(|n| path(n, false)), key);
+    let left = journal.pending((0..items).map(|n| path(n, false)), PathBuf::clone);
     assert_eq!(left.count(), 0);
     println!(
         "all skipped: {:.2} µs an item",

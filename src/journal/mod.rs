@@ -14,10 +14,8 @@
 //! # let dir = std::env::temp_dir().join(format!("futureproof-journal-{}", std::process::id()));
 //! # std::fs::create_dir_all(&dir)?;
 //! # let file = dir.join("photos.journal");
-//! fn key(path: &PathBuf) -> PathBuf {
-//!     path.clone() // what tells this item from others, in every run of the program
-//! }
 //! let photos = ["1.jpg", "2.jpg", "3.jpg"].map(PathBuf::from);
+//! let key = PathBuf::clone; // what tells an item from the others, in every run of the program
 //!
 //! let journal = Journal::open(&file)?;
 //! for task in journal.pending(photos, key).futureproof(Log).map_tasks(journal.record(key, shrink)).flatten() {
