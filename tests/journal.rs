@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 use std::{env, process, thread};
 
@@ -447,6 +447,40 @@ fn of_processes_that_begin_a_journal_at_once_one_has_it() {
     }
     if env::var_os(DIR).is_none() && !cfg!(miri) {
         assert_eq!(has_it, 1);
+    }
+}
+
+#[test]
+fn of_threads_that_open_a_journal_at_once_one_has_it() {
+    for _ in 0..number("ROUNDS", 2) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        // New, closed well, and as a kill leaves it.
+        for state in 0..3 {
+            if state == 2 {
+                let other = dir.path().join("other");
+                let journal = Journal::open(&other).unwrap();
+                journal.record(key, fine)(&1).unwrap();
+                journal.commit().unwrap();
+                copy(&other, &path);
+            }
+            let start = Barrier::new(8);
+            let open = || {
+                start.wait();
+                let journal = Journal::open(&path);
+                start.wait();
+                journal
+            };
+            let all = thread::scope(|scope| {
+                let threads = [(); 8].map(|()| scope.spawn(open));
+                threads.map(|thread| thread.join().unwrap())
+            });
+            let has_it = all.iter().filter(|journal| journal.is_ok()).count();
+            assert_eq!(has_it, 1, "in state {state}");
+            for error in all.into_iter().filter_map(Result::err) {
+                assert!(matches!(error, Error::InUse { .. }), "{error:?}");
+            }
+        }
     }
 }
 

@@ -59,10 +59,26 @@
 //! # With other features
 //!
 //! `record` takes any function that borrows its item: one made by [`with_state`](crate::with_state) or by
-//! `process::Isolated::into_fn` too. (In `main`, call `isolate` before you open the journal.) With
-//! [retries](crate::MapTasks::retry), each failed attempt is written down until one succeeds. With
-//! [stages](crate::Futureproof::stage), record the last one; its input must have the key. The wrapped function's error is
-//! [`Error`]; [`retry_if`](crate::MapTasks::retry_if) can downcast what is in [`Error::Task`].
+//! `process::Isolated::into_fn` too. With [retries](crate::MapTasks::retry), each failed attempt is written down until one
+//! succeeds. With [stages](crate::Futureproof::stage), record the last one; its input must have the key, and an item that
+//! fails in an earlier stage stays as it was. The wrapped function's error is [`Error`];
+//! [`retry_if`](crate::MapTasks::retry_if) can downcast what is in [`Error::Task`].
+//!
+//! ```no_run
+//! # #[cfg(feature = "process")] {
+//! # fn parse(text: &String) -> Result<u32, String> { text.parse().map_err(|_| text.clone()) }
+//! use futureproof::{journal::Journal, prelude::*, process::isolate};
+//!
+//! let parse = isolate("parse", parse).start()?.into_fn(); // first: a child opens no journal
+//! // Only needed where the function's own error is a text.
+//! let parse = move |text: &String| parse(text).map_err(|error| error.to_string());
+//! let journal = Journal::open("texts.journal")?;
+//! let texts = journal.pending(std::env::args().skip(1), String::clone);
+//! texts.futureproof(Log).map_tasks(journal.record(String::clone, parse)).for_each(drop);
+//! journal.commit()?;
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! # What it costs
 //!

@@ -80,7 +80,7 @@ impl Recorder {
             let name = "futureproof-journal".to_owned();
             thread::Builder::new()
                 .name(name)
-                .spawn(move || shared.write())
+                .spawn(move || shared.run_writer())
         };
         let cannot_open = |error: io::Error| Error::Open {
             path: path.to_owned(),
@@ -176,7 +176,7 @@ impl Drop for Recorder {
 
 impl Shared {
     /// What the writer does until the journal is closed.
-    fn write(&self) {
+    fn run_writer(&self) {
         let mut state = lock(&self.state);
         while !state.is_closed {
             // After a failure nobody tries again but who asks for it: a full disk would be hammered.

@@ -1,8 +1,9 @@
 //! What is in the file: an SQLite database, so that a commit is all or nothing whenever the power goes.
 
+use std::hash::{BuildHasher, RandomState};
 use std::path::{self, Path, PathBuf};
-use std::time::Duration;
-use std::{fmt, fs, str};
+use std::time::{Duration, Instant};
+use std::{fmt, fs, str, thread};
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
@@ -17,7 +18,7 @@ const VERSION: i32 = 1;
 /// takes ten. No key is in it twice.
 const TABLES: &str = "CREATE TABLE done (key NOT NULL);
     CREATE TABLE failed (key PRIMARY KEY NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;";
-/// How long a process that opens the same file at the same moment may take to be refused.
+/// How long to try to open a file that is in use: whoever has it may just be ending.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A line of the journal.
@@ -70,20 +71,36 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let start = Instant::now();
+        loop {
+            match Self::try_open(path) {
+                // Whoever tries holds a lock for a moment, and keeps others from theirs: those who begin at once all
+                // let go, and each comes back after another time.
+                Err(Error::InUse { .. }) if start.elapsed() < PATIENCE => {
+                    let millis = RandomState::new().hash_one(0) % 16;
+                    thread::sleep(Duration::from_millis(millis));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_open(path: &Path) -> Result<Self, Error> {
         let open_error = |reason: &dyn ToString| Error::Open {
             path: path.to_owned(),
             reason: reason.to_string(),
         };
         // SQLite gives some relative names a meaning, such as `:memory:`.
-        let path = path::absolute(path).map_err(|error| open_error(&error))?;
+        let absolute = path::absolute(path).map_err(|error| open_error(&error))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&path, flags).map_err(|error| {
+        let connection = Connection::open_with_flags(&absolute, flags).map_err(|error| {
             // SQLite does not say why.
-            let file = fs::OpenOptions::new().append(true).create(true).open(&path);
+            let file = fs::OpenOptions::new().append(true).create(true).open(path);
             file.map_or_else(|why| open_error(&why), |_| open_error(&error))
         })?;
+        let path = path.to_owned();
         let mut store = Self { path, connection };
         match store.prepare() {
             Ok(None) => store.check_length().map(|()| store),
@@ -94,7 +111,7 @@ impl Store {
 
     /// `Some`: the file is something else.
     fn prepare(&mut self) -> rusqlite::Result<Option<String>> {
-        self.connection.busy_timeout(PATIENCE)?;
+        self.connection.busy_timeout(Duration::ZERO)?;
         // The file stays locked until it is closed.
         let set =
             "PRAGMA locking_mode = EXCLUSIVE; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON;";
