@@ -33,6 +33,8 @@
 //!
 //! - **An item that is written down as done is never run again**, in this or a later run of the program, if it comes
 //!   through `pending` with the same key.
+//! - **Done** means that the function has returned `Ok`. Its output is not kept, and what the loop over the tasks does with
+//!   it is not waited for: what must not be lost, the function itself writes to a file or a database.
 //! - **What may run again** after a kill or a power cut: items that were running, and those that finished since the last
 //!   commit. A commit is due 100 ms after an item has finished, and there are never more than 1,000 finished items that
 //!   are not committed: tasks wait for the disk rather than exceed that. [`Journal::commit_every`] sets other limits.
@@ -44,8 +46,8 @@
 //!   before it starts, so under `Raise` the run stops. What was committed is safe, and what was not is kept in memory:
 //!   [`Journal::commit`] tries again, and so does the drop of the journal. If nothing starts after the last commit, only
 //!   `commit`, [`Journal::summary`] or a log line at `error` tells you, so call one of them at the end.
-//! - **A damaged file** is [`Error::Damaged`]. A file that is something else is [`Error::NotAJournal`], and is left as
-//!   it is.
+//! - **A damaged file** is [`Error::Damaged`], if it has lost its end or its structure. (A bit that flips within a key is
+//!   noticed by nobody.) A file that is something else is [`Error::NotAJournal`], and is left as it is.
 //! - **Dropping** the journal and the functions that it made commits the rest. `std::process::exit` drops nothing.
 //!
 //! # Keys
@@ -85,7 +87,8 @@
 //! Measured on two cores with an SSD and the default commit: 1.1 to 2.4 µs a task, for tasks of 0, 10 and 100 µs, whatever
 //! the order of the keys. A task that fails costs 2 µs, or 11 µs if most tasks fail and their keys are in random order. A
 //! million done items take 50 MB, are read in 0.6 s when the journal is opened, and are skipped in 0.4 µs each. In memory,
-//! each done or failed item takes 16 bytes, or 20 to 40 with the room that a hash table needs.
+//! each done or failed item takes 16 bytes, or 20 to 40 with the room that a hash table needs. One thread commits; it
+//! sleeps while nothing is recorded.
 //!
 //! The feature compiles SQLite: it needs a C compiler, and takes a core 40 s, once. With Rust before 1.89, choose an
 //! older `rusqlite`: `cargo update -p rusqlite --precise 0.39.0`.
@@ -182,8 +185,8 @@ impl Journal {
         F: Fn(&I::Item) -> K,
     {
         let recorder = Arc::clone(&self.recorder);
-        let is_pending = move |item: &I::Item| !recorder.is_done(bytes(&key(item)));
-        items.into_iter().filter(is_pending)
+        let items = items.into_iter();
+        items.filter(move |item| !recorder.is_done(bytes(&key(item))))
     }
 
     /// Wraps `f` for [`map_tasks`](crate::Futureproof::map_tasks): writes down each item as done, or as failed with
@@ -211,17 +214,17 @@ impl Journal {
             recorder.check()?;
             match catch_unwind(AssertUnwindSafe(|| f(item))) {
                 Ok(Ok(output)) => {
-                    recorder.record_done(bytes(&key));
+                    recorder.record(bytes(&key), Ok(()));
                     Ok(output)
                 }
                 Ok(Err(error)) => {
                     let error = error.into();
-                    recorder.record_failed(bytes(&key), chain(&*error));
+                    recorder.record(bytes(&key), Err(chain(&*error)));
                     Err(Error::Task(error))
                 }
                 Err(payload) => {
                     let panic = Panic::new(payload);
-                    recorder.record_failed(bytes(&key), panic.to_string());
+                    recorder.record(bytes(&key), Err(panic.to_string()));
                     resume_unwind(panic.into_payload())
                 }
             }

@@ -61,11 +61,12 @@ impl Recorder {
             max_time,
             ..State::default()
         };
-        store.each_done(|key| {
-            state.done.insert(fingerprint(&hashers, key));
-        })?;
-        store.each_failed(|key| {
-            state.failed.insert(fingerprint(&hashers, key));
+        store.each_key(|key, is_done| {
+            let keys = match is_done {
+                true => &mut state.done,
+                false => &mut state.failed,
+            };
+            keys.insert(fingerprint(&hashers, key));
         })?;
         let shared = Arc::new(Shared {
             path: path.to_owned(),
@@ -111,15 +112,8 @@ impl Recorder {
         lock(&self.shared.state).done.contains(&fingerprint)
     }
 
-    pub(super) fn record_done(&self, key: &[u8]) {
-        self.add(key, None);
-    }
-
-    pub(super) fn record_failed(&self, key: &[u8], reason: String) {
-        self.add(key, Some(reason));
-    }
-
-    fn add(&self, key: &[u8], failure: Option<String>) {
+    /// Takes down that the item is done, or why it failed. Waits while too much is not committed.
+    pub(super) fn record(&self, key: &[u8], outcome: Result<(), String>) {
         let fingerprint = fingerprint(&self.shared.hashers, key);
         let key = key.into();
         let mut state = lock(&self.shared.state);
@@ -127,12 +121,12 @@ impl Recorder {
         if state.done.contains(&fingerprint) {
             return;
         }
-        let outcome = match failure {
-            Some(reason) => {
+        let outcome = match outcome {
+            Err(reason) => {
                 state.failed.insert(fingerprint);
                 Outcome::Failed { reason }
             }
-            None => {
+            Ok(()) => {
                 state.done.insert(fingerprint);
                 let had_failed = state.failed.remove(&fingerprint);
                 Outcome::Done { had_failed }

@@ -165,25 +165,18 @@ impl Store {
         }
     }
 
-    /// Calls `f` with the key of each item that is done.
-    pub(super) fn each_done(&self, f: impl FnMut(&[u8])) -> Result<(), Error> {
-        self.each_key("SELECT key FROM done", f)
-            .map_err(|error| self.unreadable(&error))
-    }
-
-    /// Calls `f` with the key of each item that has failed.
-    pub(super) fn each_failed(&self, f: impl FnMut(&[u8])) -> Result<(), Error> {
-        self.each_key("SELECT key FROM failed", f)
-            .map_err(|error| self.unreadable(&error))
-    }
-
-    fn each_key(&self, sql: &str, mut f: impl FnMut(&[u8])) -> rusqlite::Result<()> {
-        let mut statement = self.connection.prepare(sql)?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            f(row.get_ref(0)?.as_bytes()?);
-        }
-        Ok(())
+    /// Calls `f` with each key, and whether its item is done; else it has failed.
+    pub(super) fn each_key(&self, mut f: impl FnMut(&[u8], bool)) -> Result<(), Error> {
+        let mut read = || {
+            let sql = "SELECT key, TRUE FROM done UNION ALL SELECT key, FALSE FROM failed";
+            let mut statement = self.connection.prepare(sql)?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                f(row.get_ref(0)?.as_bytes()?, row.get(1)?);
+            }
+            Ok(())
+        };
+        read().map_err(|error| self.unreadable(&error))
     }
 
     pub(super) fn summary(&self) -> Result<Summary, Error> {
