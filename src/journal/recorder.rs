@@ -163,7 +163,10 @@ impl Drop for Recorder {
         }
         if let Err(error) = self.commit() {
             let left = lock(&self.shared.state).batch.len();
-            error!(target: TARGET, "{left} outcomes are not written down, and their items will run again: {error}");
+            // The logger is the user's.
+            catch_panic(|| {
+                error!(target: TARGET, "{left} outcomes are not written down, and their items will run again: {error}");
+            });
         }
     }
 }
