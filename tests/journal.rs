@@ -516,6 +516,7 @@ fn what_is_no_journal_is_left_as_it_is() {
     refused(&bytes, "a database of something else");
 }
 
+#[cfg(unix)]
 #[test]
 fn what_the_system_refuses_is_told() {
     let dir = tempfile::tempdir().unwrap();
