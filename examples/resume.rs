@@ -1,5 +1,6 @@
 //! Goes on after a failure without losing an item or doing one twice: a run that stopped hands back
-//! what it still held, and a second run, with the function mended, does the rest.
+//! what it still held, and a second run, with the function mended, does the rest. All of it is in memory: the example
+//! `journal` goes on after its process was killed.
 //!
 //! ```sh
 //! cargo run --release --example resume

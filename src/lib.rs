@@ -42,6 +42,7 @@
 //! | retry with back-off | [`.retry(\|\| [10, 100].map(Duration::from_millis))`](MapTasks::retry) |
 //! | stop from outside, or after a time | [`.cancel_on(&token)`](Futureproof::cancel_on), [`.deadline(duration)`](Futureproof::deadline) |
 //! | resume after a stop | [`run.into_remainder()`](MapTasks::into_remainder) |
+//! | go on after `kill -9`, a crash or a power cut | `journal::Journal`, with the feature `journal` |
 //! | survive a task that crashes or hangs | `process::isolate`, with the feature `process` |
 //!
 //! Most options come before `map_tasks` and are methods of [`Futureproof`]. Retries, `describe` and `checked` come after
@@ -74,6 +75,7 @@
 //!
 //! | feature | adds |
 //! |---|---|
+//! | `journal` | the module `journal`: a batch that survives `kill -9` |
 //! | `process` | the module `process`: run the function in child processes |
 //! | `stream` | `MapTasks::into_stream`, for async code |
 //! | `indicatif` | `Futureproof::progress_bar` |
@@ -100,6 +102,8 @@ mod combine;
 mod control;
 mod ending;
 mod engine;
+#[cfg(all(feature = "journal", not(shuttle)))]
+pub mod journal;
 mod map_tasks;
 mod observe;
 mod policy;
