@@ -43,6 +43,7 @@
 //! | stop from outside, or after a time | [`.cancel_on(&token)`](Futureproof::cancel_on), [`.deadline(duration)`](Futureproof::deadline) |
 //! | resume after a stop | [`run.into_remainder()`](MapTasks::into_remainder) |
 //! | go on after `kill -9`, a crash or a power cut | `journal::Journal`, with the feature `journal` |
+//! | go on after `kill -9` | `journal::Journal`, with the feature `journal` |
 //! | survive a task that crashes or hangs | `process::isolate`, with the feature `process` |
 //!
 //! Most options come before `map_tasks` and are methods of [`Futureproof`]. Retries, `describe` and `checked` come after
