@@ -103,9 +103,8 @@ mod linux {
                 } else {
                     argument
                 };
-                let inner = isolate(name, |n: &u32| Ok::<u32, String>(*n))
-                    .start()
-                    .unwrap();
+                let inner = isolate(name, |n: &u32| Ok::<u32, String>(*n)).args(["x"]);
+                let inner = inner.start().unwrap();
                 inner
                     .call(&1)
                     .map(|n| n.to_string())
@@ -255,8 +254,11 @@ mod linux {
         let actor = actor().start().unwrap();
         let pid = actor.call(&order("pid")).unwrap();
         let panicked = actor.call(&order("panic oh no")).unwrap_err();
-        let message = order("oh no");
-        assert_eq!(panicked, Error::Panicked { message });
+        let text = panicked.to_string();
+        assert!(
+            text.starts_with("the function panicked: oh no, at tests/process.rs:"),
+            "{text}"
+        );
         assert_eq!(actor.call(&order("pid")), Ok(pid));
     }
 
@@ -673,10 +675,9 @@ mod linux {
     }
 
     fn other_types_under_the_same_name_are_refused() {
-        let wrong = isolate("act", |n: &u32| Ok::<u32, String>(*n))
-            .start()
-            .unwrap();
-        let error = wrong.call(&1).unwrap_err();
+        let wrong = isolate("act", |n: &u32| Ok::<u32, String>(*n));
+        let wrong = wrong.program(env::current_exe().unwrap());
+        let error = wrong.start().unwrap().call(&1).unwrap_err();
         assert!(error.to_string().contains("a name of its own"), "{error}");
     }
 

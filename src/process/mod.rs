@@ -107,7 +107,9 @@
 //! signals there, so a crash has an exit code only. [`Isolate::memory_limit`] is an error. A program that a task starts
 //! inherits the variable, so it must not be this program. The Windows part is compiled but has never been run.
 
+mod children;
 mod error;
+mod format;
 mod frames;
 mod isolated;
 mod options;
@@ -123,6 +125,7 @@ use tcp as transport;
 #[cfg(unix)]
 use unix as transport;
 
+use std::panic::Location;
 use std::sync::OnceLock;
 
 use serde::Serialize;
@@ -131,7 +134,8 @@ use serde::de::DeserializeOwned;
 pub use error::Error;
 pub use isolated::Isolated;
 pub use options::Isolate;
-use serve::{role, serve};
+use options::first_of_name;
+use serve::{function, role, serve};
 
 /// Wraps `f` to run in child processes of this program, one per thread that calls it.
 ///
@@ -155,6 +159,7 @@ use serve::{role, serve};
 ///     Ok(())
 /// }
 /// ```
+#[track_caller]
 pub fn isolate<I, T, E, F>(name: &str, f: F) -> Isolate<I, T, E>
 where
     I: Serialize + DeserializeOwned,
@@ -162,10 +167,13 @@ where
     E: Serialize + DeserializeOwned,
     F: Fn(&I) -> Result<T, E>,
 {
+    let function = function::<F>(Location::caller());
     // A task that calls this again must not serve a second time.
     static SERVES: OnceLock<()> = OnceLock::new();
     if role() == Some(name) && SERVES.set(()).is_ok() {
-        serve(f);
+        serve(f, function);
     }
-    Isolate::new(name)
+    // The first one of a name counts, whether it is started or not.
+    first_of_name(name, &function);
+    Isolate::new(name, function)
 }
