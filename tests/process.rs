@@ -9,6 +9,10 @@ fn main() {
 }
 
 #[cfg(target_os = "linux")]
+#[path = "common/lines.rs"]
+mod lines;
+
+#[cfg(target_os = "linux")]
 mod linux {
     use std::io::{BufRead, BufReader, Read};
     use std::path::{Path, PathBuf};
@@ -28,6 +32,8 @@ mod linux {
     /// No test takes this long.
     const HANGS: Duration = Duration::from_secs(60);
     const SHORT: Duration = Duration::from_millis(100);
+    /// More than a socket buffers.
+    const LARGE: usize = 8 << 20;
 
     type Failure = Error<String>;
 
@@ -117,6 +123,37 @@ mod linux {
                     .unwrap();
                 Ok(String::from_utf8(output.stdout).unwrap())
             }
+            // Starts a program and goes on, or waits for it.
+            "leave" | "await" => {
+                let mut sleep = Command::new("sleep").arg("300").spawn().unwrap();
+                fs::write(argument, sleep.id().to_string()).unwrap();
+                if word == "await" {
+                    sleep.wait().unwrap();
+                }
+                Ok(pid)
+            }
+            // Both copies return.
+            "fork" => {
+                fork::fork().unwrap();
+                Ok(argument.to_owned())
+            }
+            // On SIGTERM it leaves a second mark, and ends if that is what it is told.
+            "tidy" | "stubborn" => {
+                let [begun, asked] = argument.split_once(' ').map(|(a, b)| [a, b]).unwrap();
+                let asked = asked.to_owned();
+                let ends = word == "tidy";
+                let on_term = move || {
+                    fs::write(&asked, "").unwrap();
+                    if ends {
+                        process::exit(0);
+                    }
+                };
+                ctrlc::set_handler(on_term).unwrap();
+                mark(begun);
+                loop {
+                    thread::sleep(HANGS);
+                }
+            }
             // The first time it hangs, and leaves a mark.
             "once" => {
                 if !Path::new(argument).exists() {
@@ -141,21 +178,105 @@ mod linux {
         isolate("act", move |order: &String| act(&calls, order))
     }
 
-    /// Zero cannot be read.
-    #[derive(serde::Serialize)]
-    struct Fragile(u8);
+    /// Some are made to fail on their way.
+    #[derive(Debug, PartialEq)]
+    enum Fragile {
+        Good,
+        UnreadableByPanic,
+        Unreadable,
+        UnwritableByPanic,
+        Unwritable,
+    }
 
-    impl<'de> serde::Deserialize<'de> for Fragile {
-        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            match u8::deserialize(deserializer)? {
-                0 => panic!("zero"),
-                n => Ok(Self(n)),
+    use Fragile::*;
+
+    impl serde::Serialize for Fragile {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            match self {
+                Good => serializer.serialize_u8(0),
+                UnreadableByPanic => serializer.serialize_u8(1),
+                Unreadable => serializer.serialize_u8(2),
+                UnwritableByPanic => panic!("panics when written"),
+                Unwritable => Err(serde::ser::Error::custom("why not written")),
             }
         }
     }
 
-    fn reader() -> Isolate<Fragile, u32, String> {
-        isolate("read", |_: &Fragile| Ok(process::id()))
+    impl<'de> serde::Deserialize<'de> for Fragile {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            match <u8 as serde::Deserialize>::deserialize(deserializer)? {
+                0 => Ok(Good),
+                1 => panic!("panics when read"),
+                _ => Err(serde::de::Error::custom("why not read")),
+            }
+        }
+    }
+
+    /// Gives what it is told to.
+    fn fragile() -> Isolate<(Fragile, u8), (u32, Fragile), String> {
+        isolate("fragile", |(_, output): &(Fragile, u8)| {
+            let outputs = [Good, UnreadableByPanic, Unreadable, UnwritableByPanic];
+            let output = outputs.into_iter().nth((*output).into());
+            Ok((process::id(), output.unwrap_or(Unwritable)))
+        })
+    }
+
+    fn is_zero(n: &u8) -> bool {
+        *n == 0
+    }
+
+    /// A format that does not name its fields reads `b` as `a`.
+    #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Shape {
+        #[serde(default, skip_serializing_if = "is_zero")]
+        a: u8,
+        b: Vec<u8>,
+        c: Option<Option<u8>>,
+        #[serde(flatten)]
+        rest: serde_json::Map<String, serde_json::Value>,
+    }
+
+    fn shape(c: Option<Option<u8>>) -> Shape {
+        let rest = serde_json::json!({"x": [null, 1.5, {}], "y": "z"});
+        let rest = rest.as_object().unwrap().clone();
+        let b = vec![3, 1];
+        Shape { a: 0, b, c, rest }
+    }
+
+    /// Gives the shape back, with more than `None` in it if `a` is not zero.
+    fn echo() -> Isolate<Shape, Shape, String> {
+        isolate("echo", |given: &Shape| match given.a {
+            0 => Ok(given.clone()),
+            _ => Ok(shape(Some(None))),
+        })
+    }
+
+    /// Ends its child as it goes, but not whoever receives it.
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Bomb(u32, #[serde(skip)] bool);
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if self.1 {
+                process::abort();
+            }
+        }
+    }
+
+    fn bomb() -> Isolate<u8, Bomb, String> {
+        isolate("bomb", |_: &u8| Ok(Bomb(process::id(), true)))
+    }
+
+    fn double(n: &u32) -> Result<u32, String> {
+        Ok(2 * n)
+    }
+
+    fn triple(n: &u32) -> Result<u32, String> {
+        Ok(3 * n)
+    }
+
+    fn doubled() -> Isolate<u32, u32, String> {
+        isolate("double", double)
     }
 
     fn order(text: &str) -> String {
@@ -734,15 +855,365 @@ mod linux {
         assert!(!slow.exists(), "there was no slow start");
     }
 
-    fn an_item_that_panics_when_it_is_read_costs_one_task() {
-        let reader = reader().start().unwrap();
-        let child = reader.call(&Fragile(1)).unwrap();
-        let error = reader.call(&Fragile(0)).unwrap_err();
+    fn what_fails_on_its_way_costs_one_task_and_says_why() {
+        let fragile = fragile().start().unwrap();
+        let (child, _) = fragile.call(&(Good, 0)).unwrap();
+        let place = "at tests/process.rs:";
+        for (item, words) in [
+            (
+                (UnreadableByPanic, 0),
+                ["cannot decode", "panics when read", place],
+            ),
+            ((Unreadable, 0), ["cannot decode", "why not read", ""]),
+            ((Unwritable, 0), ["cannot encode", "why not written", ""]),
+            ((Good, 2), ["cannot decode", "why not read", ""]),
+            ((Good, 3), ["cannot encode", "panics when written", place]),
+            ((Good, 4), ["cannot encode", "why not written", ""]),
+        ] {
+            let text = fragile.call(&item).unwrap_err().to_string();
+            for word in words {
+                assert!(text.contains(word), "{word} {text}");
+            }
+            assert_eq!(fragile.call(&(Good, 0)), Ok((child, Good)));
+        }
+        // These panic here, in the caller's thread.
+        for item in [(UnwritableByPanic, 0), (Good, 1)] {
+            let call = || fragile.call(&item).map(drop);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_err();
+            assert_eq!(fragile.call(&(Good, 0)), Ok((child, Good)));
+        }
+    }
+
+    fn values_come_through_unchanged_or_are_an_error() {
+        let echo = echo().start().unwrap();
+        for shape in [shape(None), shape(Some(Some(1)))] {
+            assert_eq!(echo.call(&shape).as_ref(), Ok(&shape));
+        }
+        let mut makes_one = shape(None);
+        makes_one.a = 1;
+        for item in [shape(Some(None)), makes_one] {
+            let text = echo.call(&item).unwrap_err().to_string();
+            assert!(
+                text.starts_with("cannot encode: ") && text.contains("Shape: `Some` of an empty"),
+                "{text}"
+            );
+        }
+    }
+
+    fn a_task_that_no_child_has_read_goes_to_another() {
+        let bomb = bomb().start().unwrap();
+        let mut last = 0;
+        for _ in 0..100 {
+            let pid = bomb.call(&0).unwrap().0;
+            assert_ne!(pid, last);
+            last = pid;
+        }
+    }
+
+    fn kill(signal: &str, pid: &str) {
+        let status = Command::new("kill").args([signal, pid]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Its socket is held open by a program that it started.
+    fn a_dead_child_is_seen_before_it_is_used() {
+        let actor = actor().args([HOLD]).start().unwrap();
+        for length in [1, LARGE] {
+            let pid = actor.call(&order("pid")).unwrap();
+            kill("-KILL", &pid);
+            until("its end", || !is_alive(&pid));
+            let text = format!("length {}", "x".repeat(length));
+            assert_eq!(actor.call(&text), Ok(length.to_string()));
+        }
+    }
+
+    fn a_child_that_dies_while_a_task_is_sent_is_seen() {
+        let actor = actor().args([HOLD]).start().unwrap();
+        let pid = actor.call(&order("pid")).unwrap();
+        kill("-STOP", &pid);
+        let (told, tells) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                told.send(fs::read_link("/proc/thread-self").unwrap())
+                    .unwrap();
+                let text = format!("length {}", "x".repeat(LARGE));
+                assert_eq!(actor.call(&text), Ok(LARGE.to_string()));
+            });
+            let wait = Path::new("/proc").join(tells.recv().unwrap()).join("wchan");
+            until("a full socket", || {
+                fs::read_to_string(&wait).is_ok_and(|text| !text.is_empty() && text != "0")
+            });
+            kill("-KILL", &pid);
+        });
+    }
+
+    /// The id of a program that a task started, once it is there.
+    fn started(path: &Path) -> String {
+        let pid = || fs::read_to_string(path).unwrap_or_default();
+        until("a program's start", || !pid().is_empty());
+        let pid = pid();
+        fs::remove_file(path).unwrap();
+        pid
+    }
+
+    fn programs_that_a_task_started_end_with_its_child() {
+        let path = scratch("program");
+        let waits = format!("await {}", path.display());
+        let leaves = format!("leave {}", path.display());
+        let late = actor().timeout(Duration::from_millis(500)).start().unwrap();
+        let error = late.call(&waits).unwrap_err();
+        assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+        let pid = started(&path);
+        until("its end", || !is_alive(&pid));
+        // At a crash, at the end of a child's tasks, and at the function's end.
+        let crashes = actor().start().unwrap();
+        crashes.call(&leaves).unwrap();
+        let pid = started(&path);
+        assert!(is_alive(&pid));
+        crashes.call(&order("abort")).unwrap_err();
+        until("its end", || !is_alive(&pid));
+        let once = actor().max_tasks(1).start().unwrap();
+        once.call(&leaves).unwrap();
+        let pid = started(&path);
+        until("its end", || !is_alive(&pid));
+        crashes.call(&leaves).unwrap();
+        let pid = started(&path);
+        drop(crashes);
+        until("its end", || !is_alive(&pid));
+        // At a cancel.
+        let token = CancellationToken::new();
+        let run = [waits].into_iter().futureproof(Ignore).cancel_on(&token);
+        let mut run = run.map_tasks(actor().start().unwrap().into_fn());
+        let pid = thread::scope(|scope| {
+            let cancel = scope.spawn(|| {
+                let pid = started(&path);
+                token.cancel();
+                pid
+            });
+            assert!(run.next().is_none());
+            cancel.join().unwrap()
+        });
+        drop(run);
+        until("its end", || !is_alive(&pid));
+    }
+
+    fn programs_of_a_task_end_if_the_parent_is_killed() {
+        let path = scratch("orphan");
+        let mut parent = scenario("await").env(LOG, &path).spawn().unwrap();
+        let pid = started(&path);
+        assert!(is_alive(&pid));
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        until("its end", || !is_alive(&pid));
+    }
+
+    fn a_child_with_a_grace_is_asked_to_end_and_then_killed() {
+        let paths = [scratch("begun"), scratch("asked")];
+        let [begun, asked] = &paths;
+        let text = format!("{} {}", begun.display(), asked.display());
+        for (word, grace) in [("tidy", HANGS), ("stubborn", SHORT)] {
+            let order = format!("{word} {text}");
+            // A task's time is up.
+            let actor = actor().grace(grace).timeout(Duration::from_secs(1));
+            let actor = actor.start().unwrap();
+            let start = Instant::now();
+            let error = actor.call(&order).unwrap_err();
+            assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+            assert!(start.elapsed() < HANGS / 6);
+            let pid = started(begun);
+            assert!(asked.exists() && !is_alive(&pid));
+            fs::remove_file(asked).unwrap();
+            // A run is cancelled.
+            let token = CancellationToken::new();
+            let run = [order].into_iter().futureproof(Ignore).cancel_on(&token);
+            let mut run = run.map_tasks(actor.into_fn());
+            let pid = thread::scope(|scope| {
+                let cancel = scope.spawn(|| {
+                    let pid = started(begun);
+                    token.cancel();
+                    pid
+                });
+                assert!(run.next().is_none());
+                cancel.join().unwrap()
+            });
+            let start = Instant::now();
+            drop(run);
+            ended(start);
+            assert!(asked.exists() && !is_alive(&pid));
+            fs::remove_file(asked).unwrap();
+        }
+    }
+
+    fn without_a_grace_a_child_is_not_asked() {
+        let paths = [scratch("begun"), scratch("asked")];
+        let [begun, asked] = &paths;
+        let order = format!("tidy {} {}", begun.display(), asked.display());
+        let actor = actor().timeout(Duration::from_secs(1)).start().unwrap();
+        actor.call(&order).unwrap_err();
+        let pid = started(begun);
+        assert!(!asked.exists() && !is_alive(&pid));
+    }
+
+    fn answers_of_a_forked_task_are_nobody_elses() {
+        let actor = actor().start().unwrap();
+        for n in 0..50 {
+            let text = n.to_string();
+            assert_eq!(actor.call(&format!("fork {text}")), Ok(text.clone()));
+            assert_eq!(actor.call(&format!("fail {text}")), Err(Error::Task(text)));
+        }
+        drop(actor);
+        assert_eq!(children(), [""; 0]);
+    }
+
+    fn two_functions_of_one_name_are_refused() {
+        doubled().start().unwrap();
+        // The same once more, there and here.
+        assert_eq!(doubled().start().unwrap().call(&1), Ok(2));
+        assert_eq!(isolate("double", double).start().unwrap().call(&1), Ok(2));
+        let text = isolate("double", triple).start().unwrap_err().to_string();
+        for word in [
+            "\"double\"",
+            "linux::double",
+            "linux::triple",
+            "a name of its own",
+        ] {
+            assert!(text.contains(word), "{text}");
+        }
+        let closure = isolate("double", |n: &u32| triple(n)).start();
+        assert!(closure.is_err());
+        let closures = || [2, 3].map(|k| isolate("closures", move |n: &u32| Ok::<_, ()>(n * k)));
+        for closure in closures() {
+            closure.start().unwrap();
+        }
+        // Nothing is known before its child is asked.
+        let other = isolate("double", triple).args(["x"]).start().unwrap();
+        let error = other.call(&1).unwrap_err();
+        assert!(error.to_string().contains("a name of its own"), "{error}");
+    }
+
+    /// What the children of `act` gave reason to log.
+    fn logged() -> Vec<String> {
+        let lines = crate::lines::lines_of("act").into_iter();
+        lines.map(|(_, line)| line).collect()
+    }
+
+    /// A link to this program, which can be taken away.
+    fn link(name: &str) -> PathBuf {
+        let link = scratch(name);
+        std::os::unix::fs::symlink(env::current_exe().unwrap(), &link).unwrap();
+        link
+    }
+
+    fn a_program_that_is_away_for_a_moment_fails_no_task() {
+        let link = link("away");
+        let aside = scratch("aside");
+        let actor = actor().program(&link).start().unwrap();
+        actor.call(&order("pid")).unwrap();
+        let before = logged().len();
+        let since = || logged().split_off(before);
+        fs::rename(&link, &aside).unwrap();
+        actor.call(&order("abort")).unwrap_err();
+        thread::scope(|scope| {
+            let calls = [0; 8].map(|_| scope.spawn(|| actor.call(&order("slow"))));
+            until("the line about it", || {
+                let is_it = |line: &String| line.contains("cannot start another worker process");
+                since().iter().any(is_it)
+            });
+            fs::rename(&aside, &link).unwrap();
+            for call in calls {
+                call.join().unwrap().unwrap();
+            }
+        });
+        fs::remove_file(link).unwrap();
+        let lines = since();
         assert!(
-            matches!(&error, Error::Decode(text) if text.contains("panicked")),
-            "{error:?}"
+            lines[0].contains("going on with 0") && lines[0].contains("No such file"),
+            "{lines:?}"
         );
-        assert_eq!(reader.call(&Fragile(1)), Ok(child));
+    }
+
+    fn a_program_that_stays_away_fails_tasks_with_the_reason_and_is_tried_again() {
+        let link = link("stays");
+        let aside = scratch("aside");
+        let actor = actor().program(&link).start_timeout(HANGS / 120);
+        let actor = actor.start().unwrap();
+        actor.call(&order("pid")).unwrap();
+        fs::rename(&link, &aside).unwrap();
+        actor.call(&order("abort")).unwrap_err();
+        for _ in 0..20 {
+            let error = actor.call(&order("pid")).unwrap_err();
+            assert!(
+                matches!(&error, Error::Start(text) if text.contains("No such file")),
+                "{error:?}"
+            );
+        }
+        fs::rename(&aside, &link).unwrap();
+        until("a child", || actor.call(&order("pid")).is_ok());
+        fs::remove_file(link).unwrap();
+    }
+
+    fn a_cancel_ends_the_wait_for_a_program() {
+        let link = link("cancel");
+        let actor = actor().program(&link).start_timeout(Duration::MAX);
+        let actor = actor.start().unwrap();
+        actor.call(&order("pid")).unwrap();
+        fs::remove_file(link).unwrap();
+        actor.call(&order("abort")).unwrap_err();
+        let before = logged().len();
+        let token = CancellationToken::new();
+        let run = [order("pid")].into_iter().futureproof(Ignore);
+        let mut run = run.cancel_on(&token).map_tasks(actor.into_fn());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                until("a failed start", || logged().len() > before);
+                token.cancel();
+            });
+            assert!(run.next().is_none());
+        });
+        let start = Instant::now();
+        drop(run);
+        ended(start);
+    }
+
+    fn fewer_children_than_threads_are_no_failure() {
+        let script = "ulimit -n 12 && exec \"$0\"";
+        let mut few = Command::new("/bin/sh");
+        few.args([
+            "-c".as_ref(),
+            script.as_ref(),
+            env::current_exe().unwrap().as_os_str(),
+        ]);
+        let output = few.env(SCENARIO, "few").output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        assert_eq!(output.stdout, b"cannot start another\n");
+    }
+
+    fn closed_standard_streams_do_no_harm() {
+        let log = scratch("closed");
+        let status = scenario("closed").env(LOG, &log).status().unwrap();
+        let found = fs::read_to_string(&log).unwrap();
+        fs::remove_file(&log).unwrap();
+        assert!(status.success(), "{found}");
+        assert_eq!(found, "[Ok(\"1\"), Ok(\"3\"), Ok(\"1\")]");
+    }
+
+    fn a_program_file_that_was_deleted_or_replaced_is_started_all_the_same() {
+        for word in ["delete", "replace"] {
+            let copy = scratch(word);
+            fs::copy(env::current_exe().unwrap(), &copy).unwrap();
+            let mut command = Command::new(&copy);
+            let output = command.env(SCENARIO, word).output().unwrap();
+            let _ = fs::remove_file(copy);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{word}: {stderr}");
+        }
+    }
+
+    fn a_terminal_that_stops_background_output_stops_no_child() {
+        let output = scenario("terminal").output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
     }
 
     fn what_a_task_starts_is_no_worker() {
@@ -784,6 +1255,61 @@ mod linux {
                         fs::remove_file(path).unwrap();
                     }
                 });
+            }
+            "await" => {
+                let path = env::var(LOG).unwrap();
+                let _ = actor().start().unwrap().call(&format!("await {path}"));
+            }
+            "few" => {
+                let actor = actor().start().unwrap();
+                let run = (0..32).map(|_| order("slow")).futureproof(Raise);
+                let run = run.num_threads(8).chunk_size(1);
+                for task in run.map_tasks(actor.into_fn()) {
+                    task.unwrap();
+                }
+                let is_it = |line: &String| line.contains("cannot start another");
+                assert!(logged().iter().any(is_it));
+                println!("cannot start another");
+            }
+            "closed" => {
+                fork::close_fd().unwrap();
+                let orders = ["length a", "length abc", "length x"];
+                let print = outcomes(actor(), &["print noise, and a good deal more of it"; 4]);
+                assert!(print.iter().all(Result::is_ok), "{print:?}");
+                let found = outcomes(actor(), &orders);
+                fs::write(env::var(LOG).unwrap(), format!("{found:?}")).unwrap();
+            }
+            "delete" | "replace" => {
+                let path = env::current_exe().unwrap();
+                fs::remove_file(&path).unwrap();
+                if scenario == "replace" {
+                    fs::copy("/bin/true", path).unwrap();
+                }
+                assert_eq!(outcomes(actor(), &["length abc"]), [Ok(order("3"))]);
+            }
+            "terminal" => {
+                use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+                let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+                let ours = rustix::pty::openpt(flags).unwrap();
+                rustix::pty::unlockpt(&ours).unwrap();
+                let name = rustix::pty::ptsname(&ours, Vec::new()).unwrap();
+                rustix::process::setsid().unwrap();
+                let mut options = fs::File::options();
+                let theirs = options.read(true).write(true).open(name.to_str().unwrap());
+                let theirs = theirs.unwrap();
+                rustix::process::ioctl_tiocsctty(&theirs).unwrap();
+                let mut modes = tcgetattr(&theirs).unwrap();
+                modes.local_modes |= LocalModes::TOSTOP;
+                tcsetattr(&theirs, OptionalActions::Now, &modes).unwrap();
+                let stderr = std::os::fd::AsFd::as_fd(&std::io::stderr())
+                    .try_clone_to_owned()
+                    .unwrap();
+                rustix::stdio::dup2_stderr(&theirs).unwrap();
+                let found = outcomes(actor().timeout(HANGS / 6), &["print noise"]);
+                rustix::stdio::dup2_stderr(stderr).unwrap();
+                assert!(found[0].is_ok(), "{found:?}");
+                // Before the terminal is gone, which would end this process.
+                process::exit(0);
             }
             "lose" => {
                 let script = format!("echo start >> ${LOG}; \"$0\" </dev/null; true");
@@ -839,7 +1365,24 @@ mod linux {
         a_crash_is_seen_though_another_program_holds_the_socket
         ctrl_c_does_not_reach_a_child
         one_slow_start_is_no_end
-        an_item_that_panics_when_it_is_read_costs_one_task
+        what_fails_on_its_way_costs_one_task_and_says_why
+        values_come_through_unchanged_or_are_an_error
+        a_task_that_no_child_has_read_goes_to_another
+        a_dead_child_is_seen_before_it_is_used
+        a_child_that_dies_while_a_task_is_sent_is_seen
+        programs_that_a_task_started_end_with_its_child
+        programs_of_a_task_end_if_the_parent_is_killed
+        a_child_with_a_grace_is_asked_to_end_and_then_killed
+        without_a_grace_a_child_is_not_asked
+        answers_of_a_forked_task_are_nobody_elses
+        two_functions_of_one_name_are_refused
+        a_program_that_is_away_for_a_moment_fails_no_task
+        a_program_that_stays_away_fails_tasks_with_the_reason_and_is_tried_again
+        a_cancel_ends_the_wait_for_a_program
+        fewer_children_than_threads_are_no_failure
+        closed_standard_streams_do_no_harm
+        a_program_file_that_was_deleted_or_replaced_is_started_all_the_same
+        a_terminal_that_stops_background_output_stops_no_child
         what_a_task_starts_is_no_worker
     }
 
@@ -858,7 +1401,11 @@ mod linux {
         }
         // In a child these do not return.
         drop(actor());
-        drop(reader());
+        drop(fragile());
+        drop(echo());
+        drop(bomb());
+        drop(doubled());
+        crate::lines::collect_lines(log::LevelFilter::Warn);
         if let Ok(name) = env::var(SCENARIO) {
             // So that a test that waits for it does not wait for ever.
             thread::spawn(|| {

@@ -27,8 +27,9 @@ pub(super) struct Children {
 struct State {
     /// Children without a task. The last one that was busy is taken first.
     idle: Vec<Worker>,
-    /// How many children there are: idle, busy and starting.
+    /// How many children there are, idle and busy.
     count: usize,
+    starting: usize,
     /// Whether any child has ever served. Until then, a program may be one that cannot.
     has_served: bool,
     outage: Option<Outage>,
@@ -132,14 +133,15 @@ impl Children {
     fn start(&self, token: &CancellationToken) -> Option<Worker> {
         let started = Worker::start(&self.recipe, token, token.deadline());
         let mut state = lock(&self.state);
+        state.starting -= 1;
         let worker = match started {
             Ok(worker) => {
+                state.count += 1;
                 state.has_served = true;
                 state.outage = None;
                 Some(worker)
             }
             Err(failure) => {
-                state.count -= 1;
                 // A cancel is not a failed start.
                 if !token.is_cancelled() {
                     state.note(failure, &self.recipe.name);
@@ -181,19 +183,19 @@ impl State {
         let now = Instant::now();
         let next = match &self.outage {
             None => Next::Start,
-            Some(outage) if !self.has_served && outage.failures >= TRIES => match self.count {
+            Some(outage) if !self.has_served && outage.failures >= TRIES => match self.starting {
                 0 => Next::GiveUp(outage.reason.clone()),
                 // One of those that are starting may serve yet.
                 _ => Next::Wait(None),
             },
             Some(outage) if now >= outage.next_try => Next::Start,
-            Some(outage) if self.count == 0 && now - outage.since >= patience => {
+            Some(outage) if self.count + self.starting == 0 && now - outage.since >= patience => {
                 Next::GiveUp(outage.reason.clone())
             }
             Some(outage) => Next::Wait(Some(outage.next_try)),
         };
         if let Next::Start = next {
-            self.count += 1;
+            self.starting += 1;
             // One thread tries, the others wait for the outcome.
             if let Some(outage) = &mut self.outage {
                 outage.next_try = now + LONGEST_PAUSE;
@@ -210,9 +212,10 @@ impl State {
             false => failures,
         };
         let reason = failure.text;
-        if self.outage.is_none() && (self.has_served || self.count > 0) {
+        if self.outage.is_none() && (self.has_served || self.starting > 0) {
             log::warn!(
-                "cannot start another worker process for {name:?}, going on with {}: {reason}",
+                target: "futureproof",
+                "{name}: cannot start another worker process, going on with {}: {reason}",
                 self.count
             );
         }
