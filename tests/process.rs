@@ -1,7 +1,7 @@
 //! Functions in child processes: whatever a child does, each task has its outcome and nothing is left behind.
 //!
 //! The children are this very program, so it has a `main` of its own instead of the test harness.
-//! `FUTUREPROOF_TASKS` is how many tasks the storm has.
+//! `FUTUREPROOF_TASKS` is how many tasks the storm has, `FUTUREPROOF_SIGNALS` how many signals of each kind are sent.
 
 fn main() {
     #[cfg(target_os = "linux")]
@@ -23,9 +23,14 @@ mod linux {
 
     use futureproof::prelude::*;
     use futureproof::process::{Error, Isolate, isolate};
+    use rustix::process::Signal;
 
     const SCENARIO: &str = "FUTUREPROOF_SCENARIO";
     const LOG: &str = "FUTUREPROOF_LOG";
+    const TASKS: &str = "FUTUREPROOF_TASKS";
+    const SIGNALS: &str = "FUTUREPROOF_SIGNALS";
+    /// Tells the processes of one scenario from all others.
+    const TOKEN: &str = "FUTUREPROOF_TOKEN";
     /// Arguments of children that do something before they serve: start a program, or sleep if the file is there.
     const HOLD: &str = "hold";
     const SLOW: &str = "slow";
@@ -123,10 +128,16 @@ mod linux {
                     .unwrap();
                 Ok(String::from_utf8(output.stdout).unwrap())
             }
+            "stop" => {
+                rustix::process::kill_process(rustix::process::getpid(), Signal::STOP).unwrap();
+                Ok(pid)
+            }
             // Starts a program and goes on, or waits for it.
             "leave" | "await" => {
                 let mut sleep = Command::new("sleep").arg("300").spawn().unwrap();
-                fs::write(argument, sleep.id().to_string()).unwrap();
+                if !argument.is_empty() {
+                    fs::write(argument, sleep.id().to_string()).unwrap();
+                }
                 if word == "await" {
                     sleep.wait().unwrap();
                 }
@@ -683,50 +694,100 @@ mod linux {
         );
     }
 
+    /// A number that looks random, for `n`.
+    fn hash(n: u64) -> u64 {
+        n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40
+    }
+
+    fn count(variable: &str, otherwise: u64) -> u64 {
+        env::var(variable).map_or(otherwise, |count| count.parse().unwrap())
+    }
+
+    /// A number that no other process has.
+    fn token() -> String {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        format!("{}-{}", process::id(), now.unwrap().as_nanos())
+    }
+
+    /// The processes that bear the token, but for this one.
+    fn bearers(token: &str) -> Vec<String> {
+        let line = format!("{TOKEN}={token}");
+        let own = process::id().to_string();
+        let bears = |pid: &String| {
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ
+                .split(|byte| *byte == 0)
+                .any(|it| it == line.as_bytes())
+        };
+        let files = fs::read_dir("/proc").unwrap().flatten();
+        let pids = files.map(|file| file.file_name().into_string().unwrap());
+        pids.filter(|pid| pid.parse::<u32>().is_ok() && *pid != own && bears(pid))
+            .collect()
+    }
+
     fn a_storm_of_crashes_and_hangs_loses_nothing_and_leaves_nothing() {
-        let count = env::var("FUTUREPROOF_TASKS").map_or(400, |count| count.parse().unwrap());
+        let token = token();
+        let output = scenario("storm").env(TOKEN, &token).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        until("the end of all", || bearers(&token).is_empty());
+    }
+
+    const KINDS: [&str; 10] = [
+        "hang",
+        "stop",
+        "abort",
+        "signal -SEGV",
+        "exit 3",
+        "leave",
+        "fork x",
+        "length",
+        "panic x",
+        "fail x",
+    ];
+
+    fn storm() {
+        let count = count(TASKS, 400);
         // The first use of some things opens descriptors that stay.
         outcomes(actor(), &["pid", "pid"]);
-        let before = descriptors();
-        let kind = |n: u64| match n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40 {
-            hash if hash % 20 == 0 => "hang",
-            hash if hash % 20 == 1 => ["abort", "signal -SEGV", "exit 3"][hash as usize / 20 % 3],
-            _ => "pid",
-        };
-        let actor = actor()
-            .timeout(Duration::from_millis(50))
-            .max_tasks(100)
-            .start()
-            .unwrap();
+        let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+        let before = (descriptors(), threads());
+        let kind = |n: u64| KINDS.get(hash(n) as usize % 50).copied().unwrap_or("pid");
+        let large = format!("length {}", "x".repeat(1 << 20));
+        let actor = actor().timeout(Duration::from_millis(50)).max_tasks(100);
         let run = (0..count)
-            .map(|n| order(kind(n)))
+            .map(|n| match kind(n) {
+                "length" => large.clone(),
+                kind => order(kind),
+            })
             .futureproof(Ignore)
             .num_threads(2);
         let mut seen = vec![false; count as usize];
         let [mut late, mut crashed] = [0; 2];
-        for task in run.map_tasks(actor.into_fn()) {
-            let (index, error) = match &task {
-                Ok(task) => (task.index, None),
-                Err(error) => (error.index(), error.error()),
+        for task in run.map_tasks(actor.start().unwrap().into_fn()) {
+            let (index, outcome) = match &task {
+                Ok(task) => (task.index, Ok(&task.output[..])),
+                Err(error) => (error.index(), Err(error.error().unwrap())),
             };
             assert!(!std::mem::replace(&mut seen[index as usize], true));
-            match (kind(index), error) {
-                ("hang", Some(Error::TimedOut { .. })) => late += 1,
-                (
-                    "abort",
-                    Some(Error::Crashed {
-                        signal: Some(6), ..
-                    }),
-                )
-                | (
-                    "signal -SEGV",
-                    Some(Error::Crashed {
-                        signal: Some(11), ..
-                    }),
-                )
-                | ("exit 3", Some(Error::Crashed { code: Some(3), .. })) => crashed += 1,
+            match (kind(index), outcome) {
+                ("hang" | "stop", Err(Error::TimedOut { .. })) => late += 1,
+                (kind, Err(Error::Crashed { signal, code, .. })) => {
+                    crashed += 1;
+                    let end = match kind {
+                        "abort" => (Some(6), None),
+                        "signal -SEGV" => (Some(11), None),
+                        "exit 3" => (None, Some(3)),
+                        other => panic!("{index}: {other} crashed"),
+                    };
+                    assert_eq!((*signal, *code), end);
+                }
                 // On a busy machine any task may be late.
-                ("pid", None) | (_, Some(Error::TimedOut { .. })) => {}
+                (_, Err(Error::TimedOut { .. })) => {}
+                ("pid" | "leave", Ok(_)) | ("fork x", Ok("x")) | ("length", Ok("1048576")) => {}
+                ("panic x", Err(Error::Panicked { .. })) => {}
+                ("fail x", Err(Error::Task(text))) if text == "x" => {}
                 other => panic!("{index}: {other:?}"),
             }
         }
@@ -734,7 +795,85 @@ mod linux {
         println!("    {count} tasks, {late} hung, {crashed} crashed");
         assert!(late > 0 && crashed > 0);
         assert_eq!(children(), [""; 0]);
-        assert_eq!(descriptors(), before);
+        assert_eq!((descriptors(), threads()), before);
+        // What is killed is gone a moment later.
+        let token = env::var(TOKEN).unwrap();
+        until("the end of all", || bearers(&token).is_empty());
+    }
+
+    /// `SIGKILL`, `SIGSTOP` and `SIGTERM` for children at any moment of their lives.
+    fn each_task_has_one_outcome_whatever_signals_hit_its_child() {
+        let sent = AtomicU64::new(0);
+        let enough = 3 * count(SIGNALS, 20);
+        let actor = actor().timeout(SHORT).start_timeout(HANGS / 6);
+        let actor = actor.start().unwrap();
+        // Once a child has served, no failed start is final.
+        actor.call(&order("pid")).unwrap();
+        let mut given = 0;
+        let source = std::iter::from_fn(|| {
+            given += 1;
+            (sent.load(Ordering::Relaxed) < enough).then(|| order("pid"))
+        });
+        let run = source.futureproof(Ignore).num_threads(3).chunk_size(1);
+        let mut run = run.map_tasks(actor.into_fn());
+        let mut seen = std::collections::BTreeSet::new();
+        let (mut failed, mut strange) = (0, Vec::new());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut n = 0;
+                while n < enough {
+                    thread::sleep(Duration::from_micros(hash(n) % 30_000));
+                    let children = children();
+                    if children.is_empty() {
+                        continue;
+                    }
+                    let victim = children[hash(n) as usize % children.len()].parse();
+                    let pid = rustix::process::Pid::from_raw(victim.unwrap()).unwrap();
+                    let signal = [Signal::KILL, Signal::STOP, Signal::TERM][n as usize % 3];
+                    let _ = rustix::process::kill_process(pid, signal);
+                    n += 1;
+                    sent.store(n, Ordering::Relaxed);
+                }
+            });
+            for task in &mut run {
+                let index = task
+                    .as_ref()
+                    .map_or_else(|error| error.index(), |task| task.index);
+                assert!(seen.insert(index));
+                match task.as_ref().map_err(|error| error.error().unwrap()) {
+                    Ok(_) => {}
+                    Err(Error::Crashed { .. } | Error::TimedOut { .. }) => failed += 1,
+                    Err(other) => strange.push(other.clone()),
+                }
+            }
+        });
+        drop(run);
+        assert_eq!(strange, []);
+        println!(
+            "    {enough} signals, {} tasks, {failed} failed",
+            seen.len()
+        );
+        assert_eq!(seen.len(), given - 1);
+        assert_eq!(children(), [""; 0]);
+    }
+
+    fn a_parent_that_is_killed_at_any_moment_leaves_nothing() {
+        for n in 0..count(SIGNALS, 5) {
+            let token = token();
+            let mut parent = scenario("endless");
+            parent
+                .env(TOKEN, &token)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null());
+            let mut parent = parent.spawn().unwrap();
+            let mut line = String::new();
+            let mut lines = BufReader::new(parent.stdout.take().unwrap());
+            lines.read_line(&mut line).unwrap();
+            thread::sleep(Duration::from_micros(hash(n) % 20_000));
+            kill(["-KILL", "-TERM"][n as usize % 2], &parent.id().to_string());
+            parent.wait().unwrap();
+            until("the end of all", || bearers(&token).is_empty());
+        }
     }
 
     fn children_of_a_killed_parent_end_even_amid_a_task() {
@@ -1311,6 +1450,16 @@ mod linux {
                 // Before the terminal is gone, which would end this process.
                 process::exit(0);
             }
+            "storm" => storm(),
+            "endless" => {
+                let actor = actor().timeout(SHORT).max_tasks(10).start().unwrap();
+                let orders = ["pid", "leave", "pid", "hang", "pid", "abort", "fork x"];
+                let run = orders.iter().cycle().map(|text| order(text));
+                let run = run.futureproof(Ignore).num_threads(3).chunk_size(1);
+                let mut run = run.map_tasks(actor.into_fn());
+                println!("{}", run.next().is_some());
+                run.for_each(drop);
+            }
             "lose" => {
                 let script = format!("echo start >> ${LOG}; \"$0\" </dev/null; true");
                 let program = env::current_exe().unwrap();
@@ -1355,6 +1504,8 @@ mod linux {
         what_runs_when_a_run_is_taken_to_pieces_is_waited_for
         a_stage_may_run_in_children
         a_storm_of_crashes_and_hangs_loses_nothing_and_leaves_nothing
+        each_task_has_one_outcome_whatever_signals_hit_its_child
+        a_parent_that_is_killed_at_any_moment_leaves_nothing
         children_of_a_killed_parent_end_even_amid_a_task
         a_program_that_never_gets_there_is_started_three_times
         a_program_that_does_not_say_hello_is_given_up
@@ -1409,7 +1560,7 @@ mod linux {
         if let Ok(name) = env::var(SCENARIO) {
             // So that a test that waits for it does not wait for ever.
             thread::spawn(|| {
-                thread::sleep(HANGS);
+                thread::sleep(limit());
                 process::exit(101)
             });
             return play(&name);
@@ -1436,14 +1587,18 @@ mod linux {
         }
     }
 
+    fn limit() -> Duration {
+        match [TASKS, SIGNALS].iter().any(|name| env::var(name).is_ok()) {
+            true => 20 * HANGS,
+            false => HANGS,
+        }
+    }
+
     /// A test that hangs fails.
     fn watched(name: &'static str, test: fn()) {
         println!("{name}");
         let (done, waits) = std::sync::mpsc::channel::<()>();
-        let limit = match env::var("FUTUREPROOF_TASKS") {
-            Ok(_) => 20 * HANGS,
-            Err(_) => HANGS,
-        };
+        let limit = limit();
         let watchdog = thread::spawn(move || {
             if let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = waits.recv_timeout(limit) {
                 eprintln!("{name} hangs");

@@ -85,7 +85,7 @@ impl Children {
             // Those that died while idle are reaped when the lock is free again.
             let mut dead = Vec::new();
             let mut state = lock(&self.state);
-            match state.next(&mut dead, self.recipe.start_timeout) {
+            match state.next(&mut dead, self.recipe.start_timeout.saturating_mul(2)) {
                 Next::Take(worker) => return Ok(self.lease(worker)),
                 Next::GiveUp(reason) => return Err(Refusal::Start(reason)),
                 Next::Start => {
