@@ -95,7 +95,7 @@ impl Children {
                         return Ok(self.lease(worker));
                     }
                 }
-                Next::Wait(until) if listener.is_some() => {
+                Next::Wait(until) if listener.is_some() && dead.is_empty() => {
                     let until = until.into_iter().chain(token.deadline()).min();
                     self.wait(state, until);
                 }
@@ -103,21 +103,21 @@ impl Children {
                     drop(state);
                     let children = Arc::clone(self);
                     // Under the lock, so that whoever is about to wait is woken.
-                    listener = Some(token.on_cancel(move || {
+                    let wake = move || {
                         let _state = lock(&children.state);
                         children.changed.notify_all();
-                    }));
+                    };
+                    listener.get_or_insert_with(|| token.on_cancel(wake));
                 }
             }
         }
     }
 
     fn wait(&self, state: MutexGuard<'_, State>, until: Option<Instant>) {
-        let now = Instant::now();
         match until {
             None => drop(self.changed.wait(state)),
             Some(until) => {
-                let left = until.saturating_duration_since(now);
+                let left = until.saturating_duration_since(Instant::now());
                 drop(self.changed.wait_timeout(state, left));
             }
         }
@@ -166,7 +166,7 @@ impl Children {
             }
         };
         drop(state);
-        self.changed.notify_one();
+        self.changed.notify_all();
         drop(done);
     }
 }

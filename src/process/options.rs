@@ -91,7 +91,8 @@ impl<I, T, E> Isolate<I, T, E> {
 
     /// Sets how long a child may take to reach [`isolate`](super::isolate), 30 s by default.
     ///
-    /// This includes what `main` does before.
+    /// This includes what `main` does before. Once a child has served, tasks wait for twice as long before they fail
+    /// because none can be started.
     pub fn start_timeout(mut self, after: Duration) -> Self {
         self.start_timeout = after;
         self

@@ -13,7 +13,7 @@ use super::error::ending;
 use super::format::{decode, encode};
 use super::frames::{Broken, Frames, Head};
 use super::serve::{DEPTH, HELLO, Hello, ITEM, Setup, VARIABLE, depth};
-use super::transport::{has_ended, itself, kill, signal, spawn, terminate};
+use super::transport::{Stream, has_ended, itself, kill, signal, spawn, terminate};
 use crate::cancel::{CancellationToken, OnCancel};
 
 /// How a child is started.
@@ -113,21 +113,7 @@ impl Worker {
                 text: format!("{}: {error}", recipe.program.display()),
                 is_final: false,
             })?;
-        let life = Life {
-            child,
-            // It has not begun with anything that it could bring to an end.
-            grace: None,
-            served: 0,
-            is_busy: true,
-            condemned: None,
-            ended: None,
-        };
-        let grace = recipe.grace.unwrap_or(LOOK * 4).max(FIRST_PAUSE * 4);
-        let mut worker = Self {
-            life: Arc::new(Mutex::new(life)),
-            frames: Frames::new(stream),
-            look: LOOK.min(grace / 4),
-        };
+        let mut worker = Self::new(child, stream, recipe.grace);
         let _listener = worker.condemn_on_cancel(token);
         let (text, is_final) = match worker.greet(recipe, end) {
             Ok(Hello {
@@ -177,6 +163,24 @@ impl Worker {
         Err(Failure { text, is_final })
     }
 
+    fn new(child: Child, stream: Stream, grace: Option<Duration>) -> Self {
+        let life = Life {
+            child,
+            // It has not begun with anything that it could bring to an end.
+            grace: None,
+            served: 0,
+            is_busy: true,
+            condemned: None,
+            ended: None,
+        };
+        let grace = grace.unwrap_or(LOOK * 4).max(FIRST_PAUSE * 4);
+        Self {
+            life: Arc::new(Mutex::new(life)),
+            frames: Frames::new(stream),
+            look: LOOK.min(grace / 4),
+        }
+    }
+
     fn greet(&mut self, recipe: &Recipe, end: Option<Instant>) -> Result<Hello, Broken> {
         let setup: Setup = recipe.memory_limit;
         let prepared = self.frames.prepare(HELLO, |bytes| encode(&setup, bytes));
@@ -203,17 +207,12 @@ impl Worker {
         let number = self.begin();
         let _listener = self.condemn_on_cancel(token);
         self.wait(end, Frames::send)?;
-        loop {
-            let head = self.wait(end, Frames::receive)?;
-            if head.number == number {
-                lock(&self.life).is_busy = false;
-                return Ok(head.kind);
-            }
-            // An answer that came twice, as after a `fork`, is nobody's.
-            if head.number > number {
-                return Err(Broken::Garbled);
-            }
+        let head = self.wait(end, Frames::receive)?;
+        if head.number != number {
+            return Err(Broken::Garbled);
         }
+        lock(&self.life).is_busy = false;
+        Ok(head.kind)
     }
 
     pub(super) fn answer(&self) -> &[u8] {
@@ -343,5 +342,31 @@ mod tests {
         token.cancel();
         let failure = Worker::start(&recipe, &token, None).unwrap_err();
         assert!(failure.text.contains("signal 9"), "{}", failure.text);
+    }
+
+    #[test]
+    fn an_answer_to_another_task_is_nobodys() {
+        use std::os::unix::net::UnixStream;
+
+        use crate::process::serve::OUTPUT;
+
+        let ask = |number: u64| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let child = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+            let mut worker = Worker::new(child, ours, None);
+            worker.prepare(&"item").unwrap();
+            let mut theirs = Frames::new(theirs);
+            let kind = OUTPUT;
+            let head = Head { number, kind };
+            theirs
+                .prepare(head, |bytes| encode(&"output", bytes))
+                .unwrap();
+            theirs.send(None).unwrap();
+            worker.ask(&CancellationToken::new(), None)
+        };
+        assert!(matches!(ask(1), Ok(OUTPUT)));
+        for other in [0, 2, u64::MAX] {
+            assert!(matches!(ask(other), Err(Broken::Garbled)));
+        }
     }
 }
