@@ -83,7 +83,8 @@
 //!   [`Error::Cancelled`]. Nothing waits for them. After a failure under `Raise`, the run waits for running tasks as
 //!   always, unless it is dropped, as `task?` does.
 //! - **The end of the parent.** If the parent is killed, a thread in each child notices the closed socket and kills the
-//!   child, busy or not, and the programs that its tasks started.
+//!   child, busy or not, and the programs that its tasks started. Only if a child crashes at the same moment, programs
+//!   that it started live on.
 //! - **A child that dies without a task** is replaced, and the next task does not notice. A child that is found dead with
 //!   a task that it has not read is no failure either: another child gets the task. After three such children the task
 //!   fails with [`Error::Crashed`], because reading it may be what kills them. On systems other than Linux a task that
