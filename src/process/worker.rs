@@ -36,6 +36,8 @@ pub(super) struct Recipe {
 
 /// How often to check that a child is alive while waiting for it.
 const LOOK: Duration = Duration::from_millis(500);
+/// A look is a system call, a tenth of a call.
+const JUST_NOW: Duration = Duration::from_millis(1);
 /// How long to read what a dead child has sent.
 const LAST: Duration = Duration::from_millis(100);
 /// How often to check whether a child that was asked to end has ended.
@@ -60,6 +62,8 @@ pub(super) struct Worker {
     frames: Frames,
     /// How often to look at it while waiting for it.
     look: Duration,
+    /// When its last answer came.
+    answered: Instant,
 }
 
 #[derive(Debug)]
@@ -178,6 +182,7 @@ impl Worker {
             life: Arc::new(Mutex::new(life)),
             frames: Frames::new(stream),
             look: LOOK.min(grace / 4),
+            answered: Instant::now(),
         }
     }
 
@@ -212,6 +217,7 @@ impl Worker {
             return Err(Broken::Garbled);
         }
         lock(&self.life).is_busy = false;
+        self.answered = Instant::now();
         Ok(head.kind)
     }
 
@@ -233,8 +239,9 @@ impl Worker {
         !life.is_busy && life.condemned.is_none() && (most == 0 || life.served < most)
     }
 
+    /// Looks whether the child has ended while it was idle, unless it answered just now: then sending will tell.
     pub(super) fn has_ended(&self) -> bool {
-        has_ended(&mut lock(&self.life).child)
+        self.answered.elapsed() > JUST_NOW && has_ended(&mut lock(&self.life).child)
     }
 
     /// Condemns the child if `token` is cancelled before its current task is done.
