@@ -275,6 +275,7 @@ impl Worker {
             if has_ended(&mut life.child) {
                 // Whoever holds the socket goes as well. Then it tells whether all was read; an answer is already there.
                 kill(&mut life.child);
+                drop(life);
                 let last = step(&mut self.frames, Some(Instant::now() + LAST));
                 return last.map_err(|error| match error {
                     Broken::Late => Broken::Gone,
