@@ -56,8 +56,9 @@ pub(super) fn role() -> Option<&'static str> {
 
 /// How many workers are above this process.
 pub(super) fn depth() -> u32 {
-    let value = env::var(DEPTH).ok();
-    value.and_then(|value| value.parse().ok()).unwrap_or(0)
+    static LEVEL: OnceLock<u32> = OnceLock::new();
+    let find = || env::var(DEPTH).ok()?.parse().ok();
+    *LEVEL.get_or_init(|| find().unwrap_or(0))
 }
 
 /// The types that both sides must agree on.
