@@ -30,13 +30,13 @@
 //!
 //! # What it costs
 //!
-//! Measured on two cores: a call takes 5 to 6 µs while calls follow each other closely, and 65 µs after a pause, when
+//! Measured on two cores: a call takes 5 µs while calls follow each other closely, and 65 µs after a pause, when
 //! the other core has gone to sleep. (If the last message came within 100 µs, both sides poll for the next one for up
 //! to 100 µs before they block, unless something else needs the core.) A new child takes 1 to 4 ms. Large items are
-//! copied four times: 64 KiB there and back take 22 µs. On the same machine, Python's `ProcessPoolExecutor` takes
+//! copied four times: 64 KiB there and back take 20 µs. On the same machine, Python's `ProcessPoolExecutor` takes
 //! 200 µs per call, and 100 µs in a `map`. So little is lost on tasks of 50 µs or more.
 //!
-//! A `Vec<u8>` travels number by number, and 64 KiB take 600 µs. Write `#[serde(with = "serde_bytes")]` on the field, or
+//! A `Vec<u8>` travels number by number, and 64 KiB take 530 µs. Write `#[serde(with = "serde_bytes")]` on the field, or
 //! use `serde_bytes::ByteBuf`.
 //!
 //! # What can travel
