@@ -1,12 +1,16 @@
 //! Functions in child processes: whatever a child does, each task has its outcome and nothing is left behind.
 //!
 //! The children are this very program, so it has a `main` of its own instead of the test harness.
-//! `FUTUREPROOF_TASKS` is how many tasks the storm has.
+//! `FUTUREPROOF_TASKS` is how many tasks the storm has, `FUTUREPROOF_SIGNALS` how many signals of each kind are sent.
 
 fn main() {
     #[cfg(target_os = "linux")]
     linux::main();
 }
+
+#[cfg(target_os = "linux")]
+#[path = "common/lines.rs"]
+mod lines;
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -19,19 +23,27 @@ mod linux {
 
     use futureproof::prelude::*;
     use futureproof::process::{Error, Isolate, isolate};
+    use rustix::process::Signal;
 
     const SCENARIO: &str = "FUTUREPROOF_SCENARIO";
     const LOG: &str = "FUTUREPROOF_LOG";
+    const TASKS: &str = "FUTUREPROOF_TASKS";
+    const SIGNALS: &str = "FUTUREPROOF_SIGNALS";
+    /// Tells the processes of one scenario from all others.
+    const TOKEN: &str = "FUTUREPROOF_TOKEN";
     /// Arguments of children that do something before they serve: start a program, or sleep if the file is there.
     const HOLD: &str = "hold";
     const SLOW: &str = "slow";
     /// No test takes this long.
     const HANGS: Duration = Duration::from_secs(60);
     const SHORT: Duration = Duration::from_millis(100);
+    /// More than a socket buffers.
+    const LARGE: usize = 8 << 20;
 
     type Failure = Error<String>;
 
     /// What a task does in its child: `WORD ARGUMENT`. What it gives begins with the child's id.
+    #[expect(clippy::zombie_processes, reason = "one is left on purpose")]
     fn act(calls: &AtomicU64, order: &str) -> Result<String, String> {
         let calls = calls.fetch_add(1, Ordering::Relaxed) + 1;
         let (word, argument) = order.split_once(' ').unwrap_or((order, ""));
@@ -103,9 +115,8 @@ mod linux {
                 } else {
                     argument
                 };
-                let inner = isolate(name, |n: &u32| Ok::<u32, String>(*n))
-                    .start()
-                    .unwrap();
+                let inner = isolate(name, |n: &u32| Ok::<u32, String>(*n)).args(["x"]);
+                let inner = inner.start().unwrap();
                 inner
                     .call(&1)
                     .map(|n| n.to_string())
@@ -117,6 +128,43 @@ mod linux {
                     .output()
                     .unwrap();
                 Ok(String::from_utf8(output.stdout).unwrap())
+            }
+            "stop" => {
+                rustix::process::kill_process(rustix::process::getpid(), Signal::STOP).unwrap();
+                Ok(pid)
+            }
+            // Starts a program and goes on, or waits for it.
+            "leave" | "await" => {
+                let mut sleep = Command::new("sleep").arg("300").spawn().unwrap();
+                if !argument.is_empty() {
+                    fs::write(argument, sleep.id().to_string()).unwrap();
+                }
+                if word == "await" {
+                    sleep.wait().unwrap();
+                }
+                Ok(pid)
+            }
+            // Both copies return.
+            "fork" => {
+                fork::fork().unwrap();
+                Ok(argument.to_owned())
+            }
+            // On SIGTERM it leaves a second mark, and ends if that is what it is told.
+            "tidy" | "stubborn" => {
+                let [begun, asked] = argument.split_once(' ').map(|(a, b)| [a, b]).unwrap();
+                let asked = asked.to_owned();
+                let ends = word == "tidy";
+                let on_term = move || {
+                    fs::write(&asked, "").unwrap();
+                    if ends {
+                        process::exit(0);
+                    }
+                };
+                ctrlc::set_handler(on_term).unwrap();
+                mark(begun);
+                loop {
+                    thread::sleep(HANGS);
+                }
             }
             // The first time it hangs, and leaves a mark.
             "once" => {
@@ -142,21 +190,105 @@ mod linux {
         isolate("act", move |order: &String| act(&calls, order))
     }
 
-    /// Zero cannot be read.
-    #[derive(serde::Serialize)]
-    struct Fragile(u8);
+    /// Some are made to fail on their way.
+    #[derive(Debug, PartialEq)]
+    enum Fragile {
+        Good,
+        UnreadableByPanic,
+        Unreadable,
+        UnwritableByPanic,
+        Unwritable,
+    }
 
-    impl<'de> serde::Deserialize<'de> for Fragile {
-        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            match u8::deserialize(deserializer)? {
-                0 => panic!("zero"),
-                n => Ok(Self(n)),
+    use Fragile::*;
+
+    impl serde::Serialize for Fragile {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            match self {
+                Good => serializer.serialize_u8(0),
+                UnreadableByPanic => serializer.serialize_u8(1),
+                Unreadable => serializer.serialize_u8(2),
+                UnwritableByPanic => panic!("panics when written"),
+                Unwritable => Err(serde::ser::Error::custom("why not written")),
             }
         }
     }
 
-    fn reader() -> Isolate<Fragile, u32, String> {
-        isolate("read", |_: &Fragile| Ok(process::id()))
+    impl<'de> serde::Deserialize<'de> for Fragile {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            match <u8 as serde::Deserialize>::deserialize(deserializer)? {
+                0 => Ok(Good),
+                1 => panic!("panics when read"),
+                _ => Err(serde::de::Error::custom("why not read")),
+            }
+        }
+    }
+
+    /// Gives what it is told to.
+    fn fragile() -> Isolate<(Fragile, u8), (u32, Fragile), String> {
+        isolate("fragile", |(_, output): &(Fragile, u8)| {
+            let outputs = [Good, UnreadableByPanic, Unreadable, UnwritableByPanic];
+            let output = outputs.into_iter().nth((*output).into());
+            Ok((process::id(), output.unwrap_or(Unwritable)))
+        })
+    }
+
+    fn is_zero(n: &u8) -> bool {
+        *n == 0
+    }
+
+    /// A format that does not name its fields reads `b` as `a`.
+    #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Shape {
+        #[serde(default, skip_serializing_if = "is_zero")]
+        a: u8,
+        b: Vec<u8>,
+        c: Option<Option<u8>>,
+        #[serde(flatten)]
+        rest: serde_json::Map<String, serde_json::Value>,
+    }
+
+    fn shape(c: Option<Option<u8>>) -> Shape {
+        let rest = serde_json::json!({"x": [null, 1.5, {}], "y": "z"});
+        let rest = rest.as_object().unwrap().clone();
+        let b = vec![3, 1];
+        Shape { a: 0, b, c, rest }
+    }
+
+    /// Gives the shape back, with more than `None` in it if `a` is not zero.
+    fn echo() -> Isolate<Shape, Shape, String> {
+        isolate("echo", |given: &Shape| match given.a {
+            0 => Ok(given.clone()),
+            _ => Ok(shape(Some(None))),
+        })
+    }
+
+    /// Ends its child as it goes, but not whoever receives it.
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Bomb(u32, #[serde(skip)] bool);
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if self.1 {
+                process::abort();
+            }
+        }
+    }
+
+    fn bomb() -> Isolate<u8, Bomb, String> {
+        isolate("bomb", |_: &u8| Ok(Bomb(process::id(), true)))
+    }
+
+    fn double(n: &u32) -> Result<u32, String> {
+        Ok(2 * n)
+    }
+
+    fn triple(n: &u32) -> Result<u32, String> {
+        Ok(3 * n)
+    }
+
+    fn doubled() -> Isolate<u32, u32, String> {
+        isolate("double", double)
     }
 
     fn order(text: &str) -> String {
@@ -255,8 +387,11 @@ mod linux {
         let actor = actor().start().unwrap();
         let pid = actor.call(&order("pid")).unwrap();
         let panicked = actor.call(&order("panic oh no")).unwrap_err();
-        let message = order("oh no");
-        assert_eq!(panicked, Error::Panicked { message });
+        let text = panicked.to_string();
+        assert!(
+            text.starts_with("the function panicked: oh no, at tests/process.rs:"),
+            "{text}"
+        );
         assert_eq!(actor.call(&order("pid")), Ok(pid));
     }
 
@@ -560,50 +695,100 @@ mod linux {
         );
     }
 
+    /// A number that looks random, for `n`.
+    fn hash(n: u64) -> u64 {
+        n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40
+    }
+
+    fn count(variable: &str, otherwise: u64) -> u64 {
+        env::var(variable).map_or(otherwise, |count| count.parse().unwrap())
+    }
+
+    /// A number that no other process has.
+    fn token() -> String {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        format!("{}-{}", process::id(), now.unwrap().as_nanos())
+    }
+
+    /// The processes that bear the token, but for this one.
+    fn bearers(token: &str) -> Vec<String> {
+        let line = format!("{TOKEN}={token}");
+        let own = process::id().to_string();
+        let bears = |pid: &String| {
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ
+                .split(|byte| *byte == 0)
+                .any(|it| it == line.as_bytes())
+        };
+        let files = fs::read_dir("/proc").unwrap().flatten();
+        let pids = files.map(|file| file.file_name().into_string().unwrap());
+        pids.filter(|pid| pid.parse::<u32>().is_ok() && *pid != own && bears(pid))
+            .collect()
+    }
+
     fn a_storm_of_crashes_and_hangs_loses_nothing_and_leaves_nothing() {
-        let count = env::var("FUTUREPROOF_TASKS").map_or(400, |count| count.parse().unwrap());
+        let token = token();
+        let output = scenario("storm").env(TOKEN, &token).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        until("the end of all", || bearers(&token).is_empty());
+    }
+
+    const KINDS: [&str; 10] = [
+        "hang",
+        "stop",
+        "abort",
+        "signal -SEGV",
+        "exit 3",
+        "leave",
+        "fork x",
+        "length",
+        "panic x",
+        "fail x",
+    ];
+
+    fn storm() {
+        let count = count(TASKS, 400);
         // The first use of some things opens descriptors that stay.
         outcomes(actor(), &["pid", "pid"]);
-        let before = descriptors();
-        let kind = |n: u64| match n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40 {
-            hash if hash % 20 == 0 => "hang",
-            hash if hash % 20 == 1 => ["abort", "signal -SEGV", "exit 3"][hash as usize / 20 % 3],
-            _ => "pid",
-        };
-        let actor = actor()
-            .timeout(Duration::from_millis(50))
-            .max_tasks(100)
-            .start()
-            .unwrap();
+        let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+        let before = (descriptors(), threads());
+        let kind = |n: u64| KINDS.get(hash(n) as usize % 50).copied().unwrap_or("pid");
+        let large = format!("length {}", "x".repeat(1 << 20));
+        let actor = actor().timeout(Duration::from_millis(50)).max_tasks(100);
         let run = (0..count)
-            .map(|n| order(kind(n)))
+            .map(|n| match kind(n) {
+                "length" => large.clone(),
+                kind => order(kind),
+            })
             .futureproof(Ignore)
             .num_threads(2);
         let mut seen = vec![false; count as usize];
         let [mut late, mut crashed] = [0; 2];
-        for task in run.map_tasks(actor.into_fn()) {
-            let (index, error) = match &task {
-                Ok(task) => (task.index, None),
-                Err(error) => (error.index(), error.error()),
+        for task in run.map_tasks(actor.start().unwrap().into_fn()) {
+            let (index, outcome) = match &task {
+                Ok(task) => (task.index, Ok(&task.output[..])),
+                Err(error) => (error.index(), Err(error.error().unwrap())),
             };
             assert!(!std::mem::replace(&mut seen[index as usize], true));
-            match (kind(index), error) {
-                ("hang", Some(Error::TimedOut { .. })) => late += 1,
-                (
-                    "abort",
-                    Some(Error::Crashed {
-                        signal: Some(6), ..
-                    }),
-                )
-                | (
-                    "signal -SEGV",
-                    Some(Error::Crashed {
-                        signal: Some(11), ..
-                    }),
-                )
-                | ("exit 3", Some(Error::Crashed { code: Some(3), .. })) => crashed += 1,
+            match (kind(index), outcome) {
+                ("hang" | "stop", Err(Error::TimedOut { .. })) => late += 1,
+                (kind, Err(Error::Crashed { signal, code, .. })) => {
+                    crashed += 1;
+                    let end = match kind {
+                        "abort" => (Some(6), None),
+                        "signal -SEGV" => (Some(11), None),
+                        "exit 3" => (None, Some(3)),
+                        other => panic!("{index}: {other} crashed"),
+                    };
+                    assert_eq!((*signal, *code), end);
+                }
                 // On a busy machine any task may be late.
-                ("pid", None) | (_, Some(Error::TimedOut { .. })) => {}
+                (_, Err(Error::TimedOut { .. })) => {}
+                ("pid" | "leave", Ok(_)) | ("fork x", Ok("x")) | ("length", Ok("1048576")) => {}
+                ("panic x", Err(Error::Panicked { .. })) => {}
+                ("fail x", Err(Error::Task(text))) if text == "x" => {}
                 other => panic!("{index}: {other:?}"),
             }
         }
@@ -611,7 +796,85 @@ mod linux {
         println!("    {count} tasks, {late} hung, {crashed} crashed");
         assert!(late > 0 && crashed > 0);
         assert_eq!(children(), [""; 0]);
-        assert_eq!(descriptors(), before);
+        assert_eq!((descriptors(), threads()), before);
+        // What is killed is gone a moment later.
+        let token = env::var(TOKEN).unwrap();
+        until("the end of all", || bearers(&token).is_empty());
+    }
+
+    /// `SIGKILL`, `SIGSTOP` and `SIGTERM` for children at any moment of their lives.
+    fn each_task_has_one_outcome_whatever_signals_hit_its_child() {
+        let sent = AtomicU64::new(0);
+        let enough = 3 * count(SIGNALS, 20);
+        let actor = actor().timeout(SHORT).start_timeout(Duration::from_secs(2));
+        let actor = actor.start().unwrap();
+        // Once a child has served, no failed start is final.
+        actor.call(&order("pid")).unwrap();
+        let mut given = 0;
+        let source = std::iter::from_fn(|| {
+            given += 1;
+            (sent.load(Ordering::Relaxed) < enough).then(|| order("pid"))
+        });
+        let run = source.futureproof(Ignore).num_threads(3).chunk_size(1);
+        let mut run = run.map_tasks(actor.into_fn());
+        let mut seen = std::collections::BTreeSet::new();
+        let (mut failed, mut strange) = (0, Vec::new());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut n = 0;
+                while n < enough {
+                    thread::sleep(Duration::from_micros(hash(n) % 60_000));
+                    let children = children();
+                    if children.is_empty() {
+                        continue;
+                    }
+                    let victim = children[hash(n) as usize % children.len()].parse();
+                    let pid = rustix::process::Pid::from_raw(victim.unwrap()).unwrap();
+                    let signal = [Signal::KILL, Signal::STOP, Signal::TERM][n as usize % 3];
+                    let _ = rustix::process::kill_process(pid, signal);
+                    n += 1;
+                    sent.store(n, Ordering::Relaxed);
+                }
+            });
+            for task in &mut run {
+                let index = task
+                    .as_ref()
+                    .map_or_else(|error| error.index(), |task| task.index);
+                assert!(seen.insert(index));
+                match task.as_ref().map_err(|error| error.error().unwrap()) {
+                    Ok(_) => {}
+                    Err(Error::Crashed { .. } | Error::TimedOut { .. }) => failed += 1,
+                    Err(other) => strange.push(other.clone()),
+                }
+            }
+        });
+        drop(run);
+        assert_eq!(strange, []);
+        println!(
+            "    {enough} signals, {} tasks, {failed} failed",
+            seen.len()
+        );
+        assert_eq!(seen.len(), given - 1);
+        assert_eq!(children(), [""; 0]);
+    }
+
+    fn a_parent_that_is_killed_at_any_moment_leaves_nothing() {
+        for n in 0..count(SIGNALS, 5) {
+            let token = token();
+            let mut parent = scenario("endless");
+            parent
+                .env(TOKEN, &token)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null());
+            let mut parent = parent.spawn().unwrap();
+            let mut line = String::new();
+            let mut lines = BufReader::new(parent.stdout.take().unwrap());
+            lines.read_line(&mut line).unwrap();
+            thread::sleep(Duration::from_micros(hash(n) % 20_000));
+            kill(["-KILL", "-TERM"][n as usize % 2], &parent.id().to_string());
+            parent.wait().unwrap();
+            until("the end of all", || bearers(&token).is_empty());
+        }
     }
 
     fn children_of_a_killed_parent_end_even_amid_a_task() {
@@ -673,10 +936,9 @@ mod linux {
     }
 
     fn other_types_under_the_same_name_are_refused() {
-        let wrong = isolate("act", |n: &u32| Ok::<u32, String>(*n))
-            .start()
-            .unwrap();
-        let error = wrong.call(&1).unwrap_err();
+        let wrong = isolate("act", |n: &u32| Ok::<u32, String>(*n));
+        let wrong = wrong.program(env::current_exe().unwrap());
+        let error = wrong.start().unwrap().call(&1).unwrap_err();
         assert!(error.to_string().contains("a name of its own"), "{error}");
     }
 
@@ -733,15 +995,374 @@ mod linux {
         assert!(!slow.exists(), "there was no slow start");
     }
 
-    fn an_item_that_panics_when_it_is_read_costs_one_task() {
-        let reader = reader().start().unwrap();
-        let child = reader.call(&Fragile(1)).unwrap();
-        let error = reader.call(&Fragile(0)).unwrap_err();
+    fn what_fails_on_its_way_costs_one_task_and_says_why() {
+        let fragile = fragile().start().unwrap();
+        let (child, _) = fragile.call(&(Good, 0)).unwrap();
+        let place = "at tests/process.rs:";
+        for (item, words) in [
+            (
+                (UnreadableByPanic, 0),
+                ["cannot decode", "panics when read", place],
+            ),
+            ((Unreadable, 0), ["cannot decode", "why not read", ""]),
+            ((Unwritable, 0), ["cannot encode", "why not written", ""]),
+            ((Good, 2), ["cannot decode", "why not read", ""]),
+            ((Good, 3), ["cannot encode", "panics when written", place]),
+            ((Good, 4), ["cannot encode", "why not written", ""]),
+        ] {
+            let text = fragile.call(&item).unwrap_err().to_string();
+            for word in words {
+                assert!(text.contains(word), "{word} {text}");
+            }
+            assert_eq!(fragile.call(&(Good, 0)), Ok((child, Good)));
+        }
+        // These panic here, in the caller's thread.
+        for item in [(UnwritableByPanic, 0), (Good, 1)] {
+            let call = || fragile.call(&item).map(drop);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_err();
+            assert_eq!(fragile.call(&(Good, 0)), Ok((child, Good)));
+        }
+    }
+
+    fn values_come_through_unchanged_or_are_an_error() {
+        let echo = echo().start().unwrap();
+        for shape in [shape(None), shape(Some(Some(1)))] {
+            assert_eq!(echo.call(&shape).as_ref(), Ok(&shape));
+        }
+        let mut makes_one = shape(None);
+        makes_one.a = 1;
+        for item in [shape(Some(None)), makes_one] {
+            let text = echo.call(&item).unwrap_err().to_string();
+            assert!(
+                text.starts_with("cannot encode: ") && text.contains("Shape: `Some` of an empty"),
+                "{text}"
+            );
+        }
+    }
+
+    fn a_task_that_no_child_has_read_goes_to_another() {
+        let bomb = bomb().start().unwrap();
+        let mut last = 0;
+        for _ in 0..100 {
+            let pid = bomb.call(&0).unwrap().0;
+            assert_ne!(pid, last);
+            last = pid;
+        }
+    }
+
+    fn kill(signal: &str, pid: &str) {
+        let status = Command::new("kill").args([signal, pid]).status();
+        assert!(status.unwrap().success());
+    }
+
+    fn dead_children_are_seen_before_they_are_used() {
+        // A program that each of them started holds its socket open.
+        let actor = actor().args([HOLD]).start().unwrap();
+        while children().len() < 5 {
+            thread::scope(|scope| {
+                (0..5).for_each(|_| drop(scope.spawn(|| actor.call(&order("slow")).unwrap())));
+            });
+        }
+        for pid in children() {
+            kill("-KILL", &pid);
+            until("its end", || !is_alive(&pid));
+        }
+        let text = format!("length {}", "x".repeat(LARGE));
+        assert_eq!(actor.call(&text), Ok(LARGE.to_string()));
+    }
+
+    fn a_child_that_dies_with_a_task_that_it_has_not_read_is_seen() {
+        for length in [1, LARGE] {
+            let actor = actor().args([HOLD]).start().unwrap();
+            let pid = actor.call(&order("pid")).unwrap();
+            kill("-STOP", &pid);
+            let (told, tells) = std::sync::mpsc::channel();
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let thread = fs::read_link("/proc/thread-self").unwrap();
+                    told.send(thread).unwrap();
+                    let text = format!("length {}", "x".repeat(length));
+                    assert_eq!(actor.call(&text), Ok(length.to_string()));
+                });
+                let thread = Path::new("/proc").join(tells.recv().unwrap());
+                until("a wait for the child", || {
+                    let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+                    stat.rsplit(") ")
+                        .next()
+                        .is_some_and(|rest| rest.starts_with('S'))
+                });
+                kill("-KILL", &pid);
+            });
+        }
+    }
+
+    /// The id of a program that a task started, once it is there.
+    fn started(path: &Path) -> String {
+        let pid = || fs::read_to_string(path).unwrap_or_default();
+        until("a program's start", || !pid().is_empty());
+        let pid = pid();
+        fs::remove_file(path).unwrap();
+        pid
+    }
+
+    fn programs_that_a_task_started_end_with_its_child() {
+        let path = scratch("program");
+        let waits = format!("await {}", path.display());
+        let leaves = format!("leave {}", path.display());
+        let late = actor().timeout(Duration::from_millis(500)).start().unwrap();
+        let error = late.call(&waits).unwrap_err();
+        assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+        let pid = started(&path);
+        until("its end", || !is_alive(&pid));
+        // At a crash, at the end of a child's tasks, and at the function's end.
+        let crashes = actor().start().unwrap();
+        crashes.call(&leaves).unwrap();
+        let pid = started(&path);
+        assert!(is_alive(&pid));
+        crashes.call(&order("abort")).unwrap_err();
+        until("its end", || !is_alive(&pid));
+        let once = actor().max_tasks(1).start().unwrap();
+        once.call(&leaves).unwrap();
+        let pid = started(&path);
+        until("its end", || !is_alive(&pid));
+        crashes.call(&leaves).unwrap();
+        let pid = started(&path);
+        drop(crashes);
+        until("its end", || !is_alive(&pid));
+        // At a cancel.
+        let token = CancellationToken::new();
+        let run = [waits].into_iter().futureproof(Ignore).cancel_on(&token);
+        let mut run = run.map_tasks(actor().start().unwrap().into_fn());
+        let pid = thread::scope(|scope| {
+            let cancel = scope.spawn(|| {
+                let pid = started(&path);
+                token.cancel();
+                pid
+            });
+            assert!(run.next().is_none());
+            cancel.join().unwrap()
+        });
+        drop(run);
+        until("its end", || !is_alive(&pid));
+    }
+
+    fn programs_of_a_task_end_if_the_parent_is_killed() {
+        let path = scratch("orphan");
+        let mut parent = scenario("await").env(LOG, &path).spawn().unwrap();
+        let pid = started(&path);
+        assert!(is_alive(&pid));
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        until("its end", || !is_alive(&pid));
+    }
+
+    fn a_child_with_a_grace_is_asked_to_end_and_then_killed() {
+        let paths = [scratch("begun"), scratch("asked")];
+        let [begun, asked] = &paths;
+        let text = format!("{} {}", begun.display(), asked.display());
+        for (word, grace) in [("tidy", HANGS), ("stubborn", SHORT)] {
+            let order = format!("{word} {text}");
+            // A task's time is up.
+            let actor = actor().grace(grace).timeout(Duration::from_secs(1));
+            let actor = actor.start().unwrap();
+            let start = Instant::now();
+            let error = actor.call(&order).unwrap_err();
+            assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+            assert!(start.elapsed() < HANGS / 6);
+            let pid = started(begun);
+            assert!(asked.exists() && !is_alive(&pid));
+            fs::remove_file(asked).unwrap();
+            // A run is cancelled.
+            let token = CancellationToken::new();
+            let run = [order].into_iter().futureproof(Ignore).cancel_on(&token);
+            let mut run = run.map_tasks(actor.into_fn());
+            let pid = thread::scope(|scope| {
+                let cancel = scope.spawn(|| {
+                    let pid = started(begun);
+                    token.cancel();
+                    pid
+                });
+                assert!(run.next().is_none());
+                cancel.join().unwrap()
+            });
+            let start = Instant::now();
+            drop(run);
+            ended(start);
+            assert!(asked.exists() && !is_alive(&pid));
+            fs::remove_file(asked).unwrap();
+        }
+    }
+
+    fn without_a_grace_a_child_is_not_asked() {
+        let paths = [scratch("begun"), scratch("asked")];
+        let [begun, asked] = &paths;
+        let order = format!("tidy {} {}", begun.display(), asked.display());
+        let actor = actor().timeout(Duration::from_secs(1)).start().unwrap();
+        actor.call(&order).unwrap_err();
+        let pid = started(begun);
+        assert!(!asked.exists() && !is_alive(&pid));
+    }
+
+    fn answers_of_a_forked_task_are_nobody_elses() {
+        let actor = actor().start().unwrap();
+        for n in 0..50 {
+            let text = n.to_string();
+            assert_eq!(actor.call(&format!("fork {text}")), Ok(text.clone()));
+            assert_eq!(actor.call(&format!("fail {text}")), Err(Error::Task(text)));
+        }
+        drop(actor);
+        assert_eq!(children(), [""; 0]);
+    }
+
+    fn two_functions_of_one_name_are_refused() {
+        doubled().start().unwrap();
+        // The same once more, there and here.
+        assert_eq!(doubled().start().unwrap().call(&1), Ok(2));
+        assert_eq!(isolate("double", double).start().unwrap().call(&1), Ok(2));
+        let text = isolate("double", triple).start().unwrap_err().to_string();
+        for word in [
+            "\"double\"",
+            "linux::double",
+            "linux::triple",
+            "a name of its own",
+        ] {
+            assert!(text.contains(word), "{text}");
+        }
+        let closure = isolate("double", |n: &u32| triple(n)).start();
+        assert!(closure.is_err());
+        let closures = || [2, 3].map(|k| isolate("closures", move |n: &u32| Ok::<_, ()>(n * k)));
+        for closure in closures() {
+            closure.start().unwrap();
+        }
+        // Nothing is known before its child is asked.
+        let other = isolate("double", triple).args(["x"]).start().unwrap();
+        let error = other.call(&1).unwrap_err();
+        assert!(error.to_string().contains("a name of its own"), "{error}");
+    }
+
+    /// What the children of `act` gave reason to log.
+    fn logged() -> Vec<String> {
+        let lines = crate::lines::lines_of("act").into_iter();
+        lines.map(|(_, line)| line).collect()
+    }
+
+    /// A link to this program, which can be taken away.
+    fn link(name: &str) -> PathBuf {
+        let link = scratch(name);
+        std::os::unix::fs::symlink(env::current_exe().unwrap(), &link).unwrap();
+        link
+    }
+
+    fn a_program_that_is_away_for_a_moment_fails_no_task() {
+        let link = link("away");
+        let aside = scratch("aside");
+        let actor = actor().program(&link).start().unwrap();
+        actor.call(&order("pid")).unwrap();
+        let before = logged().len();
+        let since = || logged().split_off(before);
+        fs::rename(&link, &aside).unwrap();
+        actor.call(&order("abort")).unwrap_err();
+        thread::scope(|scope| {
+            let calls = [0; 8].map(|_| scope.spawn(|| actor.call(&order("slow"))));
+            until("the line about it", || {
+                let is_it = |line: &String| line.contains("cannot start another worker process");
+                since().iter().any(is_it)
+            });
+            fs::rename(&aside, &link).unwrap();
+            for call in calls {
+                call.join().unwrap().unwrap();
+            }
+        });
+        fs::remove_file(link).unwrap();
+        let lines = since();
         assert!(
-            matches!(&error, Error::Decode(text) if text.contains("panicked")),
-            "{error:?}"
+            lines[0].contains("going on with 0") && lines[0].contains("No such file"),
+            "{lines:?}"
         );
-        assert_eq!(reader.call(&Fragile(1)), Ok(child));
+    }
+
+    fn a_program_that_stays_away_fails_tasks_with_the_reason_and_is_tried_again() {
+        let link = link("stays");
+        let aside = scratch("aside");
+        let actor = actor().program(&link).start_timeout(HANGS / 120);
+        let actor = actor.start().unwrap();
+        actor.call(&order("pid")).unwrap();
+        fs::rename(&link, &aside).unwrap();
+        actor.call(&order("abort")).unwrap_err();
+        for _ in 0..20 {
+            let error = actor.call(&order("pid")).unwrap_err();
+            assert!(
+                matches!(&error, Error::Start(text) if text.contains("No such file")),
+                "{error:?}"
+            );
+        }
+        fs::rename(&aside, &link).unwrap();
+        until("a child", || actor.call(&order("pid")).is_ok());
+        fs::remove_file(link).unwrap();
+    }
+
+    fn a_cancel_ends_the_wait_for_a_program() {
+        let link = link("cancel");
+        let actor = actor().program(&link).start_timeout(Duration::MAX);
+        let actor = actor.start().unwrap();
+        actor.call(&order("pid")).unwrap();
+        fs::remove_file(link).unwrap();
+        actor.call(&order("abort")).unwrap_err();
+        let before = logged().len();
+        let token = CancellationToken::new();
+        let run = [order("pid")].into_iter().futureproof(Ignore);
+        let mut run = run.cancel_on(&token).map_tasks(actor.into_fn());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                until("a failed start", || logged().len() > before);
+                token.cancel();
+            });
+            assert!(run.next().is_none());
+        });
+        let start = Instant::now();
+        drop(run);
+        ended(start);
+    }
+
+    fn fewer_children_than_threads_are_no_failure() {
+        let script = "ulimit -n 12 && exec \"$0\"";
+        let mut few = Command::new("/bin/sh");
+        few.args([
+            "-c".as_ref(),
+            script.as_ref(),
+            env::current_exe().unwrap().as_os_str(),
+        ]);
+        let output = few.env(SCENARIO, "few").output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        assert_eq!(output.stdout, b"cannot start another\n");
+    }
+
+    fn closed_standard_streams_do_no_harm() {
+        let log = scratch("closed");
+        let status = scenario("closed").env(LOG, &log).status().unwrap();
+        let found = fs::read_to_string(&log).unwrap();
+        fs::remove_file(&log).unwrap();
+        assert!(status.success(), "{found}");
+        assert_eq!(found, "[Ok(\"1\"), Ok(\"3\"), Ok(\"1\")]");
+    }
+
+    fn a_program_file_that_was_deleted_or_replaced_is_started_all_the_same() {
+        for word in ["delete", "replace"] {
+            let copy = scratch(word);
+            fs::copy(env::current_exe().unwrap(), &copy).unwrap();
+            let mut command = Command::new(&copy);
+            let output = command.env(SCENARIO, word).output().unwrap();
+            let _ = fs::remove_file(copy);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{word}: {stderr}");
+        }
+    }
+
+    fn a_terminal_that_stops_background_output_stops_no_child() {
+        let output = scenario("terminal").output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
     }
 
     fn what_a_task_starts_is_no_worker() {
@@ -783,6 +1404,72 @@ mod linux {
                         fs::remove_file(path).unwrap();
                     }
                 });
+            }
+            "await" => {
+                let path = env::var(LOG).unwrap();
+                let _ = actor().start().unwrap().call(&format!("await {path}"));
+            }
+            "few" => {
+                let actor = actor().start().unwrap();
+                let run = (0..32).map(|_| order("slow")).futureproof(Raise);
+                let run = run.num_threads(8).chunk_size(1);
+                for task in run.map_tasks(actor.into_fn()) {
+                    task.unwrap();
+                }
+                let is_it = |line: &String| line.contains("cannot start another");
+                assert!(logged().iter().any(is_it));
+                println!("cannot start another");
+            }
+            "closed" => {
+                fork::close_fd().unwrap();
+                let orders = ["length a", "length abc", "length x"];
+                let print = outcomes(actor(), &["print noise, and a good deal more of it"; 4]);
+                assert!(print.iter().all(Result::is_ok), "{print:?}");
+                let found = outcomes(actor(), &orders);
+                fs::write(env::var(LOG).unwrap(), format!("{found:?}")).unwrap();
+            }
+            "delete" | "replace" => {
+                let path = env::current_exe().unwrap();
+                fs::remove_file(&path).unwrap();
+                if scenario == "replace" {
+                    fs::copy("/bin/true", path).unwrap();
+                }
+                assert_eq!(outcomes(actor(), &["length abc"]), [Ok(order("3"))]);
+            }
+            "terminal" => {
+                use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+                let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+                let ours = rustix::pty::openpt(flags).unwrap();
+                rustix::pty::unlockpt(&ours).unwrap();
+                let name = rustix::pty::ptsname(&ours, Vec::new()).unwrap();
+                rustix::process::setsid().unwrap();
+                let mut options = fs::File::options();
+                let theirs = options.read(true).write(true).open(name.to_str().unwrap());
+                let theirs = theirs.unwrap();
+                rustix::process::ioctl_tiocsctty(&theirs).unwrap();
+                let mut modes = tcgetattr(&theirs).unwrap();
+                modes.local_modes |= LocalModes::TOSTOP;
+                tcsetattr(&theirs, OptionalActions::Now, &modes).unwrap();
+                let stderr = std::os::fd::AsFd::as_fd(&std::io::stderr())
+                    .try_clone_to_owned()
+                    .unwrap();
+                rustix::stdio::dup2_stderr(&theirs).unwrap();
+                let found = outcomes(actor().timeout(HANGS / 6), &["print noise"]);
+                rustix::stdio::dup2_stderr(stderr).unwrap();
+                assert!(found[0].is_ok(), "{found:?}");
+                // Before the terminal is gone, which would end this process.
+                process::exit(0);
+            }
+            "storm" => storm(),
+            "endless" => {
+                let actor = actor().timeout(SHORT).max_tasks(10).start().unwrap();
+                // Not "abort": who ends the programs of a child that crashed is its parent.
+                let orders = ["pid", "leave", "pid", "hang", "pid", "fork x"];
+                let run = orders.iter().cycle().map(|text| order(text));
+                let run = run.futureproof(Ignore).num_threads(3).chunk_size(1);
+                let mut run = run.map_tasks(actor.into_fn());
+                println!("{}", run.next().is_some());
+                run.for_each(drop);
             }
             "lose" => {
                 let script = format!("echo start >> ${LOG}; \"$0\" </dev/null; true");
@@ -828,6 +1515,8 @@ mod linux {
         what_runs_when_a_run_is_taken_to_pieces_is_waited_for
         a_stage_may_run_in_children
         a_storm_of_crashes_and_hangs_loses_nothing_and_leaves_nothing
+        each_task_has_one_outcome_whatever_signals_hit_its_child
+        a_parent_that_is_killed_at_any_moment_leaves_nothing
         children_of_a_killed_parent_end_even_amid_a_task
         a_program_that_never_gets_there_is_started_three_times
         a_program_that_does_not_say_hello_is_given_up
@@ -838,7 +1527,24 @@ mod linux {
         a_crash_is_seen_though_another_program_holds_the_socket
         ctrl_c_does_not_reach_a_child
         one_slow_start_is_no_end
-        an_item_that_panics_when_it_is_read_costs_one_task
+        what_fails_on_its_way_costs_one_task_and_says_why
+        values_come_through_unchanged_or_are_an_error
+        a_task_that_no_child_has_read_goes_to_another
+        dead_children_are_seen_before_they_are_used
+        a_child_that_dies_with_a_task_that_it_has_not_read_is_seen
+        programs_that_a_task_started_end_with_its_child
+        programs_of_a_task_end_if_the_parent_is_killed
+        a_child_with_a_grace_is_asked_to_end_and_then_killed
+        without_a_grace_a_child_is_not_asked
+        answers_of_a_forked_task_are_nobody_elses
+        two_functions_of_one_name_are_refused
+        a_program_that_is_away_for_a_moment_fails_no_task
+        a_program_that_stays_away_fails_tasks_with_the_reason_and_is_tried_again
+        a_cancel_ends_the_wait_for_a_program
+        fewer_children_than_threads_are_no_failure
+        closed_standard_streams_do_no_harm
+        a_program_file_that_was_deleted_or_replaced_is_started_all_the_same
+        a_terminal_that_stops_background_output_stops_no_child
         what_a_task_starts_is_no_worker
     }
 
@@ -857,11 +1563,15 @@ mod linux {
         }
         // In a child these do not return.
         drop(actor());
-        drop(reader());
+        drop(fragile());
+        drop(echo());
+        drop(bomb());
+        drop(doubled());
+        crate::lines::collect_lines(log::LevelFilter::Warn);
         if let Ok(name) = env::var(SCENARIO) {
             // So that a test that waits for it does not wait for ever.
             thread::spawn(|| {
-                thread::sleep(HANGS);
+                thread::sleep(limit());
                 process::exit(101)
             });
             return play(&name);
@@ -888,14 +1598,18 @@ mod linux {
         }
     }
 
+    fn limit() -> Duration {
+        match [TASKS, SIGNALS].iter().any(|name| env::var(name).is_ok()) {
+            true => 20 * HANGS,
+            false => HANGS,
+        }
+    }
+
     /// A test that hangs fails.
     fn watched(name: &'static str, test: fn()) {
         println!("{name}");
         let (done, waits) = std::sync::mpsc::channel::<()>();
-        let limit = match env::var("FUTUREPROOF_TASKS") {
-            Ok(_) => 20 * HANGS,
-            Err(_) => HANGS,
-        };
+        let limit = limit();
         let watchdog = thread::spawn(move || {
             if let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = waits.recv_timeout(limit) {
                 eprintln!("{name} hangs");

@@ -42,20 +42,21 @@ pub enum Error<E> {
     /// The function panicked. Its child goes on.
     #[error("the function panicked: {message}")]
     Panicked {
-        /// The message of the panic.
+        /// The message of the panic, with file and line: `index out of bounds, at src/main.rs:7:9`.
         message: String,
     },
     /// The run was cancelled, reached its deadline or was dropped. The child was killed, or the task never started.
     #[error("cancelled")]
     Cancelled,
-    /// The item, the output or the error could not be serialized, or is longer than a message may be.
+    /// The item, the output or the error could not be serialized, would arrive as another value, or is longer than a
+    /// message may be.
     #[error("cannot encode: {0}")]
     Encode(String),
     /// A message could not be deserialized. Each type must read back what it wrote.
     #[error("cannot decode: {0}")]
     Decode(String),
-    /// No child that serves the function could be started. After three failed starts in a row, no more are tried; see
-    /// [the exceptions](super#what-a-child-is).
+    /// No child that serves the function could be started, and none is left; see [when that is
+    /// so](super#what-a-child-is).
     #[error("cannot start a worker process: {0}")]
     Start(String),
 }

@@ -1,34 +1,40 @@
-//! Messages over a stream: a length of four bytes, then the message.
+//! Messages over a stream: a head with length, number and kind, then the message.
 
 use std::cmp::Ordering;
 use std::io::{self, ErrorKind, Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
-use super::transport::{LOOKS, Stream, try_read};
+use super::transport::{LOOKS, Stream, try_read, try_write};
 
 /// The longest message, in bytes. A longer length is an error.
 pub(super) const LONGEST: usize = 1 << 30;
-const HEADER: usize = 4;
+/// Four bytes of length, eight of the number, one of the kind.
+const HEADER: usize = 13;
 /// The smallest read buffer.
 const STEP: usize = 1 << 16;
 /// Larger buffers are not kept for the next message.
 const KEPT: usize = 1 << 23;
+
+/// What a message is besides its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// The number of the task. An answer bears the number of its task, so that it cannot be taken for another's.
+    pub(super) number: u64,
+    pub(super) kind: u8,
+}
 
 /// Why there is no message.
 #[derive(Debug)]
 pub(super) enum Broken {
     /// The time is up.
     Late,
-    /// The other side was gone before a byte was sent.
-    Unsent,
+    /// The other side is gone, and has not read all that was sent.
+    Unread,
     /// The other side is gone, or unusable.
     Gone,
-    /// The value cannot be serialized, or the message cannot be read.
-    Garbled(String),
+    /// What came is no message.
+    Garbled,
 }
 
 /// Sends and receives messages, one side at a time.
@@ -36,9 +42,13 @@ pub(super) enum Broken {
 pub(super) struct Frames {
     stream: Stream,
     outgoing: Vec<u8>,
+    /// How many bytes of `outgoing` have been sent.
+    sent: usize,
     incoming: Vec<u8>,
     /// How many bytes of the next message have been read.
     filled: usize,
+    /// The end of the last message in `incoming`.
+    end: usize,
     /// Whether reads and writes of the stream have a timeout set.
     limits_reads: bool,
     limits_writes: bool,
@@ -50,70 +60,81 @@ impl Frames {
         Self {
             stream,
             outgoing: Vec::new(),
+            sent: 0,
             incoming: Vec::new(),
             filled: 0,
+            end: HEADER,
             limits_reads: false,
             limits_writes: false,
             lookout: Lookout::new(),
         }
     }
 
-    /// Sends `value`. On [`Broken::Garbled`], nothing was sent.
-    pub(super) fn send<V: Serialize>(
+    /// Prepares a message that `write` appends to a buffer. It leaves with [`send`](Self::send).
+    pub(super) fn prepare(
         &mut self,
-        value: &V,
-        end: Option<Instant>,
-    ) -> Result<(), Broken> {
+        head: Head,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), String>,
+    ) -> Result<(), String> {
         let mut outgoing = std::mem::take(&mut self.outgoing);
         outgoing.clear();
         outgoing.extend([0; HEADER]);
-        let outgoing = postcard::to_extend(value, outgoing)
-            .map_err(|error| Broken::Garbled(error.to_string()))?;
-        let header = header(outgoing.len() - HEADER)?;
+        write(&mut outgoing)?;
+        let header = header(outgoing.len() - HEADER, head)?;
+        outgoing[..HEADER].copy_from_slice(&header);
         self.outgoing = outgoing;
-        self.outgoing[..HEADER].copy_from_slice(&header);
-        let mut sent = 0;
-        while sent < self.outgoing.len() {
-            let left = left(end)?;
-            if left.is_some() || self.limits_writes {
-                self.limits_writes = left.is_some();
-                let set = self.stream.set_write_timeout(left);
-                set.map_err(|_| Broken::Gone)?;
-            }
-            match self.stream.write(&self.outgoing[sent..]) {
-                Ok(count) => sent += count,
-                Err(error) => match check(&error) {
-                    Err(Broken::Gone) if sent == 0 => return Err(Broken::Unsent),
-                    outcome => outcome?,
-                },
-            }
-        }
-        shorten(&mut self.outgoing);
+        self.sent = 0;
         Ok(())
     }
 
-    /// Waits for a message. On [`Broken::Late`], what was read is kept, and the caller may wait again.
-    pub(super) fn receive<V: DeserializeOwned>(
-        &mut self,
-        end: Option<Instant>,
-    ) -> Result<V, Broken> {
+    /// Sends what is prepared. On [`Broken::Late`], the caller may go on with it.
+    pub(super) fn send(&mut self, end: Option<Instant>) -> Result<(), Broken> {
+        // Mostly all of it fits into the socket's buffer, and no timeout need be set.
+        let mut is_first = LOOKS;
+        while self.sent < self.outgoing.len() {
+            let outcome = match std::mem::take(&mut is_first) {
+                true => try_write(&mut self.stream, &self.outgoing[self.sent..]),
+                false => self.write(left(end)?),
+            };
+            match outcome {
+                Ok(count) => self.sent += count,
+                // It has not read the whole message, whatever the error says.
+                Err(error) => check(&error).map_err(|_| Broken::Unread)?,
+            }
+        }
+        shorten(&mut self.outgoing);
+        self.sent = self.outgoing.len();
+        Ok(())
+    }
+
+    fn write(&mut self, left: Option<Duration>) -> io::Result<usize> {
+        if left.is_some() || self.limits_writes {
+            self.limits_writes = left.is_some();
+            self.stream.set_write_timeout(left)?;
+        }
+        self.stream.write(&self.outgoing[self.sent..])
+    }
+
+    /// Waits for a message, which is then the [`body`](Self::body). On [`Broken::Late`], what was read is kept, and
+    /// the caller may wait again.
+    pub(super) fn receive(&mut self, end: Option<Instant>) -> Result<Head, Broken> {
         if self.filled == 0 {
             shorten(&mut self.incoming);
         }
         loop {
             let filled = self.filled;
-            let wanted = match self.incoming[..filled].first_chunk() {
-                Some(header) => HEADER + length(*header)?,
-                None => HEADER,
+            let head = match self.incoming[..filled].first_chunk() {
+                Some(header) => Some(parse(*header)?),
+                None => None,
             };
-            match filled.cmp(&wanted) {
-                Ordering::Less => {}
-                Ordering::Equal => {
-                    self.filled = 0;
-                    return postcard::from_bytes(&self.incoming[HEADER..wanted])
-                        .map_err(|error| Broken::Garbled(error.to_string()));
+            let wanted = HEADER + head.map_or(0, |(length, _)| length);
+            match (filled.cmp(&wanted), head) {
+                (Ordering::Equal, Some((_, head))) => {
+                    (self.filled, self.end) = (0, wanted);
+                    return Ok(head);
                 }
-                Ordering::Greater => return Err(nonsense()),
+                (Ordering::Greater, _) => return Err(Broken::Garbled),
+                _ => {}
             }
             // The buffer grows with what was read, not with what the header says.
             let room = wanted.min(2 * filled).max(filled + STEP);
@@ -126,6 +147,11 @@ impl Frames {
                 Err(error) => check(&error)?,
             }
         }
+    }
+
+    /// The message that was received last.
+    pub(super) fn body(&self) -> &[u8] {
+        &self.incoming[HEADER..self.end]
     }
 
     /// Reads more bytes, blocking for up to `left`. Polls before it blocks if the last wait was short.
@@ -205,33 +231,35 @@ impl Lookout {
 }
 
 /// The header of a message of `length` bytes.
-fn header(length: usize) -> Result<[u8; HEADER], Broken> {
+fn header(length: usize, head: Head) -> Result<[u8; HEADER], String> {
     if length > LONGEST {
-        let text = format!("{length} bytes, and a message has {LONGEST} at most");
-        return Err(Broken::Garbled(text));
+        return Err(format!(
+            "{length} bytes, and a message has {LONGEST} at most"
+        ));
     }
-    Ok((length as u32).to_le_bytes())
+    let mut header = [head.kind; HEADER];
+    header[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    header[4..12].copy_from_slice(&head.number.to_le_bytes());
+    Ok(header)
 }
 
-/// The length that `header` gives.
-fn length(header: [u8; HEADER]) -> Result<usize, Broken> {
-    let length = u32::from_le_bytes(header) as usize;
-    if length > LONGEST {
-        return Err(nonsense());
+/// The length and the rest that `header` gives.
+fn parse(header: [u8; HEADER]) -> Result<(usize, Head), Broken> {
+    let [a, b, c, d, number @ .., kind] = header;
+    let length = u32::from_le_bytes([a, b, c, d]) as usize;
+    let number = u64::from_le_bytes(number);
+    match length <= LONGEST {
+        true => Ok((length, Head { number, kind })),
+        false => Err(Broken::Garbled),
     }
-    Ok(length)
-}
-
-fn nonsense() -> Broken {
-    let text =
-        "what came is no message; did the function write to a descriptor that is not its own?";
-    Broken::Garbled(text.to_owned())
 }
 
 /// Whether a failed read or write should be repeated. The time limit is checked then.
 fn check(error: &io::Error) -> Result<(), Broken> {
     match error.kind() {
         ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut => Ok(()),
+        // What Linux says of a socket pair whose other end was closed before it was read.
+        ErrorKind::ConnectionReset => Err(Broken::Unread),
         _ => Err(Broken::Gone),
     }
 }
@@ -247,72 +275,117 @@ fn shorten(buffer: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
+    const HEAD: Head = Head { number: 7, kind: 3 };
+
     fn pair() -> (Frames, Stream) {
         let (ours, theirs) = Stream::pair().unwrap();
         (Frames::new(ours), theirs)
     }
 
-    fn is_nonsense<V>(outcome: &Result<V, Broken>) -> bool {
-        matches!(outcome, Err(Broken::Garbled(text)) if text.starts_with("what came is no message"))
+    fn send(frames: &mut Frames, bytes: &[u8]) -> Result<(), Broken> {
+        let write = |buffer: &mut Vec<u8>| {
+            buffer.extend(bytes);
+            Ok(())
+        };
+        frames.prepare(HEAD, write).unwrap();
+        frames.send(None)
     }
 
     #[test]
     fn a_message_may_be_so_long_and_no_longer() {
-        let longest = header(LONGEST).unwrap();
-        assert_eq!(longest, 0x4000_0000_u32.to_le_bytes());
-        assert_eq!(length(longest).unwrap(), LONGEST);
-        let outcome = header(LONGEST + 1);
-        assert!(
-            matches!(&outcome, Err(Broken::Garbled(text)) if text.starts_with("1073741825 bytes")),
-            "{outcome:?}"
-        );
-        assert!(is_nonsense(&length(0x4000_0001_u32.to_le_bytes())));
+        let longest = header(LONGEST, HEAD).unwrap();
+        assert_eq!(longest, [0, 0, 0, 0x40, 7, 0, 0, 0, 0, 0, 0, 0, 3]);
+        assert_eq!(parse(longest).unwrap(), (LONGEST, HEAD));
+        let text = header(LONGEST + 1, HEAD).unwrap_err();
+        assert!(text.starts_with("1073741825 bytes"), "{text}");
+        let mut longer = longest;
+        longer[0] = 1;
+        assert!(matches!(parse(longer), Err(Broken::Garbled)));
     }
 
     #[test]
     fn what_is_no_message_is_not_waited_for() {
         let (mut frames, mut other) = pair();
-        other.write_all(b"hello, world").unwrap();
-        assert!(is_nonsense(&frames.receive::<u8>(None)));
+        other.write_all(b"what a task prints").unwrap();
+        assert!(matches!(frames.receive(None), Err(Broken::Garbled)));
     }
 
     #[test]
     fn what_comes_behind_a_message_is_none() {
         for length in [0, 1] {
             let (mut frames, mut other) = pair();
-            other.write_all(&[length, 0, 0, 0, 7, 7]).unwrap();
-            assert!(is_nonsense(&frames.receive::<()>(None)));
+            other.write_all(&header(length, HEAD).unwrap()).unwrap();
+            other.write_all(&[7; 2]).unwrap();
+            assert!(matches!(frames.receive(None), Err(Broken::Garbled)));
         }
     }
 
     #[test]
-    fn a_message_may_be_empty() {
+    fn messages_come_with_number_and_kind_and_may_be_empty() {
         let (mut frames, other) = pair();
-        frames.send(&(), None).unwrap();
-        Frames::new(other).receive::<()>(None).unwrap();
+        let mut other = Frames::new(other);
+        for bytes in [&b""[..], b"abc", b""] {
+            send(&mut frames, bytes).unwrap();
+            assert_eq!(other.receive(None).unwrap(), HEAD);
+            assert_eq!(other.body(), bytes);
+        }
     }
 
     #[test]
     fn a_promise_takes_no_memory() {
         let (mut frames, mut other) = pair();
-        other.write_all(&header(LONGEST).unwrap()).unwrap();
+        other.write_all(&header(LONGEST, HEAD).unwrap()).unwrap();
         drop(other);
-        assert!(matches!(frames.receive::<u8>(None), Err(Broken::Gone)));
+        assert!(matches!(frames.receive(None), Err(Broken::Gone)));
         assert!(frames.incoming.len() <= 2 * STEP);
     }
 
     #[test]
-    fn what_was_not_sent_is_told_from_what_was_half_sent() {
+    #[cfg(target_os = "linux")]
+    fn what_was_not_read_is_told_from_what_was() {
         let (mut frames, other) = pair();
         drop(other);
-        assert!(matches!(frames.send(&1_u8, None), Err(Broken::Unsent)));
+        assert!(matches!(send(&mut frames, b"x"), Err(Broken::Unread)));
 
         // More than a socket buffers; the other side reads one byte.
         let (mut frames, mut other) = pair();
-        let sender = thread::spawn(move || frames.send(&vec![7_u8; 1 << 23], None));
+        let sender = thread::spawn(move || send(&mut frames, &[7; 1 << 23]));
         other.read_exact(&mut [0]).unwrap();
         drop(other);
-        assert!(matches!(sender.join().unwrap(), Err(Broken::Gone)));
+        assert!(matches!(sender.join().unwrap(), Err(Broken::Unread)));
+
+        // All was sent, and waits in the socket's buffer.
+        let (mut frames, mut other) = pair();
+        send(&mut frames, b"x").unwrap();
+        other.read_exact(&mut [0; HEADER]).unwrap();
+        drop(other);
+        assert!(matches!(frames.receive(None), Err(Broken::Unread)));
+
+        let (mut frames, mut other) = pair();
+        send(&mut frames, b"x").unwrap();
+        other.read_exact(&mut [0; HEADER + 1]).unwrap();
+        drop(other);
+        assert!(matches!(frames.receive(None), Err(Broken::Gone)));
+    }
+
+    #[test]
+    fn what_is_sent_in_part_goes_on_later() {
+        let (mut frames, other) = pair();
+        let bytes = vec![7; 1 << 23];
+        let write = |buffer: &mut Vec<u8>| {
+            buffer.extend(&bytes);
+            Ok(())
+        };
+        frames.prepare(HEAD, write).unwrap();
+        let soon = Instant::now() + Duration::from_millis(10);
+        assert!(matches!(frames.send(Some(soon)), Err(Broken::Late)));
+        let receiver = thread::spawn(move || {
+            let mut frames = Frames::new(other);
+            frames.receive(None).unwrap();
+            frames.body().to_vec()
+        });
+        frames.send(None).unwrap();
+        assert!(receiver.join().unwrap() == bytes);
     }
 
     #[test]

@@ -1,17 +1,19 @@
 //! Calls a function in child processes. Each call takes an idle child, or starts one.
 
+use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fmt, thread};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::children::{Children, Refusal};
 use super::error::Error;
+use super::format::decode;
 use super::frames::Broken;
-use super::serve::{DEPTH, PANICKED, UNREADABLE, depth, role};
-use super::worker::{Recipe, Refusal, Worker, lock};
+use super::serve::{DEPTH, ERROR, OUTPUT, PANICKED, UNREADABLE, depth, role};
+use super::worker::{Recipe, Worker};
 use crate::cancel::CancellationToken;
 
 /// A function that runs in child processes, created by [`Isolate::start`](super::Isolate::start).
@@ -33,9 +35,8 @@ use crate::cancel::CancellationToken;
 /// Dropping it kills and reaps its children. The same goes for the function that [`into_fn`](Self::into_fn) returns;
 /// a run drops its function when it ends or is dropped.
 pub struct Isolated<I, T, E> {
-    recipe: Recipe,
+    children: Arc<Children>,
     limits: Limits,
-    state: Mutex<State>,
     types: Types<I, T, E>,
 }
 
@@ -50,30 +51,16 @@ pub(super) struct Limits {
     pub(super) max_tasks: u64,
 }
 
-#[derive(Default)]
-struct State {
-    /// Children without a task. The last one that was busy is taken first.
-    idle: Vec<Worker>,
-    /// How many starts have failed in a row, and why the last one did.
-    failed_starts: u32,
-    last_failure: String,
-    /// Whether any child has ever served. If so, a slow start does not prove that none will.
-    has_started: bool,
-}
-
-/// After this many failed starts in a row, no more are tried.
-const TRIES: u32 = 3;
-/// The pause after a failed start.
-const PAUSE: Duration = Duration::from_millis(20);
+/// After this many children that died without having read a task, it is not tried on another: it may be why.
+const UNREAD: u32 = 3;
 /// How deep workers may start programs that have workers.
 const DEEPEST: u32 = 3;
 
 impl<I, T, E> Isolated<I, T, E> {
     pub(super) fn new(recipe: Recipe, limits: Limits) -> Self {
         Self {
-            recipe,
+            children: Arc::new(Children::new(recipe, limits.max_tasks)),
             limits,
-            state: Mutex::default(),
             types: PhantomData,
         }
     }
@@ -105,131 +92,84 @@ where
     ///
     /// The function's own error, or what happened to its child.
     pub fn call(&self, input: &I) -> Result<T, Error<E>> {
+        check_depth()?;
         let token = CancellationToken::current();
+        let mut unread = 0;
         loop {
-            if token.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let idle = lock(&self.state).idle.pop();
-            let is_fresh = idle.is_none();
-            let worker = match idle {
-                Some(worker) => worker,
-                None => self.start_worker(&token)?,
+            let mut worker = self
+                .children
+                .take(&token)
+                .map_err(|refusal| match refusal {
+                    Refusal::Cancelled => Error::Cancelled,
+                    Refusal::Start(reason) => Error::Start(reason),
+                })?;
+            worker.prepare(input).map_err(Error::Encode)?;
+            let limit = self.limits.timeout;
+            let limit = limit.and_then(|limit| Instant::now().checked_add(limit));
+            let end = [limit, token.deadline()].into_iter().flatten().min();
+            let error = match worker.ask(&token, end) {
+                Ok(kind) => return answer(&worker, kind),
+                Err(_) if token.is_cancelled() => Error::Cancelled,
+                Err(Broken::Late) => {
+                    // Not the run's deadline, so the task's limit.
+                    let after = self.limits.timeout.unwrap_or_default();
+                    Error::TimedOut { after }
+                }
+                Err(Broken::Unread) if unread + 1 < UNREAD => {
+                    unread += 1;
+                    continue;
+                }
+                Err(Broken::Garbled) => Error::Decode(NONSENSE.to_owned()),
+                Err(Broken::Unread | Broken::Gone) => {
+                    let (pid, signal, code) = worker.end();
+                    Error::Crashed { pid, signal, code }
+                }
             };
-            if let Some(result) = self.ask(worker, input, &token, is_fresh) {
-                return result;
-            }
-        }
-    }
-
-    /// `None` if the child had died while idle, so that the task never reached it.
-    fn ask(
-        &self,
-        mut worker: Worker,
-        input: &I,
-        token: &CancellationToken,
-        is_fresh: bool,
-    ) -> Option<Result<T, Error<E>>> {
-        let limit = self.limits.timeout;
-        let limit = limit.and_then(|limit| Instant::now().checked_add(limit));
-        let end = [limit, token.deadline()].into_iter().flatten().min();
-        let error = match worker.ask(input, token, end) {
-            Ok(answer) => {
-                self.put_back(worker);
-                return Some(match answer {
-                    Ok(result) => result.map_err(Error::Task),
-                    Err((PANICKED, message)) => Err(Error::Panicked { message }),
-                    Err((UNREADABLE, text)) => Err(Error::Decode(text)),
-                    Err((_, text)) => Err(Error::Encode(text)),
-                });
-            }
-            Err(Refusal::Sending(Broken::Garbled(text))) => {
-                self.put_back(worker);
-                Error::Encode(text)
-            }
-            Err(Refusal::Receiving(Broken::Garbled(text))) => Error::Decode(text),
-            Err(_) if token.is_cancelled() => Error::Cancelled,
-            Err(Refusal::Sending(Broken::Late) | Refusal::Receiving(Broken::Late)) => {
-                // Not the run's deadline, so the task's limit.
-                let after = self.limits.timeout.unwrap_or_default();
-                Error::TimedOut { after }
-            }
-            Err(Refusal::Sending(Broken::Unsent)) if !is_fresh => return None,
-            Err(_) => {
-                let (pid, signal, code) = worker.end();
-                Error::Crashed { pid, signal, code }
-            }
-        };
-        Some(Err(error))
-    }
-
-    fn put_back(&self, worker: Worker) {
-        if worker.can_go_on(self.limits.max_tasks) {
-            lock(&self.state).idle.push(worker);
-        }
-    }
-
-    fn start_worker(&self, token: &CancellationToken) -> Result<Worker, Error<E>> {
-        // Otherwise a program that never reaches its `isolate` would start itself for ever.
-        if let Some(other) = role() {
-            return Err(Error::Start(format!(
-                "this process is itself a worker, for {other:?}, and workers start none; if it should serve \
-                 {other:?}, call `isolate` earlier"
-            )));
-        }
-        // The same for a worker that does not know that it is one, because its standard input was replaced.
-        if depth() >= DEEPEST {
-            return Err(Error::Start(format!(
-                "{DEEPEST} processes have started each other to be workers, as {DEPTH} tells; was standard input \
-                 replaced before `isolate` was called, or by the program that starts the worker?"
-            )));
-        }
-        loop {
-            if token.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let state = lock(&self.state);
-            if state.failed_starts >= TRIES {
-                return Err(Error::Start(state.last_failure.clone()));
-            }
-            drop(state);
-            let started = Worker::start::<I, T, E>(&self.recipe, token, token.deadline());
-            // A cancel is not a failed start.
-            if token.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let mut state = lock(&self.state);
-            match started {
-                Ok(worker) => {
-                    state.failed_starts = 0;
-                    state.has_started = true;
-                    return Ok(worker);
-                }
-                Err(failure) => {
-                    state.failed_starts = match failure.is_final && !state.has_started {
-                        true => TRIES,
-                        false => state.failed_starts + 1,
-                    };
-                    state.last_failure = failure.text;
-                }
-            }
-            drop(state);
-            thread::sleep(PAUSE);
+            return Err(error);
         }
     }
 }
 
-impl Drop for State {
-    fn drop(&mut self) {
-        // Kill all first, because waiting for each takes a while.
-        self.idle.iter().for_each(Worker::kill);
-    }
+fn answer<T, E>(worker: &Worker, kind: u8) -> Result<T, Error<E>>
+where
+    T: DeserializeOwned,
+    E: DeserializeOwned,
+{
+    let text = || decode(worker.answer()).map_err(Error::Decode);
+    Err(match kind {
+        OUTPUT => return decode(worker.answer()).map_err(Error::Decode),
+        ERROR => Error::Task(decode(worker.answer()).map_err(Error::Decode)?),
+        PANICKED => Error::Panicked { message: text()? },
+        UNREADABLE => Error::Decode(text()?),
+        _ => Error::Encode(text()?),
+    })
 }
+
+/// Otherwise a program that never reaches its `isolate` would start itself for ever.
+fn check_depth<E>() -> Result<(), Error<E>> {
+    if let Some(other) = role() {
+        return Err(Error::Start(format!(
+            "this process is itself a worker, for {other:?}, and workers start none; if it should serve \
+             {other:?}, call `isolate` earlier"
+        )));
+    }
+    // The same for a worker that does not know that it is one, because its standard input was replaced.
+    if depth() >= DEEPEST {
+        return Err(Error::Start(format!(
+            "{DEEPEST} processes have started each other to be workers, as {DEPTH} tells; was standard input \
+             replaced before `isolate` was called, or by the program that starts the worker?"
+        )));
+    }
+    Ok(())
+}
+
+const NONSENSE: &str =
+    "what came is no message; did the function write to a descriptor that is not its own?";
 
 impl<I, T, E> fmt::Debug for Isolated<I, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Isolated")
-            .field("name", &self.recipe.name)
+            .field("name", &self.children.recipe().name)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

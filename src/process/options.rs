@@ -1,15 +1,18 @@
 //! The options of a function that runs in child processes.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::marker::PhantomData;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 use std::{env, fmt, io};
 
 #[cfg(doc)]
 use super::Error;
 use super::isolated::{Isolated, Limits, Types};
-use super::worker::Recipe;
+use super::serve::types;
+use super::worker::{OWN_NAME, Recipe, lock};
 
 /// The options of a function that runs in child processes, created by [`isolate`](super::isolate).
 ///
@@ -36,11 +39,13 @@ pub struct Isolate<I, T, E> {
     start_timeout: Duration,
     program: Option<PathBuf>,
     args: Option<Vec<OsString>>,
+    grace: Option<Duration>,
+    function: String,
     types: Types<I, T, E>,
 }
 
 impl<I, T, E> Isolate<I, T, E> {
-    pub(super) fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str, function: String) -> Self {
         Self {
             name: name.to_owned(),
             limits: Limits::default(),
@@ -48,6 +53,8 @@ impl<I, T, E> Isolate<I, T, E> {
             start_timeout: Duration::from_secs(30),
             program: None,
             args: None,
+            grace: None,
+            function,
             types: PhantomData,
         }
     }
@@ -84,7 +91,8 @@ impl<I, T, E> Isolate<I, T, E> {
 
     /// Sets how long a child may take to reach [`isolate`](super::isolate), 30 s by default.
     ///
-    /// This includes what `main` does before.
+    /// This includes what `main` does before. Once a child has served, tasks wait for twice as long before they fail
+    /// because none can be started.
     pub fn start_timeout(mut self, after: Duration) -> Self {
         self.start_timeout = after;
         self
@@ -105,25 +113,59 @@ impl<I, T, E> Isolate<I, T, E> {
         self
     }
 
+    /// Sets how long a child may take to end by itself. The default is no time: it is killed.
+    ///
+    /// Whenever a child is to end, it and the programs that it started get `SIGTERM`, and `SIGKILL` once `after` has
+    /// passed, or up to a quarter later. A run that is cancelled or dropped waits for that long. Without a handler for
+    /// `SIGTERM` nothing changes. On Windows the child is killed at once.
+    pub fn grace(mut self, after: Duration) -> Self {
+        self.grace = Some(after);
+        self
+    }
+
     /// Finishes the options. Children start when they are first needed.
     ///
     /// # Errors
     ///
-    /// If the path of this program cannot be determined.
+    /// If the path of this program cannot be determined, or if another function has the same name: in a child the one
+    /// that comes first in `main` would serve for both.
     pub fn start(self) -> io::Result<Isolated<I, T, E>> {
+        let is_itself = self.program.is_none();
+        let first = first_of_name(&self.name, &self.function);
+        if is_itself && self.args.is_none() && first != self.function {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!(
+                    "two functions are named {:?}: {first} and {}; {OWN_NAME}",
+                    self.name, self.function
+                ),
+            ));
+        }
         let program = self.program.map_or_else(env::current_exe, Ok)?;
         let args = self
             .args
             .unwrap_or_else(|| env::args_os().skip(1).collect());
         let recipe = Recipe {
             name: self.name,
+            types: types::<I, T, E>(),
+            function: self.function,
             program,
+            is_itself,
             args,
             memory_limit: self.memory_limit,
             start_timeout: self.start_timeout,
+            grace: self.grace,
         };
         Ok(Isolated::new(recipe, self.limits))
     }
+}
+
+/// The function that [`isolate`](super::isolate) was first given by this name.
+pub(super) fn first_of_name(name: &str, function: &str) -> String {
+    static FUNCTIONS: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+    let mut functions = lock(&FUNCTIONS);
+    let first = functions.entry(name.to_owned());
+    first.or_insert_with(|| function.to_owned()).clone()
 }
 
 impl<I, T, E> fmt::Debug for Isolate<I, T, E> {
@@ -133,6 +175,7 @@ impl<I, T, E> fmt::Debug for Isolate<I, T, E> {
             .field("limits", &self.limits)
             .field("memory_limit", &self.memory_limit)
             .field("start_timeout", &self.start_timeout)
+            .field("grace", &self.grace)
             .finish_non_exhaustive()
     }
 }

@@ -6,6 +6,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,7 +29,9 @@ pub(super) fn spawn(
     // Keeps other programs on this machine from posing as the child.
     let secret = RandomState::new().build_hasher().finish();
     command.env(variable, format!("{port} {secret} {name}"));
-    let mut child = command.stdin(Stdio::null()).spawn()?;
+    // Standard output may be a pipe to another program.
+    command.stdin(Stdio::null()).stdout(io::stderr());
+    let mut child = command.spawn()?;
     loop {
         match accept(&listener, secret) {
             Ok(stream) => return Ok((child, stream)),
@@ -59,6 +62,11 @@ fn accept(listener: &TcpListener, secret: u64) -> io::Result<Stream> {
     Ok(stream)
 }
 
+/// The program at `path`, which this process runs.
+pub(super) fn itself(path: &Path) -> PathBuf {
+    path.to_owned()
+}
+
 /// The name of the function that this process serves.
 pub(super) fn meant(value: &str) -> Option<&str> {
     Some(value.splitn(3, ' ').nth(2)?)
@@ -78,12 +86,17 @@ pub(super) fn adopt(value: &str) -> io::Result<Stream> {
     Ok(stream)
 }
 
-/// Whether `try_read` never blocks. Here, only whole streams can be set to non-blocking.
+/// Whether `try_read` and `try_write` never block. Here, only whole streams can be set to non-blocking.
 pub(super) const LOOKS: bool = false;
 
 /// Reads what is there. Blocks if there is nothing.
 pub(super) fn try_read(stream: &mut Stream, buffer: &mut [u8]) -> io::Result<usize> {
     stream.read(buffer)
+}
+
+/// Writes. Blocks if there is no room.
+pub(super) fn try_write(stream: &mut Stream, bytes: &[u8]) -> io::Result<usize> {
+    stream.write(bytes)
 }
 
 /// Blocks until the parent is gone.
@@ -97,6 +110,21 @@ pub(super) fn await_orphaned(stream: &Stream) {
 /// Ends this process.
 pub(super) fn die() -> ! {
     std::process::abort()
+}
+
+/// Whether `child` has ended.
+pub(super) fn has_ended(child: &mut Child) -> bool {
+    !matches!(child.try_wait(), Ok(None))
+}
+
+/// Kills `child`.
+pub(super) fn kill(child: &mut Child) {
+    let _ = child.kill();
+}
+
+/// There is no way to ask.
+pub(super) fn terminate(child: &mut Child) {
+    kill(child);
 }
 
 pub(super) fn limit_memory(_: u64) -> Result<(), String> {

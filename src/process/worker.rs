@@ -1,35 +1,48 @@
 //! A child as its parent sees it: starts it, sends it tasks, kills it and reaps it.
 
 use std::ffi::OsString;
-use std::io;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::error::ending;
-use super::frames::{Broken, Frames};
-use super::serve::{Answer, DEPTH, Hello, Setup, VARIABLE, depth, types};
-use super::transport::{signal, spawn};
+use super::format::{decode, encode};
+use super::frames::{Broken, Frames, Head};
+use super::serve::{DEPTH, HELLO, Hello, ITEM, Setup, VARIABLE, depth};
+use super::transport::{Stream, has_ended, itself, kill, signal, spawn, terminate};
 use crate::cancel::{CancellationToken, OnCancel};
 
 /// How a child is started.
 #[derive(Debug)]
 pub(super) struct Recipe {
     pub(super) name: String,
+    /// The types of the function.
+    pub(super) types: String,
+    /// What tells it from other functions.
+    pub(super) function: String,
     pub(super) program: PathBuf,
+    /// Whether that is this program.
+    pub(super) is_itself: bool,
     pub(super) args: Vec<OsString>,
     pub(super) memory_limit: Option<u64>,
     pub(super) start_timeout: Duration,
+    /// How long after `SIGTERM` a child is killed; at once if `None`.
+    pub(super) grace: Option<Duration>,
 }
 
 /// How often to check that a child is alive while waiting for it.
 const LOOK: Duration = Duration::from_millis(500);
+/// A look is a system call, a tenth of a call.
+const JUST_NOW: Duration = Duration::from_millis(1);
 /// How long to read what a dead child has sent.
 const LAST: Duration = Duration::from_millis(100);
+/// How often to check whether a child that was asked to end has ended.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -47,73 +60,100 @@ pub(super) struct Failure {
 pub(super) struct Worker {
     life: Arc<Mutex<Life>>,
     frames: Frames,
+    /// How often to look at it while waiting for it.
+    look: Duration,
+    /// When its last answer came.
+    answered: Instant,
 }
 
 #[derive(Debug)]
 struct Life {
     child: Child,
+    grace: Option<Duration>,
     /// How many tasks it was given.
     served: u64,
     /// Whether it works on a task, or has not said that it is ready.
     is_busy: bool,
-    is_killed: bool,
+    /// When it was killed, or asked to end.
+    condemned: Option<Instant>,
+    /// How it ended. From then on its number may be another process's.
+    ended: Option<Ending>,
+}
+
+/// Its id, and the signal or the exit code.
+pub(super) type Ending = (u32, Option<i32>, Option<i32>);
+
+impl Life {
+    /// Kills the child, or asks it to end if it has a grace.
+    fn condemn(&mut self) {
+        if self.condemned.is_none() && self.ended.is_none() {
+            self.condemned = Some(Instant::now());
+            match self.grace {
+                Some(_) => terminate(&mut self.child),
+                None => kill(&mut self.child),
+            }
+        }
+    }
 }
 
 impl Worker {
     /// Starts a child and waits until it is ready, until `end` at most. A cancel of `token` kills it.
-    pub(super) fn start<I, T, E>(
+    pub(super) fn start(
         recipe: &Recipe,
         token: &CancellationToken,
         end: Option<Instant>,
     ) -> Result<Self, Failure> {
         let patience = Instant::now().checked_add(recipe.start_timeout);
         let end = end.into_iter().chain(patience).min();
-        let mut command = Command::new(&recipe.program);
-        // To standard error, because standard output may be a pipe to another program.
-        command.args(&recipe.args).stdout(Stdio::from(io::stderr()));
+        let program = match recipe.is_itself {
+            true => itself(&recipe.program),
+            false => recipe.program.clone(),
+        };
+        let mut command = Command::new(program);
+        command.args(&recipe.args);
         command.env(DEPTH, (depth() + 1).to_string());
         let (child, stream) =
             spawn(command, VARIABLE, &recipe.name, end).map_err(|error| Failure {
                 text: format!("{}: {error}", recipe.program.display()),
                 is_final: false,
             })?;
-        let life = Life {
-            child,
-            served: 0,
-            is_busy: true,
-            is_killed: false,
-        };
-        let mut worker = Self {
-            life: Arc::new(Mutex::new(life)),
-            frames: Frames::new(stream),
-        };
-        let _listener = worker.kill_on_cancel(token);
-        match worker.greet(recipe, end) {
-            Ok((found, None)) if found == types::<I, T, E>() => {
-                lock(&worker.life).is_busy = false;
-                Ok(worker)
-            }
-            Ok((_, Some(problem))) => Err(Failure {
-                text: problem,
-                is_final: true,
-            }),
-            Ok((found, None)) => {
+        let mut worker = Self::new(child, stream, recipe.grace);
+        let _listener = worker.condemn_on_cancel(token);
+        let (text, is_final) = match worker.greet(recipe, end) {
+            Ok(Hello {
+                problem: Some(problem),
+                ..
+            }) => (problem, true),
+            Ok(hello) if hello.types != recipe.types => {
+                let (name, here) = (&recipe.name, &recipe.types);
                 let text = format!(
-                    "the program that was started has another `{}`: it is {found}, here it is {}; \
-                     give each function a name of its own",
-                    recipe.name,
-                    types::<I, T, E>()
+                    "the program that was started has another `{name}`: it is {}, here it is {here}; {OWN_NAME}",
+                    hello.types
                 );
-                let is_final = true;
-                Err(Failure { text, is_final })
+                (text, true)
             }
-            Err(Broken::Late) => Err(Failure {
-                text: format!(
+            Ok(hello) if recipe.is_itself && hello.function != recipe.function => {
+                let (name, here) = (&recipe.name, &recipe.function);
+                let text = format!(
+                    "the child serves another `{name}`: {}, and not {here}; {OWN_NAME}",
+                    hello.function
+                );
+                (text, true)
+            }
+            Ok(_) => {
+                let mut life = lock(&worker.life);
+                life.is_busy = false;
+                life.grace = recipe.grace;
+                drop(life);
+                return Ok(worker);
+            }
+            Err(Broken::Late) => {
+                let text = format!(
                     "it did not call `isolate({:?}, …)` within {:?}; {ADVICE}",
                     recipe.name, recipe.start_timeout
-                ),
-                is_final: true,
-            }),
+                );
+                (text, true)
+            }
             Err(_) => {
                 let (_, signal, code) = worker.end();
                 let ending = ending(signal, code);
@@ -121,103 +161,161 @@ impl Worker {
                     "it ended with {ending} before it served `isolate({:?}, …)`; {ADVICE}",
                     recipe.name
                 );
-                let is_final = false;
-                Err(Failure { text, is_final })
+                (text, false)
             }
+        };
+        Err(Failure { text, is_final })
+    }
+
+    fn new(child: Child, stream: Stream, grace: Option<Duration>) -> Self {
+        let life = Life {
+            child,
+            // It has not begun with anything that it could bring to an end.
+            grace: None,
+            served: 0,
+            is_busy: true,
+            condemned: None,
+            ended: None,
+        };
+        let grace = grace.unwrap_or(LOOK * 4).max(FIRST_PAUSE * 4);
+        Self {
+            life: Arc::new(Mutex::new(life)),
+            frames: Frames::new(stream),
+            look: LOOK.min(grace / 4),
+            answered: Instant::now(),
         }
     }
 
     fn greet(&mut self, recipe: &Recipe, end: Option<Instant>) -> Result<Hello, Broken> {
         let setup: Setup = recipe.memory_limit;
-        self.frames.send(&setup, end)?;
-        self.receive(end)
+        let prepared = self.frames.prepare(HELLO, |bytes| encode(&setup, bytes));
+        prepared.map_err(|_| Broken::Garbled)?;
+        self.wait(end, Frames::send)?;
+        self.wait(end, Frames::receive)?;
+        decode(self.frames.body()).map_err(|_| Broken::Garbled)
     }
 
-    /// Runs the function on `input` in the child. A cancel of `token` kills it.
-    pub(super) fn ask<I, T, E>(
+    /// Prepares a task for `input`.
+    pub(super) fn prepare(&mut self, input: &impl Serialize) -> Result<(), String> {
+        let number = lock(&self.life).served + 1;
+        let head = Head { number, kind: ITEM };
+        self.frames.prepare(head, |bytes| encode(input, bytes))
+    }
+
+    /// Runs the function in the child, on what is prepared. Returns the kind of the answer, which is then
+    /// [`answer`](Self::answer). A cancel of `token` kills the child.
+    pub(super) fn ask(
         &mut self,
-        input: &I,
         token: &CancellationToken,
         end: Option<Instant>,
-    ) -> Result<Answer<T, E>, Refusal>
-    where
-        I: Serialize,
-        T: DeserializeOwned,
-        E: DeserializeOwned,
-    {
-        self.begin();
-        let _listener = self.kill_on_cancel(token);
-        let sent = self.frames.send(input, end).map_err(Refusal::Sending);
-        let answer = sent.and_then(|()| self.receive(end).map_err(Refusal::Receiving));
+    ) -> Result<u8, Broken> {
+        let number = self.begin();
+        let _listener = self.condemn_on_cancel(token);
+        self.wait(end, Frames::send)?;
+        let head = self.wait(end, Frames::receive)?;
+        if head.number != number {
+            return Err(Broken::Garbled);
+        }
         lock(&self.life).is_busy = false;
-        answer
+        self.answered = Instant::now();
+        Ok(head.kind)
+    }
+
+    pub(super) fn answer(&self) -> &[u8] {
+        self.frames.body()
     }
 
     /// Marks the child as busy with a new task.
-    fn begin(&self) {
+    fn begin(&self) -> u64 {
         let mut life = lock(&self.life);
         life.served += 1;
         life.is_busy = true;
+        life.served
     }
 
     /// Whether the child can take another task, if `most` are allowed; 0 for no limit.
     pub(super) fn can_go_on(&self, most: u64) -> bool {
         let life = lock(&self.life);
-        !life.is_killed && (most == 0 || life.served < most)
+        !life.is_busy && life.condemned.is_none() && (most == 0 || life.served < most)
     }
 
-    /// Kills the child if `token` is cancelled before its current task is done.
-    fn kill_on_cancel(&self, token: &CancellationToken) -> OnCancel {
+    /// Looks whether the child has ended while it was idle, unless it answered just now: then sending will tell.
+    pub(super) fn has_ended(&self) -> bool {
+        self.answered.elapsed() > JUST_NOW && has_ended(&mut lock(&self.life).child)
+    }
+
+    /// Condemns the child if `token` is cancelled before its current task is done.
+    fn condemn_on_cancel(&self, token: &CancellationToken) -> OnCancel {
         let life = Arc::clone(&self.life);
         let task = lock(&life).served;
         token.on_cancel(move || {
             let mut life = lock(&life);
             // A late cancel must not hit the next task, which may be another run's.
             if life.is_busy && life.served == task {
-                // A failed kill cannot be helped; for a child that has ended it succeeds.
-                let _ = life.child.kill();
-                life.is_killed = true;
+                life.condemn();
             }
         })
     }
 
-    /// Waits for a message. Notices that the child ended even if its socket is still open, which happens if a program
-    /// that it started inherited it.
-    fn receive<V: DeserializeOwned>(&mut self, end: Option<Instant>) -> Result<V, Broken> {
+    /// Repeats `step` until `end`. Notices that the child ended even if its socket is still open, which happens if a
+    /// program that it started inherited it.
+    fn wait<V>(
+        &mut self,
+        end: Option<Instant>,
+        step: fn(&mut Frames, Option<Instant>) -> Result<V, Broken>,
+    ) -> Result<V, Broken> {
         loop {
-            let look = Instant::now() + LOOK;
+            let look = Instant::now() + self.look;
             let next = end.map_or(look, |end| end.min(look));
-            match self.frames.receive(Some(next)) {
+            match step(&mut self.frames, Some(next)) {
                 Err(Broken::Late) if end.is_none_or(|end| Instant::now() < end) => {}
                 outcome => return outcome,
             }
-            if !matches!(lock(&self.life).child.try_wait(), Ok(None)) {
-                // Its last message, if any, is already there.
-                let last = self.frames.receive(Some(Instant::now() + LAST));
+            let mut life = lock(&self.life);
+            if has_ended(&mut life.child) {
+                // Whoever holds the socket goes as well. Then it tells whether all was read; an answer is already there.
+                kill(&mut life.child);
+                drop(life);
+                let last = step(&mut self.frames, Some(Instant::now() + LAST));
                 return last.map_err(|error| match error {
                     Broken::Late => Broken::Gone,
                     error => error,
                 });
             }
+            if life.condemned.is_some() {
+                return Err(Broken::Gone);
+            }
         }
     }
 
-    /// Kills the child if it lives, and returns its id and the signal or the exit code.
-    pub(super) fn end(&mut self) -> (u32, Option<i32>, Option<i32>) {
-        let child = &mut lock(&self.life).child;
-        // A child closes its side when it ends. One that closed it and lives is of no use.
-        let _ = child.kill();
-        let status = child.wait().ok();
-        (
-            child.id(),
-            status.and_then(signal),
-            status.as_ref().and_then(ExitStatus::code),
-        )
+    /// Kills the child with what it started, after its grace, and reaps it.
+    pub(super) fn end(&mut self) -> Ending {
+        let life = &mut *lock(&self.life);
+        if let Some(ended) = life.ended {
+            return ended;
+        }
+        let mut pause = FIRST_PAUSE;
+        while !has_ended(&mut life.child) {
+            life.condemn();
+            let asked = life.condemned.unwrap_or_else(Instant::now);
+            if asked.elapsed() >= life.grace.unwrap_or_default() {
+                break;
+            }
+            thread::sleep(pause);
+            pause = LONGEST_PAUSE.min(2 * pause);
+        }
+        // What it started may be alive, even if it is not. And a child that closed its side and lives is of no use.
+        kill(&mut life.child);
+        let status = life.child.wait().ok();
+        let code = status.as_ref().and_then(ExitStatus::code);
+        let ended = (life.child.id(), status.and_then(signal), code);
+        life.ended = Some(ended);
+        ended
     }
 
-    /// Kills the child without waiting for its end.
-    pub(super) fn kill(&self) {
-        let _ = lock(&self.life).child.kill();
+    /// Kills the child, or asks it to end, without waiting for its end.
+    pub(super) fn condemn(&self) {
+        lock(&self.life).condemn();
     }
 }
 
@@ -227,14 +325,9 @@ impl Drop for Worker {
     }
 }
 
-/// Why there is no result.
-pub(super) enum Refusal {
-    Sending(Broken),
-    Receiving(Broken),
-}
-
 const ADVICE: &str = "call `isolate` first in `main`, before arguments are read and other work is done; \
      for tests see `futureproof::process`, \"In tests\"";
+pub(super) const OWN_NAME: &str = "give each function a name of its own";
 
 #[cfg(all(test, unix))]
 mod tests {
@@ -244,6 +337,10 @@ mod tests {
     fn a_child_that_is_started_after_a_cancel_is_killed() {
         let recipe = Recipe {
             name: "late".to_owned(),
+            types: String::new(),
+            function: String::new(),
+            is_itself: false,
+            grace: None,
             program: "/bin/sleep".into(),
             args: vec!["60".into()],
             memory_limit: None,
@@ -251,7 +348,33 @@ mod tests {
         };
         let token = CancellationToken::new();
         token.cancel();
-        let failure = Worker::start::<u8, u8, u8>(&recipe, &token, None).unwrap_err();
+        let failure = Worker::start(&recipe, &token, None).unwrap_err();
         assert!(failure.text.contains("signal 9"), "{}", failure.text);
+    }
+
+    #[test]
+    fn an_answer_to_another_task_is_nobodys() {
+        use std::os::unix::net::UnixStream;
+
+        use crate::process::serve::OUTPUT;
+
+        let ask = |number: u64| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let child = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+            let mut worker = Worker::new(child, ours, None);
+            worker.prepare(&"item").unwrap();
+            let mut theirs = Frames::new(theirs);
+            let kind = OUTPUT;
+            let head = Head { number, kind };
+            theirs
+                .prepare(head, |bytes| encode(&"output", bytes))
+                .unwrap();
+            theirs.send(None).unwrap();
+            worker.ask(&CancellationToken::new(), None)
+        };
+        assert!(matches!(ask(1), Ok(OUTPUT)));
+        for other in [0, 2, u64::MAX] {
+            assert!(matches!(ask(other), Err(Broken::Garbled)));
+        }
     }
 }
