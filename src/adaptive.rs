@@ -98,6 +98,10 @@ impl Adaptive {
 
     /// Calls have come back; the width is to be `max` at most.
     pub(crate) fn record(&mut self, sample: Sample, now: Instant, max: usize) {
+        // Somebody has set more than there are threads.
+        if self.width > max {
+            self.start_at(max.max(1));
+        }
         if self.to_skip > 0 {
             self.to_skip = self.to_skip.saturating_sub(sample.calls);
             self.since = None;

@@ -409,7 +409,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     /// Runs items that share a key one after the other, in the order of the source.
     ///
     /// An item starts once the one before it with the same key has succeeded or failed for good; so it waits for that
-    /// one's retries as well. Items of different keys run in parallel. Whether a failure of one item is a reason to skip
+    /// one's retries as well. Items of different keys run in parallel. (Two keys with the same [`Hash`] are taken for one.) Whether a failure of one item is a reason to skip
     /// the next of its key is for your function to decide.
     ///
     /// An item that waits for its key holds no worker. It counts as in flight. If most items have the same key, they fill the

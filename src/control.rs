@@ -131,8 +131,8 @@ impl Control {
     ///
     /// In a run with several [stages](crate::Futureproof::stage), the limit applies to each of them. A run gets
     /// narrower as its running calls end. It gets wider at once if its consumer is in `next`, else as soon as it is. To
-    /// leave room for that, give the run as many [threads](crate::Futureproof::num_threads) as it may ever need; its
-    /// own pool starts them only when they have something to do.
+    /// leave room for that, give the run as many [threads](crate::Futureproof::num_threads) as it may ever need: those
+    /// that have nothing to do sleep.
     ///
     /// A consumer that is on a thread of the run's pool runs tasks itself while it waits, so there can be one call
     /// more.

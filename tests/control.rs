@@ -402,3 +402,73 @@ fn the_log_and_the_figures_tell_of_it() {
     operator.join().unwrap();
     assert!(FOREVER > run.report().elapsed());
 }
+
+/// More than there are threads is as many as there are, also for a width that finds itself.
+#[test]
+fn an_adaptive_width_takes_any_number() {
+    watchdog(|| {
+        for n in [0, 1, 64, usize::MAX - 1, usize::MAX] {
+            let control = Control::adaptive();
+            control.set_concurrency(n);
+            let run = (0..2_000u32)
+                .futureproof(Raise)
+                .num_threads(2)
+                .control(&control);
+            let call = |_: &u32| thread::sleep(MS / 20);
+            assert_eq!(run.map_tasks(infallible(call)).count(), 2_000);
+            assert!(control.concurrency().is_some_and(|n| (1..=2).contains(&n)));
+        }
+    });
+}
+
+/// The source is not pulled on while the run is paused, though a chunk was being filled.
+#[test]
+fn a_pause_ends_the_filling_of_a_chunk() {
+    watchdog(|| {
+        let control = Control::new();
+        let pause = control.clone();
+        let pulled = Arc::new(AtomicUsize::new(0));
+        let (count, seen) = (Arc::clone(&pulled), Arc::clone(&pulled));
+        let source = (0..100u32).inspect(move |n| {
+            count.fetch_add(1, SeqCst);
+            if *n == 30 {
+                pause.pause();
+            }
+        });
+        let operator = operator(&control, move || {
+            thread::sleep(20 * MS);
+            assert_eq!(seen.load(SeqCst), 31);
+        });
+        let run = source.futureproof(Raise).chunk_size(100).control(&control);
+        assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 100);
+        operator.join().unwrap();
+    });
+}
+
+/// What limits a run is told of the time in which it was not paused.
+#[test]
+fn a_report_leaves_out_the_pause() {
+    watchdog(|| {
+        let control = Control::new();
+        let pause = control.clone();
+        let operator = operator(&control, || thread::sleep(200 * MS));
+        let call = move |n: &u32| {
+            if *n == 5 {
+                pause.pause();
+            }
+            thread::sleep(2 * MS);
+        };
+        let run = (0..20u32)
+            .futureproof(Raise)
+            .num_threads(1)
+            .control(&control);
+        let mut run = run.map_tasks(infallible(call));
+        assert_eq!(run.by_ref().count(), 20);
+        operator.join().unwrap();
+        let (report, text) = (run.report(), run.report().to_string());
+        assert!(report.elapsed() >= 200 * MS);
+        let busy = text.split("workers busy ").nth(1).unwrap();
+        let busy: f64 = busy.split(' ').next().unwrap().parse().unwrap();
+        assert!(busy >= 50.0, "{text}");
+    });
+}

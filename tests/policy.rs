@@ -742,3 +742,47 @@ fn a_run_stops_once_most_tasks_fail() {
         }
     });
 }
+
+/// With retries, whose failures are counted later than what succeeds, the rate is the same; and in stages, where each task counts once.
+#[test]
+fn a_tolerated_rate_is_the_same_with_retries_and_stages() {
+    watchdog(|| {
+        let rate = |failures| TolerateRate {
+            failures,
+            window: 100,
+        };
+        // One in eight fails for good.
+        let call = |n: &u32| if n % 8 == 3 { Err("no") } else { Ok(*n) };
+        for is_ordered in [false, true] {
+            let run = (0..50_000u32).futureproof(rate(30)).num_threads(2);
+            let run = if is_ordered { run.ordered() } else { run };
+            let mut run = run.map_tasks(call).retry(|| [Duration::ZERO; 0]);
+            run.by_ref().for_each(drop);
+            assert_eq!(run.ending(), Some(Ending::Exhausted));
+        }
+        let run = (0..50_000u32).futureproof(rate(5)).num_threads(2);
+        let run = run.map_tasks(call).retry(|| [Duration::ZERO; 0]);
+        let mut run = run;
+        run.by_ref().for_each(drop);
+        assert_eq!(run.ending(), Some(Ending::Failed));
+        // One thread a stage, each task in a chunk of its own: 6 of 100 fail in the first one, which would be 3 of 100 counted twice.
+        let odd = |n: &u32| if n % 16 == 3 { Err("no") } else { Ok(*n) };
+        let run = (0..1_000u32)
+            .futureproof(rate(5))
+            .num_threads(1)
+            .chunk_size(1);
+        let mut run = run.stage(odd).num_threads(1).map_tasks(|n: &u32| Ok(*n));
+        run.by_ref().for_each(drop);
+        assert_eq!(run.ending(), Some(Ending::Failed));
+        // So many can never fail.
+        let never = TolerateRate {
+            failures: 10,
+            window: 10,
+        };
+        let mut run = (0..1_000u32)
+            .futureproof(never)
+            .map_tasks(|n| Err::<(), _>(*n));
+        assert_eq!(run.by_ref().count(), 1_000);
+        assert_eq!(run.ending(), Some(Ending::Exhausted));
+    });
+}

@@ -167,3 +167,29 @@ fn stages_begin_at_their_time() {
         assert!(begin.elapsed() >= 19 * MS);
     });
 }
+
+/// What waits for the first stage is not saved up, however many threads the next one has.
+#[test]
+fn slow_tasks_of_the_first_of_two_stages_leave_no_queue_behind() {
+    watchdog(|| {
+        let starts = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&starts);
+        let call = move |n: &u32| {
+            told.lock().unwrap().push(Instant::now());
+            if *n == 0 {
+                thread::sleep(300 * MS);
+            }
+            Ok::<_, String>(*n)
+        };
+        let run = (0..8u32)
+            .futureproof(Raise)
+            .num_threads(1)
+            .rate_limit(25, SECOND);
+        let run = run.stage(call).num_threads(16).map_tasks(|n: &u32| Ok(*n));
+        assert_eq!(run.flatten().count(), 8);
+        let starts = starts.lock().unwrap();
+        // From the second one on they are 40 ms apart.
+        let time = starts[7] - starts[1];
+        assert!(time >= 200 * MS, "{time:?}");
+    });
+}

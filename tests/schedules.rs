@@ -696,3 +696,27 @@ fn items_of_one_key_follow_each_other() {
         assert_eq!(run.flatten().count(), 4);
     });
 }
+
+/// A pause reaches a chunk that is being opened at that moment: each worker starts one more item at most.
+#[test]
+fn a_pause_reaches_a_chunk_that_is_being_opened() {
+    explore(|| {
+        let control = Control::new();
+        let started = Arc::new(AtomicUsize::new(0));
+        let (count, seen) = (Arc::clone(&started), started);
+        let call = move |_: &u32| {
+            count.fetch_add(1, SeqCst);
+        };
+        let run = run!(8, Raise, 8, infallible(call), |run| run.control(&control));
+        let operator = thread::spawn(move || {
+            control.pause();
+            let before = seen.load(SeqCst);
+            (0..30).for_each(|_| thread::yield_now());
+            let after = seen.load(SeqCst);
+            assert!(after <= before + 2, "{before}, then {after}");
+            control.resume();
+        });
+        assert_eq!(run.count(), 8);
+        operator.join().unwrap();
+    });
+}

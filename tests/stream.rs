@@ -570,6 +570,41 @@ fn everything_that_a_stream_can_wait_for_wakes_it() {
     });
 }
 
+/// Nothing that a pause, a key, a weight or a retry holds keeps a dropped stream's threads and values.
+#[test]
+fn a_stream_is_dropped_while_its_run_is_paused_or_held() {
+    watchdog(|| {
+        for way in 0..4 {
+            let tally = Tally::default();
+            let tokens = tally.clone();
+            let control = futureproof::Control::new();
+            let (pause, begun) = (control.clone(), Gate::default());
+            let begin = begun.clone();
+            let source = (0..100u32).map(move |n| (n, tokens.token()));
+            let run = source.futureproof(Ignore).num_threads(2).name("held");
+            let run = match way {
+                0 => run.control(&control),
+                1 => run.control(&control).by_key(|(n, _)| n % 3),
+                2 => run.by_key(|_| 0),
+                _ => run.max_weight(1, |_| 1),
+            };
+            let run = run.map_tasks(move |(n, _): &(u32, _)| {
+                if *n == 0 {
+                    pause.pause();
+                    begin.open();
+                }
+                Err::<(), _>("busy")
+            });
+            let mut held = stream(run.retry(|| [FOREVER]));
+            assert!(poll(&mut held).is_pending());
+            begun.pass();
+            drop(held);
+            assert!(common::soon(|| tally.made() == tally.dropped()), "{way}");
+            assert!(common::soon(|| common::threads_named("held").is_empty()));
+        }
+    });
+}
+
 /// The executor's threads are the pool's own.
 #[test]
 fn a_stream_is_blocked_on_inside_its_own_pool() {

@@ -162,10 +162,11 @@ impl<I, T, E> Chunk<I, T, E> {
             // The function is treated as unwind safe, as rayon and `thread::spawn` treat theirs.
             // A `catch_unwind` per run of items rather than per item is what makes tiny tasks cheap.
             match panic::catch_unwind(AssertUnwindSafe(|| {
-                self.run_on(f, stop, is_wanted, instrument)
+                self.run_on(f, stop, is_last, is_wanted, instrument)
             })) {
                 Ok(may_go_on) => {
-                    if is_last && self.failures.len() == failed {
+                    // Where a retry may follow, the caller counts them, as it counts the failures.
+                    if is_last && self.is_final && self.failures.len() == failed {
                         stop.record_successes(self.outputs.len() - succeeded);
                     }
                     return may_go_on;
@@ -175,7 +176,12 @@ impl<I, T, E> Chunk<I, T, E> {
                     let panic = Panic::new(payload);
                     instrument.panicked(self.first + offset as u64, panic.message());
                     self.failures.push((offset, Cause::Panicked(panic)));
-                    stop.record_failure(self.first + offset as u64, self.outputs.len() - succeeded);
+                    let before = if is_last && self.is_final {
+                        self.outputs.len() - succeeded
+                    } else {
+                        0
+                    };
+                    stop.record_failure(self.first + offset as u64, before);
                     // Handed over before anything else begins. Whether something may is for the next look at the limit.
                     if stop.has_failure_limit() {
                         return true;
@@ -190,6 +196,7 @@ impl<I, T, E> Chunk<I, T, E> {
         &mut self,
         f: &impl Fn(&mut I) -> Result<T, E>,
         stop: &Stop,
+        is_last: bool,
         is_wanted: &AtomicBool,
         instrument: &impl Instrument,
     ) -> bool
@@ -230,7 +237,12 @@ impl<I, T, E> Chunk<I, T, E> {
                         continue;
                     }
                     if *is_final {
-                        stop.record_failure(index, outputs.len() - succeeded);
+                        let before = if is_last {
+                            outputs.len() - succeeded
+                        } else {
+                            0
+                        };
+                        stop.record_failure(index, before);
                     }
                     // It is to be found before another one begins that may wait to be told of it.
                     if !*is_final || stop.has_failure_limit() {

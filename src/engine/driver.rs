@@ -12,6 +12,7 @@ use std::mem;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use crate::control::Control;
 use crate::ending::Ending;
 use crate::engine::chunk::{BoxedChunk, Chunk};
 use crate::engine::holds::{HoldRules, Holds};
@@ -521,7 +522,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 
     fn has_idle_worker(&self) -> bool {
-        self.workers.outstanding() < self.workers.allowed_width()
+        self.workers.has_idle_worker()
     }
 
     /// Begins to deliver `chunk`; the one before has been emptied.
@@ -608,6 +609,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         self.filling.reset(self.pulled, self.in_flight.is_final());
         let start = now();
         let (stop, wake) = (self.workers.stop(), self.workers.wake());
+        let control = stop.control();
         let submitted = wake.submitted();
         // Under a rate limit, workers often have nothing to do, though nothing is late.
         let is_paced = self.options.pace.is_some();
@@ -629,6 +631,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             if items.len() >= size
                 || (wake.is_starved(submitted) && (!is_paced || now() - start >= PULL_TIME))
                 || !stop.allows_any()
+                || control.is_some_and(Control::is_paused)
                 || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
             {
                 break;

@@ -81,6 +81,9 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
         if chunk.failed() > 0 && !chunk.is_final {
             self.sort_failures(chunk, run);
         } else if chunk.len() > 0 {
+            if !chunk.is_final {
+                run.stop.record_successes(chunk.len());
+            }
             self.push(chunk);
         }
     }
@@ -98,6 +101,7 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
         let mut delays = chunk.delays.take();
         while chunk.len() > 0 {
             let before = chunk.successes();
+            run.stop.record_successes(before);
             if before == chunk.len() {
                 chunk.forget_taken();
                 return self.push(chunk);

@@ -146,6 +146,11 @@ impl<I, T, E> RunQueue<I, T, E> {
         }
     }
 
+    /// Whether there are fewer items than can be at work at once.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state().items < self.width()
+    }
+
     /// Whether the run can be paused.
     pub(crate) fn is_controlled(&self) -> bool {
         self.control.is_some()
@@ -202,18 +207,12 @@ impl<I, T, E> RunQueue<I, T, E> {
             return Err(chunk);
         }
         state.items += chunk.pending.len();
-        Ok(self.open(&mut state, chunk, None))
+        let epoch = self.epoch();
+        Ok(state.open(chunk, None, epoch))
     }
 
-    /// Opens a chunk for this thread, while the lock is held: whoever looks next sees what waits in it.
-    fn open(
-        &self,
-        state: &mut State<I, T, E>,
-        mut chunk: BoxedChunk<I, T, E>,
-        since: Option<Instant>,
-    ) -> Taken<I, T, E> {
-        chunk.epoch = self.control.as_ref().map_or(0, Control::epoch);
-        state.open(chunk, since)
+    fn epoch(&self) -> u64 {
+        self.control.as_ref().map_or(0, Control::epoch)
     }
 
     /// How many permits the pool is to be given, for others to share in `items` that one worker has taken. `visitors`: how
@@ -263,6 +262,8 @@ impl<I, T, E> RunQueue<I, T, E> {
     pub(crate) fn next(&self, look: Look) -> Step<I, T, E> {
         let mut state = self.state();
         state.looking -= usize::from(look == Look::AfterIdle);
+        // Before the look at the pause: a change after that stops what is opened here.
+        let epoch = self.epoch();
         let mut until = None;
         // Whoever changes that has permits given afterwards, for those who are not here any more.
         if self.is_controlled() && (self.is_paused() || state.running > self.width()) {
@@ -286,11 +287,11 @@ impl<I, T, E> RunQueue<I, T, E> {
                 if state.is_short() && state.parked > 0 {
                     self.wake_one();
                 }
-                return Step::Run(self.open(&mut state, chunk, None));
+                return Step::Run(state.open(chunk, None, epoch));
             }
             match state.share(|since| since + SLICE) {
                 Share::Part(chunk, since) => {
-                    return Step::Run(self.open(&mut state, chunk, Some(since)));
+                    return Step::Run(state.open(chunk, Some(since), epoch));
                 }
                 Share::NotYet(time) => until = Some(time),
                 Share::Nothing => {}
@@ -316,14 +317,15 @@ impl<I, T, E> RunQueue<I, T, E> {
     #[inline(never)]
     pub(crate) fn next_for_consumer(&self) -> Option<Taken<I, T, E>> {
         let mut state = self.state();
+        let epoch = self.epoch();
         if self.is_controlled() && (self.is_paused() || state.running >= self.width()) {
             return None;
         }
         if let Some(chunk) = state.queued.pop_front() {
-            return Some(self.open(&mut state, chunk, None));
+            return Some(state.open(chunk, None, epoch));
         }
         match state.share(|since| since) {
-            Share::Part(chunk, since) => Some(self.open(&mut state, chunk, Some(since))),
+            Share::Part(chunk, since) => Some(state.open(chunk, Some(since), epoch)),
             Share::NotYet(_) | Share::Nothing => None,
         }
     }
@@ -403,7 +405,13 @@ impl<I, T, E> State<I, T, E> {
         self.queued.len() > self.permits
     }
 
-    fn open(&mut self, chunk: BoxedChunk<I, T, E>, since: Option<Instant>) -> Taken<I, T, E> {
+    fn open(
+        &mut self,
+        mut chunk: BoxedChunk<I, T, E>,
+        since: Option<Instant>,
+        epoch: u64,
+    ) -> Taken<I, T, E> {
+        chunk.epoch = epoch;
         let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.slots.push(Arc::new(OpenChunk::new()));
             self.items_in_slot.push(0);

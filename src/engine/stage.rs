@@ -52,6 +52,8 @@ pub(crate) trait StageHandle {
     fn is_current(&self) -> bool;
     /// Sends what has finished in chunks that go on.
     fn flush(&self);
+    /// Whether one of its workers has nothing to do, and nothing is queued.
+    fn is_idle(&self) -> bool;
     /// Gives the pool what permits are missing now that the run's control has changed.
     fn follow_control(&self);
     /// Nothing begins any more. What nobody has begun comes back at once.
@@ -193,6 +195,10 @@ where
 
     fn flush(&self) {
         self.context.flush();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.context.queue.is_idle()
     }
 
     fn follow_control(&self) {

@@ -134,15 +134,9 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         self.width
     }
 
-    /// How many may work at once.
-    pub(crate) fn allowed_width(&self) -> usize {
-        match self.stop().control() {
-            None => self.width,
-            Some(control) => {
-                let stages = self.stages.len().max(1);
-                self.width.min(control.limit().saturating_mul(stages))
-            }
-        }
+    /// Whether a worker of the first stage has nothing to do, and nothing is queued for it.
+    pub(crate) fn has_idle_worker(&self) -> bool {
+        self.handles().next().is_some_and(StageHandle::is_idle)
     }
 
     pub(crate) fn is_paused(&self) -> bool {

@@ -216,7 +216,8 @@ impl Report {
     }
 
     pub(crate) fn load(&self) -> Load {
-        let elapsed = self.elapsed.as_secs_f64();
+        // A pause is nobody's fault.
+        let elapsed = self.elapsed.saturating_sub(self.paused).as_secs_f64();
         let busy: Duration = self.workers.iter().map(WorkerTime::busy).sum();
         let share = |time: Duration, of: f64| {
             if of > 0.0 {
