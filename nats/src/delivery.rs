@@ -44,7 +44,9 @@ impl QueueConsumer {
                 ready = ready => ready,
             };
             let active = active.unwrap_or_else(|_| unreachable!("the semaphore is never closed"));
-            let message = self.next_message().await?;
+            let Some(message) = self.next_message().await else {
+                continue;
+            };
             if let Some(delivery) = self.admit(message, active, others).await {
                 return Some(delivery);
             }

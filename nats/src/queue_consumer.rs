@@ -160,28 +160,26 @@ impl QueueConsumer {
         let _ = self.kept.acquire_many(MAX_KEPT as u32).await;
     }
 
-    /// Returns the next message of the queue, or `None` when the worker is stopped.
+    /// Pulls a message. Returns `None` if none comes within the time.
     ///
-    /// A stop does not interrupt a pull: the server counts its message as delivered.
+    /// A stop does not interrupt it: the server counts the message as delivered.
     pub(crate) async fn next_message(&self) -> Option<Message> {
         let mut connects = self.session.connects();
-        while !self.is_stopped() {
-            connects.mark_unchanged();
-            let asked = Instant::now();
-            let pull = timeout(PULL_TIMEOUT + PULL_SLACK, self.pull());
-            let taken = tokio::select! {
-                taken = pull => taken,
-                // Pull again, as the server has lost the request.
-                Ok(()) = connects.changed() => continue,
-            };
-            match taken {
-                Ok(Ok(Some(message))) => return Some(message),
-                Ok(Ok(None)) if asked.elapsed() > MIN_PULL => {}
-                Ok(Ok(None)) => self.restore("the server refuses to hand out tasks").await,
-                Ok(Err(error)) => self.restore(&error.to_string()).await,
-                // So it is if the stream or its consumer is gone.
-                Err(_) => self.restore("the server says nothing").await,
-            }
+        connects.mark_unchanged();
+        let asked = Instant::now();
+        let pull = timeout(PULL_TIMEOUT + PULL_SLACK, self.pull());
+        let taken = tokio::select! {
+            taken = pull => taken,
+            // Pull again, as the server has lost the request.
+            Ok(()) = connects.changed() => return None,
+        };
+        match taken {
+            Ok(Ok(Some(message))) => return Some(message),
+            Ok(Ok(None)) if asked.elapsed() > MIN_PULL => {}
+            Ok(Ok(None)) => self.restore("the server refuses to hand out tasks").await,
+            Ok(Err(error)) => self.restore(&error.to_string()).await,
+            // So it is if the stream or its consumer is gone.
+            Err(_) => self.restore("the server says nothing").await,
         }
         None
     }

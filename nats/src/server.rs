@@ -23,7 +23,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::background::Background;
-use crate::error::{Failure, SetupError};
+use crate::error::SetupError;
 
 /// How long a caller or a worker may take to reply to the other.
 pub(crate) const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -88,7 +88,7 @@ impl Server {
     }
 
     /// Sets how long [`connect`](crate::connect) and the start of a worker wait for a server that is not there yet.
-    /// The default is 10 s. Each further try under way may take 7 s longer.
+    /// The default is 10 s. Both take up to 7 s longer if the server is there and does not answer.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -334,22 +334,20 @@ impl Login {
     async fn open(self, wait: Duration) -> Result<Session, SetupError> {
         let end = Instant::now() + wait;
         let mut is_told = false;
-        let client = loop {
-            match self.connect().await {
-                Ok(client) => break client,
-                Err(error @ SetupError::Connect { .. }) if Instant::now() < end => {
+        let alive = loop {
+            match self.alive().await {
+                Ok(alive) => break alive,
+                Err(error) if Instant::now() >= end => return Err(error),
+                Err(error) => {
                     if !is_told {
                         is_told = true;
-                        log::warn!(
-                            target: "futureproof",
-                            "{error}; waiting for it for up to {wait:?}"
-                        );
+                        log::warn!(target: "futureproof", "{error}; waiting for it for up to {wait:?}");
                     }
                     sleep(RETRY_DELAY).await;
                 }
-                Err(error) => return Err(error),
             }
         };
+        let client = self.log_in(alive).await?;
         let session = Session {
             current: Arc::new(Mutex::new(with_context(client))),
             connects: self.connects.subscribe(),
@@ -366,7 +364,11 @@ impl Login {
             self.lost.notified().await;
             sleep(RECONNECT_TIMEOUT).await;
             while !session.is_connected() {
-                match self.connect().await {
+                let client = match self.alive().await {
+                    Ok(alive) => self.log_in(alive).await,
+                    Err(error) => Err(error),
+                };
+                match client {
                     Ok(client) => {
                         *session.current() = with_context(client);
                         session.replaced.fetch_add(1, Ordering::Relaxed);
@@ -381,29 +383,34 @@ impl Login {
         }
     }
 
-    /// Connects to one of the addresses where a server speaks. Takes at most `LOGIN_TIMEOUT`, and `GREETING_TIMEOUT`.
-    async fn connect(&self) -> Result<Client, SetupError> {
+    /// Returns the addresses where a server speaks, within `GREETING_TIMEOUT`.
+    async fn alive(&self) -> Result<Vec<String>, SetupError> {
         let greetings = join_all(self.list.iter().map(|address| greeting(address))).await;
-        let mut source: Failure = "no address".into();
+        let mut source = None;
         let mut alive = Vec::new();
         for (address, greeting) in self.list.iter().zip(greetings) {
             match greeting {
                 Ok(()) => alive.push(address.clone()),
-                Err(error) => source = Box::new(error),
+                Err(error) => source = Some(error),
             }
         }
-        let address = || self.list.join(",");
-        if alive.is_empty() {
-            return Err(SetupError::Connect {
-                address: address(),
-                source,
-            });
+        match source {
+            Some(error) if alive.is_empty() => Err(SetupError::Connect {
+                address: self.list.join(","),
+                source: Box::new(error),
+            }),
+            _ => Ok(alive),
         }
+    }
+
+    /// Connects to one of the addresses, within `LOGIN_TIMEOUT`.
+    async fn log_in(&self, alive: Vec<String>) -> Result<Client, SetupError> {
+        let address = self.list.join(",");
         let options = self.options().await?;
         match timeout(LOGIN_TIMEOUT, options.connect(alive)).await {
             Ok(Ok(client)) => Ok(client),
             Ok(Err(error)) => {
-                let (address, kind) = (address(), error.kind());
+                let kind = error.kind();
                 let source = Box::new(error);
                 Err(match kind {
                     ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
@@ -413,7 +420,7 @@ impl Login {
                 })
             }
             Err(elapsed) => Err(SetupError::Connect {
-                address: address(),
+                address,
                 source: Box::new(elapsed),
             }),
         }
