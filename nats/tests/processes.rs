@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 const URL: &str = "FUTUREPROOF_TEST_URL";
 const NAME: &str = "FUTUREPROOF_TEST_NAME";
+const THREADS: &str = "FUTUREPROOF_TEST_THREADS";
 
 /// Not a test of its own: the worker processes of the others are this program, started to run this.
 #[test]
@@ -26,16 +27,22 @@ fn worker_process() {
         let _ = std::io::stdin().read_line(&mut String::new());
         std::process::abort();
     });
+    let threads = std::env::var(THREADS).map_or(4, |threads| threads.parse().unwrap());
     let worker = Worker::new(url, &name)
-        .num_threads(4)
+        .num_threads(threads)
         .lease(Duration::from_millis(500));
     worker.run(work).unwrap();
 }
 
 fn worker(url: &str, name: &str) -> Process {
+    worker_of(4, url, name)
+}
+
+fn worker_of(threads: usize, url: &str, name: &str) -> Process {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "worker_process", "--ignored", "--nocapture"]);
     command.env(URL, url).env(NAME, name);
+    command.env(THREADS, threads.to_string());
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -96,6 +103,102 @@ fn an_item_that_kills_its_workers_is_given_up_and_the_others_succeed() {
         (counters.lost, counters.redelivered, counters.late),
         (1, 1, 0)
     );
+}
+
+/// Runs `f` beside workers that are started again whenever they have died.
+fn with_workers<T>(
+    count: usize,
+    threads: usize,
+    url: &str,
+    name: &str,
+    f: impl FnOnce() -> T,
+) -> T {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _supervisor = Supervisor { over: &over };
+        for _ in 0..count {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let mut process = worker_of(threads, url, name);
+                    while !over.load(Ordering::Relaxed) && !process.has_ended() {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                }
+            });
+        }
+        f()
+    })
+}
+
+#[test]
+fn the_neighbours_of_a_poisonous_item_all_succeed() {
+    let _dog = watchdog(300);
+    let server = NatsServer::start();
+    let url = &server.url();
+    let rounds: usize = std::env::var("ROUNDS").map_or(10, |rounds| rounds.parse().unwrap());
+    std::thread::scope(|scope| {
+        for round in 0..rounds {
+            scope.spawn(move || {
+                let name = &format!("poison{round}");
+                let connection = connect(&**url).unwrap();
+                let function = connection
+                    .function::<Job, Done, String>(name)
+                    .start()
+                    .unwrap();
+                let jobs = [20, 300, 0, 300, 20].map(|ms| match ms {
+                    0 => Job::Abort,
+                    ms => Job::Sleep(ms),
+                });
+                with_workers(1, 4, url, name, || {
+                    let run = jobs.into_iter().futureproof(Ignore).num_threads(5);
+                    for task in run.map_tasks(function.into_fn()) {
+                        match task {
+                            Ok(task) => assert!(task.output.deliveries <= 3),
+                            Err(failure) => {
+                                assert_eq!(failure.index(), 2, "{:?}", failure.error());
+                                let lost = RemoteError::Lost { deliveries: 3 };
+                                assert_eq!(failure.error(), Some(&lost));
+                            }
+                        }
+                    }
+                });
+            });
+        }
+    });
+}
+
+/// `POISONOUS` of `ITEMS`. Each is `Lost` after three deaths, and nothing else is.
+#[test]
+fn of_many_items_only_the_poisonous_are_lost() {
+    let _dog = watchdog(900);
+    let number = |name: &str, default: u64| -> u64 {
+        std::env::var(name).map_or(default, |number| number.parse().unwrap())
+    };
+    let (items, poisonous) = (number("ITEMS", 200), number("POISONOUS", 5));
+    let server = NatsServer::start();
+    let url = server.url();
+    let connection = connect(&*url).unwrap();
+    let function = connection.function::<Job, Done, String>("many");
+    let function = function.deadline(Duration::from_secs(800)).start().unwrap();
+    let every = items / poisonous;
+    let jobs = (0..items).map(|n| match n % every {
+        7 => Job::Abort,
+        _ => Job::Sleep(n % 20),
+    });
+    let start = std::time::Instant::now();
+    let mut lost = 0;
+    with_workers(2, 8, &url, "many", || {
+        let run = jobs.futureproof(Ignore).num_threads(32);
+        for task in run.map_tasks(function.into_fn()) {
+            if let Err(failure) = task {
+                assert_eq!(failure.index() % every, 7, "{:?}", failure.error());
+                assert_eq!(failure.error(), Some(&RemoteError::Lost { deliveries: 3 }));
+                lost += 1;
+            }
+        }
+    });
+    println!("{lost} of {items} lost in {:?}", start.elapsed());
+    assert_eq!(lost, poisonous);
 }
 
 #[test]
