@@ -40,6 +40,9 @@ const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait before connecting again.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
+/// How often to say that no server is there.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How often an idle connection is tested. The third test without an answer ends it.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -363,6 +366,7 @@ impl Login {
         loop {
             self.lost.notified().await;
             sleep(RECONNECT_TIMEOUT).await;
+            let mut warned = None::<Instant>;
             while !session.is_connected() {
                 let client = match self.alive().await {
                     Ok(alive) => self.log_in(alive).await,
@@ -375,7 +379,10 @@ impl Login {
                         self.connects.send_modify(|count| *count += 1);
                     }
                     Err(error) => {
-                        log::warn!(target: "futureproof", "{error}; retrying");
+                        if warned.is_none_or(|warned| warned.elapsed() > WARN_INTERVAL) {
+                            warned = Some(Instant::now());
+                            log::warn!(target: "futureproof", "{error}; retrying");
+                        }
                         sleep(RETRY_DELAY).await;
                     }
                 }

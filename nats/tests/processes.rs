@@ -65,14 +65,13 @@ fn process(threads: &str, url: &str, name: &str) -> Process {
     command.args(["--exact", "worker_process", "--ignored", "--nocapture"]);
     command.env(URL, url).env(NAME, name);
     command.env(THREADS, threads);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(if std::env::var_os("RUST_LOG").is_some() {
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(
+        if std::env::var_os("RUST_LOG").is_some() {
             Stdio::inherit()
         } else {
             Stdio::null()
-        });
+        },
+    );
     Process::start(&mut command).unwrap()
 }
 
@@ -404,6 +403,7 @@ fn whatever_is_killed_or_frozen_each_item_has_one_outcome() {
         |seed| seed.parse().unwrap(),
     );
     let _dog = watchdog(120 + signals * 3);
+    let _ = env_logger::try_init();
     println!("SEED={seed} SIGNALS={signals}");
     let mut server = NatsServer::start();
     let url = server.url();
@@ -418,8 +418,8 @@ fn whatever_is_killed_or_frozen_each_item_has_one_outcome() {
     std::thread::scope(|scope| {
         let over = &over;
         let supervisor = Supervisor { over };
-        let url = &url;
-        scope.spawn(move || {
+        let (url, server) = (&url, &mut server);
+        let signaller = scope.spawn(move || {
             let _supervisor = supervisor;
             let mut random = seed;
             let mut random = move |below: u64| {
@@ -438,6 +438,7 @@ fn whatever_is_killed_or_frozen_each_item_has_one_outcome() {
                 std::thread::sleep(Duration::from_millis(random(400)));
                 let (victim, signal) = (random(6) as usize, random(3));
                 let pause = Duration::from_millis(random(2500));
+                log::info!(target: "futureproof", "signal {signal} to {victim}, pause {pause:?}");
                 if let Some(other) = others.get_mut(victim) {
                     let role = if victim == 3 { CALLER } else { "4" };
                     match signal {
@@ -466,6 +467,8 @@ fn whatever_is_killed_or_frozen_each_item_has_one_outcome() {
                     server.up();
                 }
             }
+            // They go on until all items have their outcomes.
+            others
         });
         let jobs = (0u64..)
             .take_while(|_| !over.load(Ordering::Relaxed))
@@ -500,6 +503,7 @@ fn whatever_is_killed_or_frozen_each_item_has_one_outcome() {
             seen[index] += 1;
         }
         assert!(seen.iter().all(|&times| times == 1));
+        drop(signaller.join().unwrap());
     });
     println!(
         "{succeeded} succeeded; failed: {failed:?}; {:?}",

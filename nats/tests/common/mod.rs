@@ -148,7 +148,11 @@ impl NatsServer {
     pub fn down(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.terminate();
-            process.wait();
+            // One that is asked while it starts may never end.
+            let end = Instant::now() + Duration::from_secs(5);
+            while !process.has_ended() && Instant::now() < end {
+                thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 
