@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::callers::Caller;
 use crate::frame::{self, Kind};
-use crate::queue_consumer::{CallerStatus, QueueConsumer};
+use crate::queue_consumer::{CallerStatus, PULL_TIMEOUT, QueueConsumer};
 use crate::server::REPLY_TIMEOUT;
 use crate::task_message::TaskMessage;
 
@@ -136,7 +136,7 @@ impl QueueConsumer {
                 alone = alone => alone,
                 () = self.stopped() => {
                     // It has not been started: for another worker.
-                    delivery.task.redeliver_after(Duration::ZERO).await;
+                    delivery.task.redeliver_after(PULL_TIMEOUT).await;
                     return None;
                 }
             };
@@ -352,6 +352,7 @@ impl Delivery {
             .consumer
             .tell_caller(&self.task, Kind::Returned, Bytes::new())
             .await;
-        self.task.redeliver_after(Duration::ZERO).await;
+        // Not to this worker, whose pulls may still be under way.
+        self.task.redeliver_after(PULL_TIMEOUT).await;
     }
 }

@@ -23,7 +23,7 @@ use crate::server::Session;
 use crate::task_message::TaskMessage;
 
 /// How long a pull request waits at the server. A stop waits for it: a message that came later would be lost.
-const PULL_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const PULL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How much later the server's word may come.
 const PULL_SLACK: Duration = Duration::from_secs(1);
