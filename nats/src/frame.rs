@@ -1,4 +1,4 @@
-//! The message format: headers, and a payload in MessagePack.
+//! The messages: headers, and a payload as `format` writes it.
 
 use std::time::Duration;
 
