@@ -12,7 +12,7 @@ use futureproof::CancellationToken;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, interval_at, sleep, sleep_until};
 
 use crate::callers::Caller;
 use crate::frame::{self, Kind};
@@ -254,6 +254,7 @@ impl Delivery {
         let attendance = tokio::spawn(async move {
             let _beside = beside;
             let every = consumer.lease() / 2;
+            let mut ask = interval_at(Instant::now() + every, every);
             let stop = async {
                 consumer.stopped().await;
                 sleep(consumer.limits.grace).await;
@@ -271,7 +272,7 @@ impl Delivery {
                         Ok(_) | Err(RecvError::Lagged(_)) => {}
                         Err(RecvError::Closed) => break,
                     },
-                    () = sleep(every) => {
+                    _ = ask.tick() => {
                         let subject = consumer.names.answers(&run);
                         let reply = consumer.session.request(subject, question.clone(), Bytes::new()).await;
                         if reply.is_ok_and(|reply| reply.payload == frame::NO) {

@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::background::Background;
 use crate::error::SetupError;
+use crate::frame::MAX_DEADLINE;
 
 /// How long a caller or a worker may take to reply to the other.
 pub(crate) const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -93,7 +94,7 @@ impl Server {
     /// Sets how long [`connect`](crate::connect) and the start of a worker wait for a server that is not there yet.
     /// The default is 10 s. Both take up to 7 s longer if the server is there and does not answer.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.connect_timeout = timeout.min(MAX_DEADLINE);
         self
     }
 

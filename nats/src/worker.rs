@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::error::SetupError;
+use crate::frame::MAX_DEADLINE;
 use crate::monitor::{count_finished, log_counts, monitor};
 use crate::names::Names;
 use crate::outcome::answer;
@@ -133,7 +134,7 @@ impl Worker {
     ///
     /// The hanging thread is not freed, as a thread cannot be killed.
     pub fn time_limit(mut self, limit: Duration) -> Self {
-        self.limits.time_limit = Some(limit);
+        self.limits.time_limit = Some(limit.min(MAX_DEADLINE));
         self
     }
 

@@ -502,6 +502,32 @@ fn what_would_come_back_as_another_value_is_an_error_that_names_the_field() {
 }
 
 #[test]
+fn no_value_of_an_option_does_harm() {
+    let _dog = watchdog(120);
+    let server = NatsServer::start();
+    let url = server.url();
+    for (name, extreme) in [("most", Duration::MAX), ("least", Duration::ZERO)] {
+        let at = Server::new(&*url).connect_timeout(extreme);
+        let worker = Worker::new(&at, name)
+            .num_threads(1)
+            .time_limit(extreme)
+            .grace(extreme)
+            .max_queued(0);
+        let _worker = LocalWorker::start(worker, work);
+        let connection = connect(at).unwrap();
+        let function = connection.function::<Job, Done, String>(name);
+        let function = function
+            .deadline(Duration::MAX)
+            .max_deliver(u64::MAX)
+            .start()
+            .unwrap();
+        for n in 0..3 {
+            assert_eq!(function.call(&Job::Double(n)).unwrap().output.number, n * 2);
+        }
+    }
+}
+
+#[test]
 fn each_worker_thread_has_its_own_state() {
     let _dog = watchdog(120);
     let server = NatsServer::start();
