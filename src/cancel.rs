@@ -233,6 +233,22 @@ impl CancellationToken {
         let _ = self.state.deadline.set(deadline);
     }
 
+    /// Calls `f` with this as the [current](Self::current) token of the thread.
+    ///
+    /// For threads that a task starts itself, and for programs that run a task's function for somebody else.
+    ///
+    /// ```
+    /// use futureproof::CancellationToken;
+    ///
+    /// let token = CancellationToken::new();
+    /// assert!(token.in_scope(CancellationToken::current) == token);
+    /// assert!(CancellationToken::current() != token);
+    /// ```
+    pub fn in_scope<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _entered = self.enter(current_attempt());
+        f()
+    }
+
     /// Makes this the current token of this thread until the guard is dropped. `attempt`: that of the tasks that it runs.
     pub(crate) fn enter(&self, attempt: u32) -> Entered {
         let current = Some((self.clone(), attempt));

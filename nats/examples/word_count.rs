@@ -7,13 +7,13 @@
 //! cargo run --release -p futureproof-nats --example word_count
 //! ```
 //!
-//! In terminals: a server, three workers that take half a second a piece, and a caller. Kill a worker with
-//! `kill -9` meanwhile: what it had is done by the others two seconds later.
+//! In terminals: a server, two workers that take half a second a piece, and a caller. Kill a worker with
+//! `kill -9` meanwhile: what it had is done by the other two seconds later.
 //!
 //! ```sh
 //! nats-server --jetstream
-//! word_count worker nats://localhost:4222 500    # three times
-//! word_count caller nats://localhost:4222 /usr/share/doc
+//! cargo run --release -p futureproof-nats --example word_count -- worker nats://localhost:4222 500  # in two terminals
+//! cargo run --release -p futureproof-nats --example word_count -- caller nats://localhost:4222 src
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
@@ -115,12 +115,22 @@ fn caller(url: &str, dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The text files right below a directory, in pieces of some 16 KiB.
+/// The text files below a directory, in pieces of some 16 KiB.
 fn pieces(dir: &Path) -> io::Result<impl Iterator<Item = Piece>> {
-    let files = fs::read_dir(dir)?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.is_file());
+    let mut dirs = vec![fs::read_dir(dir)?];
+    let files = std::iter::from_fn(move || {
+        loop {
+            let Some(entry) = dirs.last_mut()?.next() else {
+                dirs.pop();
+                continue;
+            };
+            let path = entry.ok()?.path();
+            match fs::read_dir(&path) {
+                Ok(dir) => dirs.push(dir),
+                Err(_) => return Some(path),
+            }
+        }
+    });
     Ok(files.flat_map(|path| {
         let text = fs::read_to_string(&path).unwrap_or_default();
         let lines: Vec<_> = text.lines().map(str::to_owned).collect();

@@ -4,6 +4,9 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
+/// An error of the client.
+pub(crate) type Failure = Box<dyn Error + Send + Sync>;
+
 /// Why a connection, a function or a worker could not be set up. Never contains a password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -1,4 +1,4 @@
-//! The message format: headers, and a payload in MessagePack.
+//! The messages: headers, and a payload as `format` writes it.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::shape;
+use crate::{format, shape};
 
 const ID: &str = "Futureproof-Id";
 const DEADLINE: &str = "Futureproof-Deadline-Ms";
@@ -25,21 +25,34 @@ pub(crate) const MAX_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The longest text, such as a panic message. Longer ones are cut.
 const MAX_TEXT: usize = 4096;
 
-/// The caller's reply to a question or an answer.
+/// The caller's replies to a worker. To [`Kind::Wanted`], `YES` is followed by how often the task has been started.
 pub(crate) const YES: Bytes = Bytes::from_static(b"+");
 pub(crate) const NO: Bytes = Bytes::from_static(b"-");
+/// Another worker has been quicker.
+pub(crate) const NOT_YOU: Bytes = Bytes::from_static(b"=");
 
-/// Encodes with field names, so that caller and worker may have different versions of a type.
+/// The reply to [`Kind::Wanted`] for a task that is.
+pub(crate) fn wanted(started: u64) -> Bytes {
+    format!("+{started}").into()
+}
+
+/// How often a task has been started, in such a reply.
+pub(crate) fn started(reply: &[u8]) -> Option<u64> {
+    std::str::from_utf8(reply.strip_prefix(b"+")?)
+        .ok()?
+        .parse()
+        .ok()
+}
+
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, String> {
-    match rmp_serde::to_vec_named(value) {
-        Ok(bytes) => Ok(Bytes::from(bytes)),
-        Err(error) => Err(text(&error.to_string())),
-    }
+    let mut bytes = Vec::new();
+    format::encode(value, &mut bytes).map_err(|reason| text(&reason))?;
+    Ok(bytes.into())
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     shape::check(bytes)?;
-    rmp_serde::from_slice(bytes).map_err(|error| text(&error.to_string()))
+    format::decode(bytes).map_err(|reason| text(&reason))
 }
 
 /// Returns an error if the payload is larger than the server accepts. `what` names it in the error.
@@ -96,6 +109,10 @@ impl TaskHead {
 pub(crate) enum Kind {
     /// A question: does the caller still wait for this task?
     Wanted,
+    /// A question: may this worker start a task that was delivered before?
+    Start,
+    /// A worker that has to end gives the task back: the start does not count.
+    Returned,
     Ok,
     Err,
     Panicked,
@@ -106,8 +123,10 @@ pub(crate) enum Kind {
     Encode,
 }
 
-const KINDS: [(Kind, &str); 7] = [
+const KINDS: [(Kind, &str); 9] = [
     (Kind::Wanted, "wanted"),
+    (Kind::Start, "start"),
+    (Kind::Returned, "returned"),
     (Kind::Ok, "ok"),
     (Kind::Err, "err"),
     (Kind::Panicked, "panicked"),

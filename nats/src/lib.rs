@@ -3,10 +3,12 @@
 #![warn(missing_docs, missing_debug_implementations, unnameable_types)]
 
 mod background;
+mod callers;
 mod connection;
 mod counters;
 mod delivery;
 mod error;
+mod format;
 mod frame;
 mod function;
 #[cfg(feature = "metrics")]

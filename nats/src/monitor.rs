@@ -15,7 +15,9 @@ pub(crate) fn count_finished(consumer: &QueueConsumer, kind: Kind) {
         Kind::Err => counts.failed.add(),
         Kind::Panicked => counts.panicked.add(),
         Kind::Decode | Kind::Encode => counts.unreadable.add(),
-        Kind::Lost | Kind::Wanted => unreachable!("a task that has run ends with neither"),
+        Kind::Lost | Kind::Wanted | Kind::Start | Kind::Returned => {
+            unreachable!("a task that has run ends with none of these")
+        }
     }
 }
 

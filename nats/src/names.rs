@@ -43,6 +43,11 @@ impl Names {
         format!("futureproof.{}.answer.{run}", self.name)
     }
 
+    /// The subject where a caller says that a run is over. `*` is all runs.
+    pub(crate) fn over(&self, run: &str) -> String {
+        format!("futureproof.{}.over.{run}", self.name)
+    }
+
     /// Returns the run in a task's subject, if it is a valid one.
     pub(crate) fn run<'a>(&self, subject: &'a str) -> Option<&'a str> {
         let run = subject.strip_prefix(&self.tasks(""))?;

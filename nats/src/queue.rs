@@ -1,6 +1,5 @@
 //! A function's queue on the server: a bounded stream on disk, and one consumer for all workers.
 
-use std::error::Error;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
@@ -11,8 +10,9 @@ use async_nats::jetstream::stream::{
 };
 use async_nats::jetstream::{Context, ErrorCode};
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
+use crate::error::Failure;
 use crate::frame::MAX_DEADLINE;
 use crate::names::{CONSUMER, Names};
 
@@ -33,7 +33,16 @@ const RETRY_DELAY: Duration = Duration::from_millis(50);
 /// The longest random delay before a stream is created.
 const MAX_RANDOM_DELAY: Duration = Duration::from_millis(200);
 
-pub(crate) type Failure = Box<dyn Error + Send + Sync>;
+/// How long the server may take to open the queue.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Opens something in time, or says that the server is silent.
+pub(crate) async fn within_time<T>(
+    open: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let opened = timeout(OPEN_TIMEOUT, open).await;
+    opened.unwrap_or_else(|_| Err(format!("no answer within {OPEN_TIMEOUT:?}").into()))
+}
 
 /// Opens the stream, or creates it. An existing stream keeps its settings, as the operator may have changed them.
 pub(crate) async fn stream(

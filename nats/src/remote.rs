@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Message;
 use futureproof::CancellationToken;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,8 +20,8 @@ use crate::pending_calls::{NoReply, PendingCalls, Reply};
 use crate::queue;
 use crate::server::Link;
 
-/// How long `drop` waits for the purge.
-const PURGE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long `drop` waits until the workers are told and the queue is purged.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The output of a call, and which worker made it.
 ///
@@ -65,7 +66,8 @@ pub(crate) type Signature<I, T, E> = PhantomData<fn(&I) -> Result<T, E>>;
 /// Call it with [`call`](Self::call), or give [`into_fn`](Self::into_fn) to `map_tasks`. Each call blocks its
 /// thread until the answer is there, so the run's `num_threads` is the number of tasks in flight.
 ///
-/// Dropping it purges the queued tasks that no call waits for.
+/// Dropping it purges the queued tasks that no call waits for, and tells the workers to stop running ones. It takes up
+/// to 2 s if the server does not answer.
 pub struct Remote<I, T, E> {
     inner: Arc<Inner>,
     types: Signature<I, T, E>,
@@ -89,23 +91,21 @@ impl<I, T, E> Remote<I, T, E> {
         max_queued: i64,
     ) -> Result<Self, SetupError> {
         let pending = Arc::new(PendingCalls::new(
-            link.client.clone(),
-            link.context.clone(),
+            link.session.clone(),
             names.clone(),
             max_queued,
         ));
         let starting = Arc::clone(&pending);
-        let answers = link.background.wait(async move {
-            let PendingCalls { context, names, .. } = &*starting;
-            queue::stream(context, names, starting.max_queued).await?;
-            let answers = starting
-                .client
-                .subscribe(names.answers(&starting.run))
-                .await?;
+        let subject = names.answers(&pending.run);
+        let answers = link.background.wait(queue::within_time(async move {
+            let PendingCalls { session, names, .. } = &*starting;
+            queue::stream(&session.context(), names, starting.max_queued).await?;
+            let client = session.client();
+            let answers = client.subscribe(names.answers(&starting.run)).await?;
             // The server must have the subscription before the first task is sent.
-            starting.client.flush().await?;
+            client.flush().await?;
             Ok(answers)
-        });
+        }));
         let answers = answers.ok_or_else(SetupError::ended)?;
         let answers = answers.map_err(|source| SetupError::Queue {
             address: link.address.clone(),
@@ -113,7 +113,11 @@ impl<I, T, E> Remote<I, T, E> {
             source,
         })?;
         let background = link.background.handle();
-        let receiver = background.spawn(Arc::clone(&pending).receive(answers));
+        let receiver = {
+            let pending = Arc::clone(&pending);
+            let handle = move |message: &Message| pending.handle(message);
+            background.spawn(link.session.clone().listen(subject, answers, handle))
+        };
         let inner = Inner {
             pending,
             deadline,
@@ -181,7 +185,8 @@ where
         let payload = frame::encode(item).map_err(|reason| {
             RemoteError::Encode(format!("the item does not serialize: {reason}"))
         })?;
-        frame::check_length("item", &payload, &pending.client).map_err(RemoteError::Encode)?;
+        frame::check_length("item", &payload, &pending.session.client())
+            .map_err(RemoteError::Encode)?;
         // The run may be over before the answer comes.
         let (stop, stopped) = oneshot::channel();
         let _listener = CancellationToken::current().on_cancel(move || {
@@ -254,7 +259,9 @@ where
         }),
         Kind::Encode => Err(RemoteError::Encode(text())),
         Kind::Decode => Err(RemoteError::Decode(text())),
-        Kind::Wanted => unreachable!("PendingCalls answers a question and passes on no reply"),
+        Kind::Wanted | Kind::Start | Kind::Returned => {
+            unreachable!("PendingCalls answers a question and passes on no reply")
+        }
     }
 }
 
@@ -266,13 +273,11 @@ fn undecodable<E>(what: &str, reason: &str) -> RemoteError<E> {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        let pending = Arc::clone(&self.pending);
+        self.link.background.wait(async move {
+            let _ = tokio::time::timeout(END_TIMEOUT, pending.end()).await;
+        });
         self.receiver.abort();
-        if self.pending.may_have_queued() {
-            let pending = Arc::clone(&self.pending);
-            self.link.background.wait(async move {
-                let _ = tokio::time::timeout(PURGE_TIMEOUT, pending.purge()).await;
-            });
-        }
     }
 }
 

@@ -1,16 +1,51 @@
 //! The server's address and login.
 
-use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
+use async_nats::client::RequestErrorKind;
+use async_nats::connection::State;
 use async_nats::jetstream::{self, Context};
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, Request, ServerAddr,
+    Subscriber, subject::ToSubject,
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::join_all;
 use percent_encoding::percent_decode_str;
-use tokio::sync::watch;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::background::Background;
 use crate::error::SetupError;
+use crate::frame::MAX_DEADLINE;
+
+/// How long a caller or a worker may take to reply to the other.
+pub(crate) const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a server may take to accept a connection and speak.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a server may take to accept the login.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the client may take to reconnect by itself, before it is replaced.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait before connecting again.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// How often to say that no server is there.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often an idle connection is tested. The third test without an answer ends it.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long the server may take to confirm a task before it is sent again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -41,6 +76,7 @@ pub struct Server {
     credentials: Option<PathBuf>,
     roots: Option<PathBuf>,
     client: Option<(PathBuf, PathBuf)>,
+    connect_timeout: Duration,
 }
 
 impl Server {
@@ -51,7 +87,15 @@ impl Server {
             credentials: None,
             roots: None,
             client: None,
+            connect_timeout: Duration::from_secs(10),
         }
+    }
+
+    /// Sets how long [`connect`](crate::connect) and the start of a worker wait for a server that is not there yet.
+    /// The default is 10 s. Both take up to 7 s longer if the server is there and does not answer.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout.min(MAX_DEADLINE);
+        self
     }
 
     /// Uses a credentials file, with a JWT and a seed, as `nsc` makes it.
@@ -140,45 +184,284 @@ impl fmt::Debug for Server {
     }
 }
 
-/// An open connection and its background thread.
+/// A connection and its background thread.
 pub(crate) struct Link {
     pub(crate) background: Background,
-    pub(crate) client: Client,
-    pub(crate) context: Context,
-    /// How many times the connection was made.
-    pub(crate) connects: watch::Receiver<u64>,
+    pub(crate) session: Session,
     pub(crate) address: String,
+}
+
+/// The client as it stands. It is replaced if it takes too long to reconnect.
+#[derive(Clone)]
+pub(crate) struct Session {
+    current: Arc<Mutex<(Client, Context)>>,
+    /// How many times a connection was made.
+    connects: watch::Receiver<u64>,
+    /// How many times the client was replaced.
+    replaced: Arc<AtomicU64>,
+}
+
+impl Session {
+    pub(crate) fn client(&self) -> Client {
+        self.current().0.clone()
+    }
+
+    pub(crate) fn context(&self) -> Context {
+        self.current().1.clone()
+    }
+
+    pub(crate) fn connects(&self) -> watch::Receiver<u64> {
+        self.connects.clone()
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.current().0.connection_state() == State::Connected
+    }
+
+    /// Publishes a message. Without a connection it is dropped after a while.
+    pub(crate) async fn publish(&self, subject: impl ToSubject, payload: Bytes) {
+        let client = self.client();
+        // It waits for room in the buffer of the client, and a client that has been replaced never makes any.
+        let _ = timeout(ACK_TIMEOUT, client.publish(subject, payload)).await;
+    }
+
+    /// Publishes a message and waits for the reply, for at most `REPLY_TIMEOUT`.
+    pub(crate) async fn request(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<Message, RequestErrorKind> {
+        let client = self.client();
+        let request = Request::new()
+            .headers(headers)
+            .payload(payload)
+            .timeout(Some(REPLY_TIMEOUT));
+        let reply = timeout(REPLY_TIMEOUT, client.send_request(subject, request)).await;
+        reply.map_or(Err(RequestErrorKind::TimedOut), |reply| {
+            reply.map_err(|error| error.kind())
+        })
+    }
+
+    /// Handles each message of a subscription, and publishes what `handle` replies. Subscribes again if the client is
+    /// replaced.
+    pub(crate) async fn listen(
+        self,
+        subject: String,
+        mut messages: Subscriber,
+        handle: impl Fn(&Message) -> Bytes,
+    ) {
+        let mut connects = self.connects();
+        let mut seen = self.replaced.load(Ordering::Relaxed);
+        loop {
+            let message = tokio::select! {
+                message = messages.next() => message,
+                Ok(()) = connects.changed() => {
+                    let replaced = self.replaced.load(Ordering::Relaxed);
+                    if replaced == seen {
+                        continue;
+                    }
+                    seen = replaced;
+                    None
+                }
+            };
+            match message {
+                Some(message) => {
+                    let reply = handle(&message);
+                    if let Some(to) = message.reply {
+                        self.publish(to, reply).await;
+                    }
+                }
+                None => {
+                    match timeout(ACK_TIMEOUT, self.client().subscribe(subject.clone())).await {
+                        Ok(Ok(again)) => messages = again,
+                        _ => sleep(RETRY_DELAY).await,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finds out whether a server that does not answer is there at all, and drops the connection if not.
+    pub(crate) async fn check(&self) {
+        let client = self.client();
+        // Nobody subscribes to it, which a server says at once.
+        let echo = self.request(client.new_inbox(), HeaderMap::new(), Bytes::new());
+        if matches!(echo.await, Err(RequestErrorKind::TimedOut)) && self.is_connected() {
+            let _ = timeout(ACK_TIMEOUT, client.force_reconnect()).await;
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, (Client, Context)> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Link {
     pub(crate) fn open(server: &Server) -> Result<Self, SetupError> {
-        let addresses = server.addresses()?;
-        let address = addresses.list.join(",");
+        let login = Login::read(server)?;
         let background = Background::start().map_err(SetupError::Background)?;
-        let (sender, connects) = watch::channel(0);
-        let server_address = address.clone();
+        let address = login.list.join(",");
+        let wait = server.connect_timeout;
+        let session = background.wait(login.open(wait));
+        let session = session.ok_or_else(SetupError::ended)??;
+        Ok(Self {
+            background,
+            session,
+            address,
+        })
+    }
+}
+
+/// Addresses and credentials, for each new client.
+struct Login {
+    list: Vec<String>,
+    user: Option<(String, String)>,
+    server: Server,
+    connects: watch::Sender<u64>,
+    lost: Arc<Notify>,
+}
+
+impl Login {
+    fn read(server: &Server) -> Result<Self, SetupError> {
+        let addresses = server.addresses()?;
+        Ok(Self {
+            list: addresses.list,
+            user: addresses.login,
+            server: server.clone(),
+            connects: watch::Sender::new(0),
+            lost: Arc::default(),
+        })
+    }
+
+    /// Connects, and sees to it that the session stays connected.
+    async fn open(self, wait: Duration) -> Result<Session, SetupError> {
+        let end = Instant::now() + wait;
+        let mut is_told = false;
+        let alive = loop {
+            match self.alive().await {
+                Ok(alive) => break alive,
+                Err(error) if Instant::now() >= end => return Err(error),
+                Err(error) => {
+                    if !is_told {
+                        is_told = true;
+                        log::warn!(target: "futureproof", "{error}; waiting for it for up to {wait:?}");
+                    }
+                    sleep(RETRY_DELAY).await;
+                }
+            }
+        };
+        let client = self.log_in(alive).await?;
+        let session = Session {
+            current: Arc::new(Mutex::new(with_context(client))),
+            connects: self.connects.subscribe(),
+            replaced: Arc::default(),
+        };
+        // Ends with the background thread.
+        tokio::spawn(self.keep(session.clone()));
+        Ok(session)
+    }
+
+    /// Replaces a client that does not reconnect: it waits for ever for an address that accepts and says nothing.
+    async fn keep(self, session: Session) {
+        loop {
+            self.lost.notified().await;
+            sleep(RECONNECT_TIMEOUT).await;
+            let mut warned = None::<Instant>;
+            while !session.is_connected() {
+                let client = match self.alive().await {
+                    Ok(alive) => self.log_in(alive).await,
+                    Err(error) => Err(error),
+                };
+                match client {
+                    Ok(client) => {
+                        *session.current() = with_context(client);
+                        session.replaced.fetch_add(1, Ordering::Relaxed);
+                        self.connects.send_modify(|count| *count += 1);
+                    }
+                    Err(error) => {
+                        if warned.is_none_or(|warned| warned.elapsed() > WARN_INTERVAL) {
+                            warned = Some(Instant::now());
+                            log::warn!(target: "futureproof", "{error}; retrying");
+                        }
+                        sleep(RETRY_DELAY).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the addresses where a server speaks, within `GREETING_TIMEOUT`.
+    async fn alive(&self) -> Result<Vec<String>, SetupError> {
+        let greetings = join_all(self.list.iter().map(|address| greeting(address))).await;
+        let mut source = None;
+        let mut alive = Vec::new();
+        for (address, greeting) in self.list.iter().zip(greetings) {
+            match greeting {
+                Ok(()) => alive.push(address.clone()),
+                Err(error) => source = Some(error),
+            }
+        }
+        match source {
+            Some(error) if alive.is_empty() => Err(SetupError::Connect {
+                address: self.list.join(","),
+                source: Box::new(error),
+            }),
+            _ => Ok(alive),
+        }
+    }
+
+    /// Connects to one of the addresses, within `LOGIN_TIMEOUT`.
+    async fn log_in(&self, alive: Vec<String>) -> Result<Client, SetupError> {
+        let address = self.list.join(",");
+        let options = self.options().await?;
+        match timeout(LOGIN_TIMEOUT, options.connect(alive)).await {
+            Ok(Ok(client)) => Ok(client),
+            Ok(Err(error)) => {
+                let kind = error.kind();
+                let source = Box::new(error);
+                Err(match kind {
+                    ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                        SetupError::Refused { address, source }
+                    }
+                    _ => SetupError::Connect { address, source },
+                })
+            }
+            Err(elapsed) => Err(SetupError::Connect {
+                address,
+                source: Box::new(elapsed),
+            }),
+        }
+    }
+
+    async fn options(&self) -> Result<ConnectOptions, SetupError> {
+        let (connects, lost) = (self.connects.clone(), Arc::clone(&self.lost));
+        let address = self.list.join(",");
         let mut options = ConnectOptions::new()
             .name("futureproof")
             .request_timeout(Some(REQUEST_TIMEOUT))
+            .connection_timeout(GREETING_TIMEOUT)
+            .ping_interval(PING_INTERVAL)
             // Reconnects to a restarted server soon, and does not flood one that stays down.
             .reconnect_delay_callback(|tries| {
                 Duration::from_millis(100 * tries.clamp(1, 10) as u64)
             })
             .event_callback(move |event| {
                 match &event {
-                    Event::Connected => sender.send_modify(|count| *count += 1),
+                    Event::Connected => connects.send_modify(|count| *count += 1),
                     // Such as a missing permission. The server reports it nowhere else.
                     Event::ServerError(_) | Event::ClientError(_) | Event::SlowConsumer(_) => {
-                        log::warn!(target: "futureproof", "{server_address}: {event}");
+                        log::warn!(target: "futureproof", "{address}: {event}");
                     }
                     Event::Disconnected => {
-                        log::info!(target: "futureproof", "{server_address}: connection lost, reconnecting");
+                        log::info!(target: "futureproof", "{address}: connection lost, reconnecting");
+                        lost.notify_one();
                     }
-                    event => log::debug!(target: "futureproof", "{server_address}: {event}"),
+                    event => log::debug!(target: "futureproof", "{address}: {event}"),
                 }
                 async {}
             });
-        if addresses
+        if self
             .list
             .iter()
             .any(|address| address.starts_with("tls://"))
@@ -186,45 +469,46 @@ impl Link {
             // Announced servers may lack TLS, and the announcement may be forged.
             options = options.require_tls(true).ignore_discovered_servers();
         }
-        if let Some((user, password)) = addresses.login {
-            options = options.user_and_password(user, password);
+        if let Some((user, password)) = &self.user {
+            options = options.user_and_password(user.clone(), password.clone());
         }
-        if let Some(path) = &server.roots {
+        if let Some(path) = &self.server.roots {
             options = options.add_root_certificates(path.clone());
         }
-        if let Some((certificate, key)) = &server.client {
+        if let Some((certificate, key)) = &self.server.client {
             options = options.add_client_certificate(certificate.clone(), key.clone());
         }
-        let credentials = server.credentials.clone();
-        let list = addresses.list;
-        let client = background.wait(async move {
-            if let Some(path) = credentials {
-                let read = options.credentials_file(path).await;
-                options = read.map_err(SetupError::Credentials)?;
-            }
-            let client = options.connect(list.clone()).await;
-            let client = client.map_err(|error| {
-                let (address, kind) = (list.join(","), error.kind());
-                let source = Box::new(error);
-                match kind {
-                    ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                        SetupError::Refused { address, source }
-                    }
-                    _ => SetupError::Connect { address, source },
-                }
-            })?;
-            // This spawns a task, so it needs the runtime.
-            let context = jetstream::ContextBuilder::new().ack_timeout(ACK_TIMEOUT);
-            Ok((client.clone(), context.build(client)))
-        });
-        let (client, context) = client.ok_or_else(SetupError::ended)??;
-        Ok(Self {
-            background,
-            client,
-            context,
-            connects,
-            address,
-        })
+        if let Some(path) = &self.server.credentials {
+            let read = options.credentials_file(path).await;
+            options = read.map_err(SetupError::Credentials)?;
+        }
+        Ok(options)
+    }
+}
+
+fn with_context(client: Client) -> (Client, Context) {
+    let context = jetstream::ContextBuilder::new().ack_timeout(ACK_TIMEOUT);
+    (client.clone(), context.build(client))
+}
+
+/// Waits until the server at this address says what every NATS server says first. The client itself would wait for
+/// ever.
+async fn greeting(address: &str) -> io::Result<()> {
+    let greeted = timeout(GREETING_TIMEOUT, async {
+        let host = address.rsplit("//").next().unwrap_or(address);
+        let mut stream = TcpStream::connect(host).await?;
+        let mut first = [0; 4];
+        stream.read_exact(&mut first).await?;
+        Ok(first)
+    });
+    match greeted.await {
+        Ok(Ok(first)) if first == *b"INFO" => Ok(()),
+        Ok(Ok(_)) => Err(io::Error::other("no NATS server speaks there")),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("it says nothing within {GREETING_TIMEOUT:?}"),
+        )),
     }
 }
 

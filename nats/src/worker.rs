@@ -7,15 +7,22 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::error::SetupError;
+use crate::frame::MAX_DEADLINE;
 use crate::monitor::{count_finished, log_counts, monitor};
 use crate::names::Names;
 use crate::outcome::answer;
+use crate::queue;
 use crate::queue_consumer::{Limits, QueueConsumer};
 use crate::server::{Link, Server};
 #[cfg(feature = "tracing")]
 use crate::trace;
+
+/// How long a stopped worker waits for its last answers to be confirmed, and for its last acknowledgements to be sent.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs `f` on the items that callers send to the function `name`, until SIGTERM or Ctrl-C.
 ///
@@ -93,6 +100,7 @@ impl Worker {
                 max_queued: 10_000,
                 max_item_bytes: 1 << 20,
                 time_limit: None,
+                grace: Duration::from_secs(20),
             },
             stop: watch::Sender::new(false),
         }
@@ -126,7 +134,17 @@ impl Worker {
     ///
     /// The hanging thread is not freed, as a thread cannot be killed.
     pub fn time_limit(mut self, limit: Duration) -> Self {
-        self.limits.time_limit = Some(limit);
+        self.limits.time_limit = Some(limit.min(MAX_DEADLINE));
+        self
+    }
+
+    /// Sets how long running tasks may go on after a stop, until their
+    /// [`CancellationToken::current`](futureproof::CancellationToken::current) is cancelled. The default is 20 s.
+    ///
+    /// A task that returns an error or panics after that goes to another worker, and its caller hears nothing of it.
+    /// A task that does not look at its token is waited for.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.limits.grace = grace;
         self
     }
 
@@ -167,6 +185,9 @@ impl Worker {
 
     /// Runs tasks until the worker is stopped. Then it finishes and answers the running tasks, and takes no more.
     ///
+    /// A stop takes as long as the running tasks; up to 3 s for requests that are under way, in which another task may
+    /// come; and up to 7 s if answers cannot be delivered, because callers or the server are gone.
+    ///
     /// `f` need not be `'static`. Use [`futureproof::with_state`] to give each thread its own state.
     ///
     /// # Errors
@@ -183,21 +204,24 @@ impl Worker {
         let link = Link::open(&self.server)?;
         let background = &link.background;
         let worker = self.id.unwrap_or_else(default_id);
-        let consumer = background.wait({
-            let parts = (
-                link.client.clone(),
-                link.context.clone(),
-                link.connects.clone(),
-            );
-            QueueConsumer::open(
-                parts,
+        let threads = match self.num_threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        let opened = {
+            let session = link.session.clone();
+            let stopped = self.stop.subscribe();
+            let open = QueueConsumer::open(
+                session,
                 names.clone(),
                 worker,
+                threads,
                 self.limits,
-                self.stop.subscribe(),
-            )
-        });
-        let consumer = consumer.ok_or_else(SetupError::ended)?;
+                stopped,
+            );
+            background.wait(queue::within_time(open))
+        };
+        let consumer = opened.ok_or_else(SetupError::ended)?;
         let consumer = Arc::new(consumer.map_err(|source| SetupError::Queue {
             address: link.address.clone(),
             name: names.name().to_owned(),
@@ -210,23 +234,23 @@ impl Worker {
                 .ok_or_else(SetupError::ended)?
                 .map_err(SetupError::Background)?;
         }
-        let threads = match self.num_threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
-        };
         let monitor = background
             .handle()
             .spawn(monitor(Arc::clone(&consumer), self.monitor));
+        let listener = background.handle().spawn(Arc::clone(&consumer).listen());
         log::info!(target: "futureproof", "{}: worker {} started with {threads} threads", names.name(), consumer.worker);
         let work = || {
             while let Some(Some(delivery)) = background.wait(Arc::clone(&consumer).next()) {
                 consumer.counts.running.add();
-                let run = |item: &I| consumer.counts.time(|| f(item));
+                let run = |item: &I| consumer.counts.time(|| delivery.token.in_scope(|| f(item)));
                 #[cfg(feature = "tracing")]
                 let run = |item: &I| trace::call(names.name(), &delivery.task, || run(item));
                 let (kind, payload) = answer(&run, &delivery.task.payload);
-                let sent = background.wait(delivery.settle(kind, payload));
-                count_finished(&consumer, sent.unwrap_or(kind));
+                // The thread is free: a caller that does not confirm its answer holds nobody up.
+                let consumer = Arc::clone(&consumer);
+                background.handle().spawn(async move {
+                    count_finished(&consumer, delivery.settle(kind, payload).await);
+                });
             }
         };
         let ended = std::thread::scope(|scope| {
@@ -243,13 +267,25 @@ impl Worker {
             }
             Ok(())
         });
+        let settled = {
+            let (consumer, client) = (Arc::clone(&consumer), link.session.client());
+            background.wait(async move {
+                let settled = timeout(SETTLE_TIMEOUT, consumer.settled()).await;
+                // Send the last acknowledgements before the connection closes.
+                let _ = timeout(FLUSH_TIMEOUT, client.flush()).await;
+                settled.is_ok()
+            })
+        };
+        if settled != Some(true) {
+            log::warn!(
+                target: "futureproof",
+                "{}: {} answers are not confirmed: other workers will run these tasks again",
+                names.name(), consumer.counts.running.get()
+            );
+        }
         monitor.abort();
+        listener.abort();
         log_counts(&consumer, "stopped");
-        // Send the last acknowledgements before the connection closes.
-        let client = link.client.clone();
-        background.wait(async move {
-            let _ = tokio::time::timeout(Duration::from_secs(2), client.flush()).await;
-        });
         ended
     }
 }

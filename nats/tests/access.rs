@@ -17,11 +17,11 @@ fn the_documented_permissions_are_enough() {
     let text = r#"
         authorization { users: [
             { user: caller, password: c, permissions: {
-                publish: ["futureproof.safe.task.*", "$JS.API.>", "_INBOX.>"],
+                publish: ["futureproof.safe.task.*", "futureproof.safe.over.*", "$JS.API.>", "_INBOX.>"],
                 subscribe: ["futureproof.safe.answer.*", "_INBOX.>"] } }
             { user: worker, password: w, permissions: {
                 publish: ["futureproof.safe.answer.*", "$JS.API.>", "_INBOX.>", "$JS.ACK.futureproof-safe.>"],
-                subscribe: ["_INBOX.>"] } }
+                subscribe: ["futureproof.safe.over.*", "_INBOX.>"] } }
         ] }
     "#;
     std::fs::write(&config, text).unwrap();

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use futureproof::prelude::*;
 use futureproof_nats::{RemoteError, Server, Worker, connect};
+use serde::{Deserialize, Serialize};
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -406,6 +407,124 @@ fn types_that_differ_are_a_decode_error_and_not_a_value() {
         wrong_error.call(&Job::Fail(1)),
         Err(RemoteError::Decode(_))
     ));
+}
+
+#[test]
+fn versions_with_added_fields_understand_each_other() {
+    #[derive(Serialize, Deserialize)]
+    struct OldItem {
+        a: u8,
+        gone: Option<u8>,
+    }
+    #[derive(Serialize, Deserialize)]
+    struct NewItem {
+        #[serde(default = "seven")]
+        added: u64,
+        a: u8,
+    }
+    fn seven() -> u64 {
+        7
+    }
+    let _dog = watchdog(120);
+    let server = NatsServer::start();
+    let url = server.url();
+    // The worker is newer than the first caller, and older than the second.
+    let worker = Worker::new(&*url, "versions").num_threads(1).signals(false);
+    let stop = worker.stop_handle();
+    let thread = std::thread::spawn(move || {
+        worker.run(|item: &NewItem| match item.a {
+            0 => Err("zero".to_owned()),
+            a => Ok(OldItem {
+                a,
+                gone: Some(item.added as u8),
+            }),
+        })
+    });
+    let connection = connect(&*url).unwrap();
+    let older = connection
+        .function::<OldItem, OldItem, String>("versions")
+        .start()
+        .unwrap();
+    let answer = older.call(&OldItem { a: 1, gone: None }).unwrap().output;
+    assert_eq!((answer.a, answer.gone), (1, Some(7)));
+    let newer = connection
+        .function::<NewItem, NewItem, String>("versions")
+        .start()
+        .unwrap();
+    let answer = newer.call(&NewItem { added: 9, a: 2 }).unwrap().output;
+    assert_eq!((answer.a, answer.added), (2, 7));
+    stop.stop();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_would_come_back_as_another_value_is_an_error_that_names_the_field() {
+    #[derive(Debug, Serialize, Deserialize)]
+    struct Limits {
+        limit: Option<Option<u8>>,
+    }
+    let _dog = watchdog(120);
+    let server = NatsServer::start();
+    let url = server.url();
+    let worker = Worker::new(&*url, "options").num_threads(1).signals(false);
+    let stop = worker.stop_handle();
+    let thread = std::thread::spawn(move || {
+        worker.run(|item: &Limits| match item.limit {
+            Some(Some(0)) => Ok(Some(())),
+            Some(Some(_)) => Ok(None),
+            _ => Err(format!("{item:?}")),
+        })
+    });
+    let connection = connect(&*url).unwrap();
+    let function = connection
+        .function::<Limits, Option<()>, String>("options")
+        .start()
+        .unwrap();
+    let call = |limit| function.call(&Limits { limit });
+    assert_eq!(
+        call(None),
+        Err(RemoteError::Task("Limits { limit: None }".to_owned()))
+    );
+    assert_eq!(call(Some(Some(1))).unwrap().output, None);
+    let Err(RemoteError::Encode(item)) = call(Some(None)) else {
+        panic!("it would arrive as `None`");
+    };
+    assert!(item.contains("Limits.limit: `Some` of an empty"), "{item}");
+    let Err(RemoteError::Encode(output)) = call(Some(Some(0))) else {
+        panic!("it would come back as `None`");
+    };
+    assert!(
+        output.contains("the output does not serialize") && output.contains("Option<()>"),
+        "{output}"
+    );
+    stop.stop();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn no_value_of_an_option_does_harm() {
+    let _dog = watchdog(120);
+    let server = NatsServer::start();
+    let url = server.url();
+    for (name, extreme) in [("most", Duration::MAX), ("least", Duration::ZERO)] {
+        let at = Server::new(&*url).connect_timeout(extreme);
+        let worker = Worker::new(&at, name)
+            .num_threads(1)
+            .time_limit(extreme)
+            .grace(extreme)
+            .max_queued(0);
+        let _worker = LocalWorker::start(worker, work);
+        let connection = connect(at).unwrap();
+        let function = connection.function::<Job, Done, String>(name);
+        let function = function
+            .deadline(Duration::MAX)
+            .max_deliver(u64::MAX)
+            .start()
+            .unwrap();
+        for n in 0..3 {
+            assert_eq!(function.call(&Job::Double(n)).unwrap().output.number, n * 2);
+        }
+    }
 }
 
 #[test]

@@ -65,6 +65,19 @@ impl Process {
         self.0.id()
     }
 
+    /// Stops it where it is, as SIGSTOP does, or lets it go on.
+    pub fn freeze(&self, is_frozen: bool) {
+        use rustix::process::Signal;
+        kill(
+            self.0.id(),
+            if is_frozen {
+                Signal::STOP
+            } else {
+                Signal::CONT
+            },
+        );
+    }
+
     pub fn terminate(&self) {
         kill(self.0.id(), rustix::process::Signal::TERM);
     }
@@ -135,13 +148,26 @@ impl NatsServer {
     pub fn down(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.terminate();
-            process.wait();
+            // One that is asked while it starts may never end.
+            let end = Instant::now() + Duration::from_secs(5);
+            while !process.has_ended() && Instant::now() < end {
+                thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 
     /// Ends it as a crash would.
     pub fn crash(&mut self) {
         self.process = None;
+    }
+
+    /// Stops it where it is, or lets it go on.
+    pub fn freeze(&self, is_frozen: bool) {
+        self.process.as_ref().unwrap().freeze(is_frozen);
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Starts it again, on the same port and with the same files.
@@ -332,4 +358,39 @@ pub fn raw<T>(url: &str, f: impl AsyncFnOnce(async_nats::Client) -> T) -> T {
         options = options.user_and_password(user.to_owned(), password.to_owned());
     }
     runtime.block_on(async { f(options.connect(url).await.unwrap()).await })
+}
+
+/// Everything that is logged at `warn` or above, by this test program.
+pub struct Warnings(Mutex<Vec<String>>);
+
+static WARNINGS: Warnings = Warnings(Mutex::new(Vec::new()));
+
+impl Warnings {
+    /// Begins to listen.
+    pub fn listen() -> &'static Self {
+        // Another test of this program may have been first.
+        let _ = log::set_logger(&WARNINGS);
+        log::set_max_level(log::LevelFilter::Warn);
+        &WARNINGS
+    }
+
+    pub fn have(&self, text: &str) -> bool {
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|line| line.contains(text))
+    }
+}
+
+impl log::Log for Warnings {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
 }
