@@ -616,7 +616,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let ends_when_idle = self.ends_when_idle();
         let mut is_exhausted = false;
         let items = &mut self.filling.inputs;
-        let mut mark = None;
+        let is_plain = self.ops.is_none() && control.is_none();
         self.phase = Phase::Pulling;
         loop {
             let Some(item) = self.source.next() else {
@@ -624,19 +624,24 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
                 break;
             };
             items.push(item);
-            if let (Some(holds), Some(item)) = (&self.in_flight.holds, items.last()) {
-                mark = Some(holds.mark(item));
-            }
             // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
             if items.len() >= size
                 || (wake.is_starved(submitted) && (!is_paced || now() - start >= PULL_TIME))
                 || !stop.allows_any()
-                || control.is_some_and(Control::is_paused)
-                || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
             {
                 break;
             }
+            if is_plain {
+                continue;
+            }
+            let is_paused = control.is_some_and(Control::is_paused);
+            if is_paused || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty) {
+                break;
+            }
         }
+        // There is one at most. Asked inside the source's phase, as this is user code as well.
+        let holds = self.in_flight.holds.as_ref();
+        let mark = holds.and_then(|holds| Some(holds.mark(self.filling.inputs.first()?)));
         if seeded_bugs::has("queue ends early") && self.ends_when_idle() {
             is_exhausted = self.has_nothing_ready();
         }
