@@ -23,7 +23,7 @@ const GROWTH: usize = 8;
 pub(crate) const PULL_TIME: Duration = Duration::from_micros(50);
 /// An item that takes this long to pull, in nanoseconds, is submitted by itself: that costs less, and the next pull may wait for
 /// this item.
-const SLOW_PULL: f64 = 2_000.0;
+const SLOW_PULL: f64 = 5_000.0;
 /// A worker takes a lock to begin tasks, which costs more than a tiny one. So it begins as many at a time as take this
 /// long, in nanoseconds.
 const GRAIN_TIME: f64 = 2_000.0;
@@ -186,7 +186,7 @@ mod tests {
         assert!(sizing.is_source_quick());
         sizing.record_pull(100, 100 * US);
         assert_eq!(sizing.next(), 50);
-        sizing.record_pull(50, 100 * US);
+        sizing.record_pull(50, 250 * US);
         assert_eq!(sizing.next(), 1);
         assert!(!sizing.is_source_quick());
     }
