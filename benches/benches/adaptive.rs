@@ -1,6 +1,7 @@
 //! How soon a run finds its width: its throughput as a share of the best that a fixed width has, in each half second.
 //!
-//! `cargo bench -p futureproof-benches --bench adaptive`. Takes about four minutes.
+//! `cargo bench -p futureproof-benches --bench adaptive`, with the names of some services to measure those alone. All take about three
+//! minutes.
 
 use std::hint::black_box;
 use std::sync::{Arc, Condvar, Mutex};
@@ -92,7 +93,14 @@ fn main() {
         ("slows past 40", Service::Slows(40)),
         ("computes", Service::Compute),
     ];
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|it| !it.starts_with("--"))
+        .collect();
     for (name, service) in services {
+        if !wanted.is_empty() && !wanted.iter().any(|it| it == name) {
+            continue;
+        }
         let widths = [1, 2, 3, 4, 6, 8, 12, 20, 32, 40, 48, 64];
         let fixed = widths.map(|width| {
             let control = Control::new();
