@@ -15,8 +15,8 @@ use std::{env, fs};
 use futureproof_benches::bars::{Bars, MARK};
 use futureproof_benches::chart::{Captions, Line, draw};
 use futureproof_benches::contenders::{
-    BARE, CHANNEL, FOLD, ORDERED, OURS, PARITER, PLAIN, RETRY, Rig, SPLIT, STATE, WARN, WATCHED,
-    all,
+    BARE, CHANNEL, CONTROL, FOLD, ORDERED, OURS, PARITER, PLAIN, RETRY, Rig, SPLIT, STATE, WARN,
+    WATCHED, all,
 };
 use futureproof_benches::jobs::{CHEAP, SLEEPS, SLOW, SLOW_SLEEP};
 use futureproof_benches::long_jobs::{measure_blocking, measure_mixed, measure_uneven};
@@ -242,6 +242,7 @@ fn judge(table: &Table, bars: &mut Bars) {
         (RETRY, 0.5),
         (WATCHED, 0.5),
         (WARN, 5.0),
+        (CONTROL, 1.0),
     ] {
         let more = table.more(name, OURS, 0);
         bars.add(

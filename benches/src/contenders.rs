@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futureproof::prelude::*;
+use futureproof::{Control, prelude::*};
 use futures::StreamExt;
 use orx_parallel::{IterIntoParIter, Par};
 use par_iter_sync::IntoParallelIteratorSync;
@@ -76,6 +76,7 @@ pub const RETRY: &str = "futureproof, `retry` armed";
 /// Whatever can watch a run does; with the feature `watched`, so does a bar.
 pub const WATCHED: &str = "futureproof, `on_progress`, `report`";
 pub const WARN: &str = "futureproof, `warn_after`";
+pub const CONTROL: &str = "futureproof, `control`";
 pub const STREAM: &str = "futureproof, `into_stream`";
 pub const POOL: &str = "futureproof, `on` a pool that runs";
 pub const BRIDGE: &str = "rayon `par_bridge`, reduced";
@@ -102,6 +103,7 @@ pub fn all<W: Work>() -> Vec<Contender<W>> {
         of(RETRY, 4, true, with_retry),
         of(WATCHED, 4, true, watched),
         of(WARN, 6, true, with_warning),
+        of(CONTROL, 4, true, controlled),
         of(STREAM, 20, true, as_stream),
         of(POOL, 4, true, on_pool),
         of("rayon `par_iter` of a `Vec`", 4, false, par_iter),
@@ -236,6 +238,16 @@ fn with_warning<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
     let mut sum = 0u64;
     let run = (0..items).futureproof(Raise).num_threads(rig.threads);
     let run = run.warn_after(Duration::from_secs(60));
+    for task in run.map_tasks(infallible(move |item: &u64| work(*item))) {
+        sum = sum.wrapping_add(task.expect("it cannot fail").output);
+    }
+    sum
+}
+
+fn controlled<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let mut sum = 0u64;
+    let run = (0..items).futureproof(Raise).num_threads(rig.threads);
+    let run = run.control(&Control::new());
     for task in run.map_tasks(infallible(move |item: &u64| work(*item))) {
         sum = sum.wrapping_add(task.expect("it cannot fail").output);
     }
