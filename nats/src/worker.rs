@@ -139,7 +139,7 @@ impl Worker {
     }
 
     /// Sets how long running tasks may go on after a stop, until their
-    /// [`CancellationToken::current`](futureproof::CancellationToken::current) is cancelled. The default is 20 s.
+    /// `CancellationToken::current()` is cancelled. The default is 20 s.
     ///
     /// A task that returns an error or panics after that goes to another worker, and its caller hears nothing of it.
     /// A task that does not look at its token is waited for.
