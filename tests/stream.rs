@@ -633,7 +633,7 @@ fn a_stream_has_no_thread_of_its_own() {
         for left in (0..100).rev() {
             assert!(next(&mut alone).is_some());
             assert_eq!(alone.size_hint(), (left, Some(left)));
-            assert!(common::threads_named("alone").is_empty());
+            assert!(common::threads_named("alone-s").is_empty());
         }
         assert!(next(&mut alone).is_none());
         assert_eq!(alone.size_hint(), (0, Some(0)));
