@@ -385,8 +385,8 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     ///
     /// Retries count as well. A task that waits for its time holds no worker, and a cancel, a deadline or a drop does not
     /// wait for it. There is no burst after a pause. But after a timer that was late, up to five milliseconds' worth of tasks
-    /// start at once, so a window of one `per` can hold that many more: for a hard limit, ask for a little less. 0 calls,
-    /// or a `per` of zero, means no limit.
+    /// start at once, so a window of one `per` can hold that many more, and one: for at most 50 in any second, ask for 49.
+    /// 0 calls, or a `per` of zero, means no limit.
     ///
     /// In a run with several [stages](Self::stage), the limit applies to the first one.
     ///

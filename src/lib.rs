@@ -36,14 +36,13 @@
 //! | bound what is in memory | [`.max_in_flight(100)`](Futureproof::max_in_flight) |
 //! | give each worker a connection or a buffer | `.map_tasks(`[`with_state(init, f)`](with_state)`)` |
 //! | fetch on many threads, parse on two | [`.num_threads(32).stage(fetch).num_threads(2)`](Futureproof::stage)`.map_tasks(parse)` |
-//! | keep to 50 calls a second | [`.rate_limit(50, Duration::from_secs(1))`](Futureproof::rate_limit) |
+//! | make about 50 calls a second | [`.rate_limit(50, Duration::from_secs(1))`](Futureproof::rate_limit) |
 //! | pause it, and change how many calls run at once | [`.control(&control)`](Futureproof::control) |
 //! | run items of one key in order | [`.by_key(\|event\| event.customer)`](Futureproof::by_key) |
 //! | retry with back-off | [`.retry(\|\| [10, 100].map(Duration::from_millis))`](MapTasks::retry) |
 //! | stop from outside, or after a time | [`.cancel_on(&token)`](Futureproof::cancel_on), [`.deadline(duration)`](Futureproof::deadline) |
 //! | resume after a stop | [`run.into_remainder()`](MapTasks::into_remainder) |
 //! | go on after `kill -9`, a crash or a power cut | `journal::Journal`, with the feature `journal` |
-//! | go on after `kill -9` | `journal::Journal`, with the feature `journal` |
 //! | survive a task that crashes or hangs | `process::isolate`, with the feature `process` |
 //!
 //! Most options come before `map_tasks` and are methods of [`Futureproof`]. Retries, `describe` and `checked` come after

@@ -87,7 +87,7 @@ pub enum ErrorPolicy {
     /// assert_eq!(run.ending(), Some(futureproof::Ending::Failed));
     /// ```
     TolerateRate {
-        /// How many may fail.
+        /// How many may fail. An attempt that is retried is no failure of its task.
         failures: u32,
         /// Of how many tasks.
         window: u32,

@@ -17,7 +17,9 @@ mod linux {
     use std::io::{BufRead, BufReader, Read};
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
     use std::{env, fs, process, thread};
 
@@ -867,11 +869,26 @@ mod linux {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null());
             let mut parent = parent.spawn().unwrap();
-            let mut line = String::new();
-            let mut lines = BufReader::new(parent.stdout.take().unwrap());
-            lines.read_line(&mut line).unwrap();
+            let pid = parent.id().to_string();
+            let lines = BufReader::new(parent.stdout.take().unwrap()).lines();
+            let delivered = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&delivered);
+            thread::spawn(move || {
+                for _ in lines.map_while(Result::ok) {
+                    count.fetch_add(1, SeqCst);
+                }
+            });
+            until("a first outcome", || delivered.load(SeqCst) > 0);
             thread::sleep(Duration::from_micros(hash(n) % 20_000));
-            kill(["-KILL", "-TERM"][n as usize % 2], &parent.id().to_string());
+            if n % 3 == 2 {
+                // It stands still for a while, and goes on as if nothing had been.
+                kill("-STOP", &pid);
+                thread::sleep(Duration::from_micros(hash(n + 1) % 150_000));
+                kill("-CONT", &pid);
+                let before = delivered.load(SeqCst);
+                until("more outcomes", || delivered.load(SeqCst) > before + 3);
+            }
+            kill(["-KILL", "-TERM"][n as usize % 2], &pid);
             parent.wait().unwrap();
             until("the end of all", || bearers(&token).is_empty());
         }
@@ -1468,8 +1485,7 @@ mod linux {
                 let run = orders.iter().cycle().map(|text| order(text));
                 let run = run.futureproof(Ignore).num_threads(3).chunk_size(1);
                 let mut run = run.map_tasks(actor.into_fn());
-                println!("{}", run.next().is_some());
-                run.for_each(drop);
+                run.by_ref().for_each(|outcome| println!("{}", outcome.is_ok()));
             }
             "lose" => {
                 let script = format!("echo start >> ${LOG}; \"$0\" </dev/null; true");
