@@ -1485,7 +1485,8 @@ mod linux {
                 let run = orders.iter().cycle().map(|text| order(text));
                 let run = run.futureproof(Ignore).num_threads(3).chunk_size(1);
                 let mut run = run.map_tasks(actor.into_fn());
-                run.by_ref().for_each(|outcome| println!("{}", outcome.is_ok()));
+                run.by_ref()
+                    .for_each(|outcome| println!("{}", outcome.is_ok()));
             }
             "lose" => {
                 let script = format!("echo start >> ${LOG}; \"$0\" </dev/null; true");

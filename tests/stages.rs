@@ -797,6 +797,12 @@ fn the_report_tells_which_stage_limits() {
         );
         assert!(report.to_string().contains("stage 1 (slow): "), "{report}");
         assert!(
+            report
+                .to_string()
+                .contains("; limited by stage 1 (workers busy "),
+            "{report}"
+        );
+        assert!(
             (0..3u32)
                 .futureproof(Raise)
                 .map_tasks(quick)

@@ -228,8 +228,9 @@ impl Report {
         };
         let alone = |slow: &&SlowTask| slow.indices.end - slow.indices.start == 1;
         let slowest = self.slowest.iter().find(alone);
-        let stages = self.stages.iter();
-        let stages = stages.map(|stage| share(stage.busy, elapsed * stage.num_threads as f64));
+        let share_of = |stage: &StageTime| share(stage.busy, elapsed * stage.num_threads as f64);
+        let stages = self.stages.iter().map(share_of).enumerate();
+        let stage = stages.max_by(|(_, share), (_, other)| share.total_cmp(other));
         let workers = share(busy, elapsed * self.workers.len() as f64);
         Load {
             source: share(self.source, elapsed),
@@ -237,7 +238,8 @@ impl Report {
             waited: share(self.waited, elapsed),
             retries: share(self.retries, elapsed),
             paced: share(self.paced, elapsed),
-            workers: stages.fold(workers, f64::max),
+            workers: stage.map_or(workers, |(_, share)| share),
+            stage: stage.map(|(number, _)| number),
             slowest: slowest.map_or(0.0, |slow| share(slow.duration, elapsed)),
             index: slowest.map_or(0, |slow| slow.indices.start),
         }
@@ -329,8 +331,9 @@ pub(crate) struct Load {
     pub(crate) retries: f64,
     /// Waiting for the rate limit.
     pub(crate) paced: f64,
-    /// Of the workers' total time.
+    /// Of the workers' total time; where there are stages, of those of the busiest one.
     pub(crate) workers: f64,
+    pub(crate) stage: Option<usize>,
     /// The slowest task that had a chunk of its own.
     pub(crate) slowest: f64,
     pub(crate) index: u64,
@@ -366,7 +369,10 @@ impl fmt::Display for Load {
         f.write_str("limited by ")?;
         match self.bottleneck() {
             Bottleneck::Source => f.write_str("the source")?,
-            Bottleneck::Workers => f.write_str("the workers")?,
+            Bottleneck::Workers => match self.stage {
+                Some(number) => write!(f, "stage {number}")?,
+                None => f.write_str("the workers")?,
+            },
             Bottleneck::SlowTask => write!(f, "task {} alone", self.index)?,
             Bottleneck::Retries => f.write_str("the delays of retries")?,
             Bottleneck::RateLimit => f.write_str("its rate limit")?,
