@@ -212,14 +212,13 @@ impl<I, T, E> Chunk<I, T, E> {
             failures,
             is_final,
             epoch,
-            each_before,
             ..
         } = self;
         let guard = stop.guard(*epoch);
         let begun = *first + start as u64;
         let indices = *first + start as u64..;
         for (input, index) in inputs[start..].iter_mut().zip(indices) {
-            let is_reached = !seeded_bugs::has("stage not stopped") || each_before.is_zero();
+            let is_reached = !seeded_bugs::has("stage not stopped") || is_last;
             if is_reached && !guard.allows(index) {
                 return false;
             }
