@@ -130,7 +130,11 @@ impl Wake {
             }
             hint::spin_loop();
         }
-        // The latest counts, whoever is late to say so.
+        self.starve(submitted);
+    }
+
+    /// A worker has found nothing to do when so many chunks had been submitted. The latest counts, whoever is late to say so.
+    fn starve(&self, submitted: u64) {
         if seeded_bugs::has("late signal") {
             self.starved_at.store(submitted + 1, Ordering::Relaxed);
         }
@@ -176,8 +180,8 @@ mod tests {
         let wake = Wake::new();
         (0..3).for_each(|_| wake.submit());
         wake.spin_before_idle(|| true);
-        // Stored late: it was seen before the last two were submitted.
-        wake.starved_at.fetch_max(2, Ordering::Relaxed);
+        // Said late: it was seen before the last two were submitted.
+        wake.starve(1);
         assert!(wake.is_starved(3));
     }
 
