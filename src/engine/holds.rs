@@ -184,7 +184,7 @@ impl<'a, I> Holds<'a, I> {
         }
     }
 
-    /// Whether another item may be pulled. `window`: whether that is bounded by the window that was asked for.
+    /// Whether another item may be pulled. `is_bounded`: a window was asked for, and bounds what is held as well.
     pub(crate) fn has_room(&self, is_bounded: bool, width: usize) -> bool {
         self.heavy.is_none() && (is_bounded || self.waiting < BEHIND.saturating_mul(width))
     }

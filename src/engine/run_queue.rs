@@ -175,7 +175,9 @@ impl<I, T, E> RunQueue<I, T, E> {
         } else if state.parked > 0 {
             self.wake_one();
         }
-        Ok(permits.max(self.missing(&state))).inspect(|permits| state.permits += permits)
+        let permits = permits.max(self.missing(&state));
+        state.permits += permits;
+        Ok(permits)
     }
 
     /// How many permits the pool is to be given now that the run's control has changed.

@@ -21,8 +21,8 @@ const FEW: usize = 3;
 const GROWTH: usize = 8;
 /// What pulling a chunk's items may take: so much that what it costs to hand the chunk over is little beside that.
 pub(crate) const PULL_TIME: Duration = Duration::from_micros(50);
-/// An item that takes this long to pull, in nanoseconds, is submitted by itself: that costs less, and the next pull may wait for
-/// this item.
+/// An item that takes this long to pull, in nanoseconds, is submitted by itself: to hand it over costs a fifth of that at
+/// most, and the next pull may wait for this item.
 const SLOW_PULL: f64 = 5_000.0;
 /// A worker takes a lock to begin tasks, which costs more than a tiny one. So it begins as many at a time as take this
 /// long, in nanoseconds.

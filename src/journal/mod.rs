@@ -212,6 +212,7 @@ impl Journal {
         move |item| {
             let key = key(item);
             recorder.check()?;
+            // A panic is written down as a failure, and goes on to the engine.
             match catch_unwind(AssertUnwindSafe(|| f(item))) {
                 Ok(Ok(output)) => {
                     recorder.record(bytes(&key), Ok(()));

@@ -301,6 +301,7 @@ impl Worker {
             if asked.elapsed() >= life.grace.unwrap_or_default() {
                 break;
             }
+            // The system has no wait for a child that ends in time.
             thread::sleep(pause);
             pause = LONGEST_PAUSE.min(2 * pause);
         }
