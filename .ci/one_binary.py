@@ -26,4 +26,4 @@ for path in sorted(tests.glob("*.rs")):
 nextest = copy / ".config" / "nextest.toml"
 nextest.write_text(re.sub(r"binary\((\w+)\)", r"test(/^\1::/)", nextest.read_text()))
 manifest = copy / "Cargo.toml"
-manifest.write_text(manifest.read_text() + "\n[profile.test]\ndebug = 0\n[profile.dev]\ndebug = 0\n")
+manifest.write_text(manifest.read_text().replace('debug = "line-tables-only"', "debug = 0"))

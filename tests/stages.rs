@@ -97,6 +97,38 @@ fn what_is_made_goes_on_at_once() {
     });
 }
 
+/// Nor where the pool was busy with other things for so long that the consumer has flushed before.
+#[test]
+fn what_is_made_after_a_flush_goes_on_as_well() {
+    watchdog(|| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        let pool = Arc::new(pool.unwrap());
+        for _ in 0..10 {
+            pool.spawn(|| thread::sleep(Duration::from_millis(5)));
+            let gate = Gate::default();
+            let opens = gate.clone();
+            let fetch = move |n: &u32| {
+                if *n == 3 {
+                    gate.pass();
+                }
+                Ok::<_, ()>(*n)
+            };
+            let parse = move |n: &u32| {
+                if *n == 2 {
+                    opens.open();
+                }
+                Ok(())
+            };
+            let run = (0..4u32)
+                .futureproof(Raise)
+                .chunk_size(4)
+                .on(Arc::clone(&pool))
+                .stage(fetch);
+            assert_eq!(run.num_threads(1).map_tasks(parse).count(), 4);
+        }
+    });
+}
+
 #[test]
 fn a_failure_of_the_first_stage_stops_all() {
     watchdog(|| {

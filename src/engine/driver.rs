@@ -67,6 +67,8 @@ pub(crate) struct Driver<'a, I: Iterator, T, E> {
     /// For a source that may have nothing to give for a while.
     ops: Option<SourceOps<I>>,
     pulled: u64,
+    /// How many there will be, if that is known.
+    total: Option<u64>,
     /// Without those of `current`.
     delivered: u64,
     /// Whether the source was pulled since the last chunk was delivered.
@@ -137,6 +139,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             failure_log: FailureLog::new(),
             ops,
             pulled: 0,
+            total: None,
             delivered: 0,
             has_fed: false,
         }
@@ -355,12 +358,12 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             (lower, Some(upper)) if lower == upper => Some(lower as u64),
             _ => None,
         };
-        let total = self.options.total.or(total);
+        self.total = self.options.total.or(total);
         if let Some(ops) = &self.ops {
             (ops.start)(&mut self.source);
         }
         self.phase = Phase::New;
-        self.workers.open(&mut self.options, total);
+        self.workers.open(&mut self.options, self.total);
         self.phase = Phase::Running;
     }
 
@@ -584,8 +587,9 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let chosen = self.sizing.window().saturating_mul(width);
         let window = self.options.window(chosen);
         let room = (window as u64).saturating_sub(self.in_flight());
+        let left = self.total.map(|total| total.saturating_sub(self.pulled));
         self.sizing
-            .next()
+            .next_of(left, width)
             .min(self.options.share(window, width))
             .min(room.try_into().unwrap_or(usize::MAX))
             .min(self.may_start().max(1))

@@ -17,6 +17,8 @@ const DEPTH: RangeInclusive<usize> = 8..=64;
 /// large.
 const DEAR: f64 = 5_000_000.0;
 const FEW: usize = 3;
+/// Near the end of a source whose length is known, chunks are smaller; but they take no less than this, in nanoseconds.
+const LEAST: f64 = 10_000.0;
 /// A chunk is at most so many times as large as the one before it that was measured.
 const GROWTH: usize = 8;
 /// What pulling a chunk's items may take: so much that what it costs to hand the chunk over is little beside that.
@@ -60,7 +62,20 @@ impl Sizing {
         }
     }
 
-    pub(crate) fn next(&self) -> usize {
+    /// How many items the next chunk should take. `left`: how many are still to be pulled, if that is known, for `width`
+    /// workers.
+    pub(crate) fn next_of(&self, left: Option<u64>, width: usize) -> usize {
+        let size = self.next();
+        let Some(left) = left.filter(|left| *left > 0 && self.fixed.is_none()) else {
+            return size;
+        };
+        // So that all end at the same time, but not so small that handing them over shows.
+        let share = left.div_ceil(2 * width as u64);
+        let least = (LEAST / self.each) as u64;
+        size.min(share.max(least).max(1).try_into().unwrap_or(usize::MAX))
+    }
+
+    fn next(&self) -> usize {
         self.fixed.unwrap_or(self.by_run.min(self.by_pull))
     }
 
@@ -189,6 +204,25 @@ mod tests {
         sizing.record_pull(50, 250 * US);
         assert_eq!(sizing.next(), 1);
         assert!(!sizing.is_source_quick());
+    }
+
+    #[test]
+    fn near_the_end_all_workers_have_a_share() {
+        let mut sizing = quick_source();
+        (0..20).for_each(|_| sizing.record_run(10, 10 * US));
+        for (left, size) in [
+            (None, 100),
+            (Some(1_000_000), 100),
+            (Some(200), 50),
+            (Some(41), 11),
+            (Some(1), 10),
+            // It was wrong, or more than the source has.
+            (Some(0), 100),
+        ] {
+            assert_eq!(sizing.next_of(left, 2), size, "{left:?}");
+        }
+        assert_eq!(Sizing::new(7, 16).next_of(Some(4), 2), 7);
+        assert_eq!(Sizing::new(0, 16).next_of(Some(4), 2), 1);
     }
 
     #[test]

@@ -175,6 +175,10 @@ impl<I: Send, U: Send, V: Send, T: Send, E: Send> Sink<Staged<I, U>, V, E>
     }
 
     fn should_hand_over(&self, since: Instant, is_slow: bool) -> bool {
+        // The consumer flushes once, then waits for whoever finishes something.
+        if self.shared.run.wake.is_flush_requested() {
+            return true;
+        }
         let is_idle = || self.next.state().is_some_and(StageState::is_idle);
         (is_slow || is_idle()) && now() - since >= HAND_ON_AFTER
     }
