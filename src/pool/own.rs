@@ -210,11 +210,13 @@ impl Starter {
     }
 
     /// Starts a thread if jobs are queued and all threads are busy. If one job begins while another is queued, one of
-    /// the two sees the other, because each writes before it reads.
+    /// the two sees the other, because each writes before it reads. The second thread does not wait for the first to be there:
+    /// that takes as long as a short run. The others do, so that those that are there share in starting them.
     fn start_if_short(&self) {
         let started = self.started.load(Ordering::SeqCst);
-        if self.running.load(Ordering::SeqCst) >= started && self.queued.load(Ordering::SeqCst) > 0
-        {
+        let running = self.running.load(Ordering::SeqCst);
+        let queued = self.queued.load(Ordering::SeqCst);
+        if queued > 0 && running >= started || queued > 1 && started == 1 {
             self.start_another();
         }
     }
