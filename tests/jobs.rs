@@ -188,7 +188,7 @@ fn a_result_does_not_wait_for_its_neighbour() {
     });
 }
 
-/// Tiny tasks are begun several at a time, up to 128 by all workers together. No more wait for one that hangs.
+/// Tiny tasks are begun several at a time, up to 128 by one worker. No more wait for one that hangs.
 #[test]
 fn tiny_results_do_not_wait_for_a_task_that_hangs() {
     watchdog(|| {

@@ -669,7 +669,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             let next = self.in_flight.empty_chunk();
             let mut chunk = mem::replace(&mut self.filling, next);
             chunk.set_pending();
-            chunk.grain = self.sizing.grain(self.workers.width());
+            chunk.grain = self.sizing.grain();
             self.submit(chunk);
         }
     }

@@ -29,7 +29,7 @@ const SLOW_PULL: f64 = 5_000.0;
 /// A worker takes a lock to begin tasks, which costs more than a tiny one. So it begins as many at a time as take this
 /// long, in nanoseconds.
 const GRAIN_TIME: f64 = 2_000.0;
-/// All workers together begin no more than this at a time, as tasks that were begun can wait for a neighbour.
+/// But no more than this, as tasks that were begun can wait for a neighbour.
 const MAX_BEGUN: usize = 128;
 /// A chunk's inputs and outputs should stay in a core's cache.
 const BYTES: usize = 128 << 10;
@@ -84,9 +84,9 @@ impl Sizing {
         self.by_pull > 1
     }
 
-    /// How many items each of `width` workers may begin at a time.
-    pub(crate) fn grain(&self, width: usize) -> usize {
-        ((GRAIN_TIME / self.each) as usize).clamp(1, (MAX_BEGUN / width.max(1)).max(1))
+    /// How many items a worker may begin at a time.
+    pub(crate) fn grain(&self) -> usize {
+        ((GRAIN_TIME / self.each) as usize).clamp(1, MAX_BEGUN)
     }
 
     /// The most that `next` can become.
