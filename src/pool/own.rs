@@ -128,12 +128,8 @@ impl JoiningPool {
         })
     }
 
-    /// Starts more threads unless the first one is quick enough. Returns whether `is_over`.
+    /// Waits for the first threads to come up, and starts the others unless they are quick enough. Returns whether `is_over`.
     fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
-        let left = lock(&self.starter.0.unstarted).len();
-        if left <= self.pool.current_num_threads().saturating_sub(READY) {
-            return false;
-        }
         // Spins, because blocking and waking up would take as long.
         while now() - self.built < MOMENT {
             if is_over() {
@@ -141,7 +137,10 @@ impl JoiningPool {
             }
             thread::yield_now();
         }
-        self.start_ready();
+        let left = lock(&self.starter.0.unstarted).len();
+        if left > self.pool.current_num_threads().saturating_sub(READY) {
+            self.start_ready();
+        }
         false
     }
 
