@@ -66,25 +66,35 @@ fn each_stage_has_threads_of_its_own() {
     });
 }
 
-/// What the first stage has made does not wait for its neighbours there, also while the consumer is away.
+/// A first stage whose item `last` waits at the gate.
+fn waits(last: u32, gate: &Gate) -> impl Fn(&u32) -> Result<u32, ()> + Send + Sync + use<> {
+    let gate = gate.clone();
+    move |n| {
+        if *n == last {
+            gate.pass();
+        }
+        Ok(*n)
+    }
+}
+
+/// A second stage whose item `made` opens it.
+fn opens(made: u32, gate: &Gate) -> impl Fn(&u32) -> Result<(), ()> + Send + Sync + use<> {
+    let gate = gate.clone();
+    move |n| {
+        if *n == made {
+            gate.open();
+        }
+        Ok(())
+    }
+}
+
+/// What the first stage has made does not wait for its neighbours there.
 #[test]
 fn what_is_made_goes_on_at_once() {
     watchdog(|| {
         for chunk in [0, 1, 16] {
             let gate = Gate::default();
-            let opens = gate.clone();
-            let fetch = move |n: &u32| {
-                if *n == 15 {
-                    gate.pass();
-                }
-                Ok::<_, ()>(*n)
-            };
-            let parse = move |n: &u32| {
-                if *n == 0 {
-                    opens.open();
-                }
-                Ok(())
-            };
+            let (fetch, parse) = (waits(15, &gate), opens(0, &gate));
             let run = (0..16u32)
                 .futureproof(Raise)
                 .num_threads(1)
@@ -106,19 +116,7 @@ fn what_is_made_after_a_flush_goes_on_as_well() {
         for _ in 0..10 {
             pool.spawn(|| thread::sleep(Duration::from_millis(5)));
             let gate = Gate::default();
-            let opens = gate.clone();
-            let fetch = move |n: &u32| {
-                if *n == 3 {
-                    gate.pass();
-                }
-                Ok::<_, ()>(*n)
-            };
-            let parse = move |n: &u32| {
-                if *n == 2 {
-                    opens.open();
-                }
-                Ok(())
-            };
+            let (fetch, parse) = (waits(3, &gate), opens(2, &gate));
             let run = (0..4u32)
                 .futureproof(Raise)
                 .chunk_size(4)

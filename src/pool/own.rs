@@ -29,7 +29,8 @@ use crate::util::sync::{Mutex, MutexGuard, now};
 /// assert_eq!(careful(0..10).map_tasks(infallible(|n: &u32| n + 1)).count(), 10);
 /// ```
 ///
-/// The first thread starts with the pool, and another one whenever a job is queued and all threads are busy. If the
+/// The first thread starts with the pool, the second with the second job, and another one whenever a job is queued and all
+/// threads are busy. If the
 /// caller waits for a job that takes longer than a moment, the other threads start as well, up to 64, so that a
 /// function can use rayon itself. With more than 64 threads, a function must not call `rayon::broadcast`, because it
 /// waits for all of them.
@@ -80,7 +81,8 @@ pub(super) struct JoiningPool {
 #[derive(Debug)]
 struct Joiner(Arc<Starter>);
 
-/// How long a caller waits before it starts the threads that no job has needed, and how many it starts at most.
+/// How long after the pool was made a caller spins instead of blocking; then it starts the threads that no job has needed. And
+/// how many it starts at most.
 const MOMENT: Duration = Duration::from_micros(50);
 const READY: usize = 64;
 
@@ -137,10 +139,7 @@ impl JoiningPool {
             }
             thread::yield_now();
         }
-        let left = lock(&self.starter.0.unstarted).len();
-        if left > self.pool.current_num_threads().saturating_sub(READY) {
-            self.start_ready();
-        }
+        self.start_ready();
         false
     }
 
@@ -215,7 +214,7 @@ impl Starter {
         let started = self.started.load(Ordering::SeqCst);
         let running = self.running.load(Ordering::SeqCst);
         let queued = self.queued.load(Ordering::SeqCst);
-        if queued > 0 && running >= started || queued > 1 && started == 1 {
+        if (queued > 0 && running >= started) || (queued > 1 && started == 1) {
             self.start_another();
         }
     }
