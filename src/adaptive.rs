@@ -318,6 +318,235 @@ mod tests {
         }
     }
 
+    /// So many calls come back one by one, `width` of them in each `latency`. Gives after which ones the width has changed,
+    /// and to what.
+    fn changes(
+        adaptive: &mut Adaptive,
+        calls: u32,
+        latency: Duration,
+        max: usize,
+    ) -> Vec<(u32, usize)> {
+        let (mut time, mut changes) = (now(), Vec::new());
+        for call in 1..=calls {
+            let before = adaptive.width();
+            time += latency / before as u32;
+            let sample = Sample {
+                calls: 1,
+                failed: 0,
+                busy: latency,
+            };
+            adaptive.record(sample, time, max);
+            if adaptive.width() != before {
+                changes.push((call, adaptive.width()));
+            }
+        }
+        changes
+    }
+
+    #[test]
+    fn a_measure_takes_its_calls_and_its_time() {
+        let ms = Duration::from_millis;
+        // The first call back starts the clock, then it takes 20 ms.
+        assert_eq!(changes(&mut Adaptive::new(), 21, ms(1), 64), [(21, 2)]);
+        // Or eight calls, or twice the width; as many as were out under another width do not count.
+        let slow = changes(&mut Adaptive::new(), 45, ms(160), 64);
+        assert_eq!(slow, [(9, 2), (20, 4), (33, 8)]);
+        let wide = |phase| Adaptive {
+            width: 16,
+            best: (16, 100.0),
+            stride: 2,
+            phase,
+            ..Adaptive::new()
+        };
+        // 80 calls a second are no gain over 100: back to 16.
+        let start = Adaptive {
+            best: (4, 100.0),
+            ..wide(Phase::Start)
+        };
+        let back = changes(&mut { start }, 40, ms(200), 64);
+        assert_eq!(back, [(33, 4)]);
+        // At other times four times the width.
+        let rest = changes(&mut wide(Phase::Rest(1)), 90, ms(160), 64);
+        assert_eq!(rest, [(65, 18)]);
+        // Or 24 calls.
+        let narrow = Adaptive {
+            width: 3,
+            best: (3, 18.75),
+            ..wide(Phase::Rest(1))
+        };
+        assert_eq!(changes(&mut { narrow }, 40, ms(160), 64), [(25, 4)]);
+    }
+
+    #[test]
+    fn nothing_is_measured_while_not_all_are_at_work() {
+        let waits = |busy: u64, width: usize, max| {
+            let mut adaptive = Adaptive {
+                width,
+                ..Adaptive::new()
+            };
+            let mut time = now();
+            for _ in 0..2 {
+                let sample = Sample {
+                    calls: 64,
+                    failed: 0,
+                    busy: Duration::from_millis(busy),
+                };
+                adaptive.record(sample, time, max);
+                time += Duration::from_millis(100);
+            }
+            adaptive.width() == width
+        };
+        // Four who could have been at work for 400 ms altogether.
+        assert!(waits(0, 4, 64));
+        assert!(waits(239, 4, 64));
+        assert!(!waits(241, 4, 64));
+        assert!(!waits(400, 4, 64));
+    }
+
+    /// What a measure makes of a climber: its phase, its width, the best one and the throughput there.
+    fn judged(adaptive: &mut Adaptive, rate: f64, max: usize) -> (Phase, usize, usize, f64) {
+        adaptive.judge(rate, 0.0, max);
+        let (best, best_rate) = adaptive.best;
+        (adaptive.phase, adaptive.width, best, best_rate)
+    }
+
+    fn climber(phase: Phase, width: usize, best: (usize, f64)) -> Adaptive {
+        Adaptive {
+            width,
+            phase,
+            best,
+            ..Adaptive::new()
+        }
+    }
+
+    #[test]
+    fn the_start_doubles_while_that_is_worth_it() {
+        use Phase::{Rest, Start};
+        let start = |width, best| climber(Start, width, best);
+        assert_eq!(
+            judged(&mut start(1, (1, 0.0)), 10.0, 64),
+            (Start, 2, 1, 10.0)
+        );
+        assert_eq!(
+            judged(&mut start(8, (4, 10.0)), 14.0, 64),
+            (Start, 16, 8, 14.0)
+        );
+        // Not wider than may be; there it rests.
+        assert_eq!(
+            judged(&mut start(8, (4, 10.0)), 14.0, 12),
+            (Start, 12, 8, 14.0)
+        );
+        assert_eq!(
+            judged(&mut start(12, (8, 10.0)), 14.0, 12),
+            (Rest(REST), 12, 12, 14.0)
+        );
+        // Between the last two, as far as it was worth it.
+        assert_eq!(
+            judged(&mut start(16, (8, 10.0)), 12.5, 64),
+            (Rest(REST), 10, 10, 0.0)
+        );
+        assert_eq!(
+            judged(&mut start(16, (8, 10.0)), 7.0, 64),
+            (Rest(REST), 8, 8, 0.0)
+        );
+    }
+
+    #[test]
+    fn a_rest_measures_the_best_width_again_and_then_tries_another() {
+        use Phase::{Narrower, Rest, Wider};
+        let rest = |left, best| climber(Rest(left), best, (best, 10.0));
+        assert_eq!(judged(&mut rest(3, 40), 14.0, 64), (Rest(2), 40, 40, 12.0));
+        let first = &mut climber(Rest(3), 40, (40, 0.0));
+        assert_eq!(judged(first, 14.0, 64), (Rest(2), 40, 40, 14.0));
+        // An eighth wider, and the next time narrower.
+        let last = &mut rest(1, 40);
+        assert_eq!(judged(last, 10.0, 64), (Wider, 45, 40, 10.0));
+        assert_eq!(judged(last, 10.0, 64), (Rest(2 * REST), 40, 40, 10.0));
+        for _ in 1..2 * REST {
+            assert_eq!(judged(last, 10.0, 64).1, 40);
+        }
+        assert_eq!(judged(last, 10.0, 64), (Narrower, 35, 40, 10.0));
+        // By one at least; not beyond the most, nor below one.
+        assert_eq!(judged(&mut rest(1, 3), 10.0, 64), (Wider, 4, 3, 10.0));
+        assert_eq!(judged(&mut rest(1, 60), 10.0, 64), (Wider, 64, 60, 10.0));
+        assert_eq!(
+            judged(&mut rest(1, 64), 10.0, 64),
+            (Rest(REST), 64, 64, 10.0)
+        );
+        let one = &mut rest(1, 1);
+        one.is_wider_next = true;
+        assert_eq!(judged(one, 10.0, 64), (Rest(REST), 1, 1, 10.0));
+    }
+
+    #[test]
+    fn a_trial_must_be_worth_its_width() {
+        use Phase::{Narrower, Rest, Wider};
+        let trial = |phase, width| Adaptive {
+            stride: 8,
+            rest: 4,
+            ..climber(phase, width, (32, 16.0))
+        };
+        // A quarter wider: an eighth more; the next step is twice as long, and the next rest short.
+        let wider = &mut trial(Wider, 40);
+        assert_eq!(judged(wider, 18.0, 64), (Wider, 56, 40, 18.0));
+        assert_eq!(wider.rest, REST);
+        let in_vain = &mut trial(Wider, 40);
+        assert_eq!(judged(in_vain, 17.5, 64), (Rest(8), 32, 32, 16.0));
+        assert_eq!(in_vain.rest, 8);
+        // A quarter narrower: it may lose a sixteenth.
+        let narrower = &mut trial(Narrower, 24);
+        assert_eq!(judged(narrower, 15.0, 64), (Narrower, 16, 24, 15.0));
+        assert_eq!((narrower.rest, narrower.stride), (REST, 8));
+        let slower = &mut trial(Narrower, 24);
+        assert_eq!(judged(slower, 14.5, 64), (Rest(8), 32, 32, 16.0));
+        let often = &mut trial(Narrower, 24);
+        often.rest = LONGEST_REST;
+        assert_eq!(judged(often, 0.0, 64), (Rest(LONGEST_REST), 32, 32, 16.0));
+    }
+
+    #[test]
+    fn more_failures_than_usual_make_it_narrower() {
+        let failing = |width, usual, share| {
+            let mut adaptive = Adaptive {
+                failures: usual,
+                ..climber(Phase::Wider, width, (8, 10.0))
+            };
+            adaptive.judge(10.0, share, 64);
+            (
+                adaptive.phase,
+                adaptive.best,
+                adaptive.width,
+                adaptive.failures,
+            )
+        };
+        let rest = Phase::Rest(LONGEST_REST);
+        assert_eq!(failing(12, 0.0, 0.5), (rest, (8, 0.0), 8, 0.125));
+        assert_eq!(failing(1, 0.0, 0.5), (rest, (1, 0.0), 1, 0.125));
+        assert_eq!(failing(12, 0.25, 0.75), (rest, (8, 0.0), 8, 0.375));
+        // Twice the usual share and a tenth is not too many.
+        let usual = failing(12, 0.25, 0.5);
+        assert_eq!((usual.1, usual.3), ((8, 10.0), 0.265625));
+        let usual = failing(12, 0.0, 0.1);
+        assert_eq!((usual.1, usual.3), ((8, 10.0), 0.00625));
+    }
+
+    #[test]
+    fn it_starts_again_where_somebody_sets_the_width() {
+        let mut adaptive = climber(Phase::Rest(3), 40, (40, 10.0));
+        let state = |adaptive: &Adaptive| (adaptive.phase, adaptive.width(), adaptive.best);
+        adaptive.start_at(7);
+        assert_eq!(state(&adaptive), (Phase::Start, 7, (7, 0.0)));
+        adaptive.start_at(usize::MAX);
+        assert_eq!(state(&adaptive), (Phase::Start, 1, (1, 0.0)));
+        // More than there are threads.
+        adaptive.start_at(100);
+        adaptive.record(NOTHING, now(), 8);
+        assert_eq!(state(&adaptive), (Phase::Start, 8, (8, 0.0)));
+        let mut narrow = climber(Phase::Rest(3), 4, (4, 10.0));
+        narrow.record(NOTHING, now(), 8);
+        assert_eq!(state(&narrow), (Phase::Rest(3), 4, (4, 10.0)));
+    }
+
     #[test]
     fn it_gets_narrower_when_failures_rise() {
         let mut adaptive = Adaptive::new();
