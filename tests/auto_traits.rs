@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use futureproof::prelude::*;
 use futureproof::{
-    Cause, Checked, Ending, Futureproof, MapTasks, OwnPool, Owned, Panic, ParseErrorPolicyError,
-    PerWorker, Progress, QueueItems, QueueSource, ReadAhead, Remainder, RunError, Scope, Snapshot,
-    Spawn,
+    Cause, Checked, Control, Ending, Futureproof, MapTasks, OwnPool, Owned, Panic,
+    ParseErrorPolicyError, PerWorker, Progress, QueueItems, QueueSource, ReadAhead, Remainder,
+    RunError, Scope, Snapshot, Spawn,
 };
 
 fn is_send<T: Send>() {}
@@ -151,6 +151,27 @@ fn all_can_be_shown_whatever_they_hold() {
     assert!(format!("{:?}", run.next().unwrap().err().unwrap()).contains("boom"));
     futureproof::scope(1, |scope| assert!(format!("{scope:?}").contains("Scope")));
     assert!(!format!("{:?}", OwnPool::default()).is_empty());
+    let control = Control::new();
+    control.set_concurrency(3);
+    let text = format!("{control:?}");
+    assert!(text.contains("is_paused: false"), "{text}");
+    assert!(text.contains("concurrency: Some(3)"), "{text}");
+    assert!(format!("{:?}", PerWorker::new(|| Plain)).contains("PerWorker"));
+    let mut queue = Queue::from_iter([Plain]);
+    queue.extend([Plain]);
+    assert!(format!("{queue:?}").contains("len: 2"));
+    let run = queue.source().futureproof(Raise);
+    let run = run.map_tasks(infallible(|_: &Plain| ())).checked();
+    assert!(format!("{run:?}").contains("Checked"), "{run:?}");
+    let text = format!("{:?}", run.into_inner().into_remainder().source);
+    assert!(
+        text.contains("QueueItems") && text.contains("len"),
+        "{text}"
+    );
+    let run = [3].into_iter().futureproof(Raise);
+    let run = run.map_tasks_owned(Ok::<i32, Infallible>);
+    let text = format!("{:?}", run.into_remainder().source);
+    assert!(text.contains("Owned") && text.contains('3'), "{text}");
 }
 
 #[test]

@@ -5,11 +5,12 @@ mod common;
 use std::cell::Cell;
 use std::error::Error;
 use std::fmt;
+use std::panic;
 use std::time::Duration;
 
 use common::{Brittle, watchdog};
 use futureproof::prelude::*;
-use futureproof::{Ending, RunError};
+use futureproof::{Cause, Ending, RunError};
 
 /// An error with a cause of its own.
 #[derive(Debug)]
@@ -77,6 +78,17 @@ fn a_boxed_error_keeps_the_chain() {
 }
 
 #[test]
+fn a_cause_is_as_the_error_it_is() {
+    let cause = Cause::Failed(parse(&"x").unwrap_err());
+    assert_eq!(chain(&cause), CHAIN[1..]);
+    let run = ["1"].into_iter().futureproof(Raise).num_threads(1);
+    let mut run =
+        run.map_tasks(|_: &&str| -> Result<(), Outer> { panic::resume_unwind(Box::new("boom")) });
+    let error = run.next().unwrap().unwrap_err();
+    assert_eq!(chain(error.cause()).len(), 1);
+}
+
+#[test]
 fn anyhow_takes_it_and_gives_it() {
     use anyhow::Context;
     fn sum() -> anyhow::Result<i32> {
@@ -95,6 +107,10 @@ fn anyhow_takes_it_and_gives_it() {
     let error = sum().unwrap_err();
     let text = "task 0 failed: in \"a\": line 7 is wrong: invalid digit found in string";
     assert_eq!(format!("{error:#}"), text);
+    assert_eq!(
+        (error.downcast_ref::<RunError>().and_then(RunError::index)),
+        Some(0)
+    );
     // And the function's own error can be found.
     assert!(error.downcast_ref::<RunError>().is_some());
 }

@@ -304,6 +304,7 @@ fn one_control_serves_many_runs_and_forgets_those_that_are_over() {
             assert_eq!(run.join().unwrap(), 2_000);
         }
         assert_eq!(control, control.clone());
+        assert_ne!(control, Control::new());
     });
 }
 

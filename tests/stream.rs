@@ -57,6 +57,7 @@ fn every_task_comes_once() {
             let run = (0..count).futureproof(Raise).num_threads(2);
             let mut stream = run.map_tasks(infallible(|n: &u64| n + 1)).into_stream();
             let mut seen = Vec::new();
+            assert!(!stream.is_terminated());
             while let Some(task) = next(&mut stream) {
                 let task = task.unwrap();
                 assert_eq!(task.output, task.input + 1);
