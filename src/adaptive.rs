@@ -379,9 +379,9 @@ mod tests {
 
     #[test]
     fn nothing_is_measured_while_not_all_are_at_work() {
-        let waits = |busy: u64, width: usize, max| {
+        let waits = |busy| {
             let mut adaptive = Adaptive {
-                width,
+                width: 4,
                 ..Adaptive::new()
             };
             let mut time = now();
@@ -391,16 +391,16 @@ mod tests {
                     failed: 0,
                     busy: Duration::from_millis(busy),
                 };
-                adaptive.record(sample, time, max);
+                adaptive.record(sample, time, 64);
                 time += Duration::from_millis(100);
             }
-            adaptive.width() == width
+            adaptive.width() == 4
         };
         // Four who could have been at work for 400 ms altogether.
-        assert!(waits(0, 4, 64));
-        assert!(waits(239, 4, 64));
-        assert!(!waits(241, 4, 64));
-        assert!(!waits(400, 4, 64));
+        assert!(waits(0));
+        assert!(waits(239));
+        assert!(!waits(241));
+        assert!(!waits(400));
     }
 
     /// What a measure makes of a climber: its phase, its width, the best one and the throughput there.
@@ -528,6 +528,17 @@ mod tests {
         assert_eq!((usual.1, usual.3), ((8, 10.0), 0.265625));
         let usual = failing(12, 0.0, 0.1);
         assert_eq!((usual.1, usual.3), ((8, 10.0), 0.00625));
+        // The share is that of the measure.
+        let mut adaptive = climber(Phase::Wider, 12, (8, 10.0));
+        for millis in [0, 100] {
+            let sample = Sample {
+                calls: 64,
+                failed: 32,
+                busy: Duration::from_millis(1_200),
+            };
+            adaptive.record(sample, now() + Duration::from_millis(millis), 64);
+        }
+        assert_eq!(adaptive.failures, 0.125);
     }
 
     #[test]

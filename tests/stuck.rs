@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Mutex, mpsc};
 use std::thread::{self, JoinHandle, sleep};
 
 use common::lines::{collect_lines, lines_of};
-use common::{MS, soon, watchdog};
+use common::{Gate, MS, soon, watchdog};
 use futureproof::Spawn;
 use futureproof::prelude::*;
 use log::LevelFilter;
@@ -39,7 +39,7 @@ impl Spawn<'static> for OneByOne {
 // thread_local: the id of a thread that has ended is that of the next one.
 #[test]
 fn a_task_is_told_on_the_thread_that_it_is_on() {
-    collect_lines(LevelFilter::Warn);
+    collect_lines(LevelFilter::Info);
     watchdog(|| {
         let run = (0..3u32).futureproof(Raise).on(OneByOne::default());
         let run = run.num_threads(1).max_in_flight(1).chunk_size(1);
@@ -60,7 +60,7 @@ fn a_task_is_told_on_the_thread_that_it_is_on() {
 // rayon: a worker that waits takes up other jobs.
 #[test]
 fn a_task_is_told_while_others_run_inside_it() {
-    collect_lines(LevelFilter::Warn);
+    collect_lines(LevelFilter::Info);
     watchdog(|| {
         let run = (0..u32::MAX).futureproof(Raise).num_threads(1);
         let run = run.chunk_size(1).name("inside").warn_after(5 * MS);
@@ -83,7 +83,7 @@ fn a_task_is_told_while_others_run_inside_it() {
 
 #[test]
 fn a_task_is_told_with_its_stage() {
-    collect_lines(LevelFilter::Warn);
+    collect_lines(LevelFilter::Info);
     watchdog(|| {
         let told = |start: &str| soon(|| find("stages", start).is_some());
         let fetch =
@@ -98,5 +98,41 @@ fn a_task_is_told_with_its_stage() {
             .warn_after(5 * MS);
         let mut run = run.stage(fetch).map_tasks(parse);
         assert_eq!(run.next().unwrap().unwrap().output, (true, true));
+    });
+}
+
+/// A run is dropped while a task looks for nothing. After a second the log says what the drop waits for, and the
+/// monitor says that the run was left.
+#[test]
+fn a_drop_that_waits_says_for_what() {
+    collect_lines(LevelFilter::Info);
+    watchdog(|| {
+        let (gate, open) = (Gate::default(), Gate::default());
+        let (begun, entered) = mpsc::channel();
+        let (passed, opened) = (gate.clone(), open.clone());
+        let told = thread::spawn(move || {
+            entered.recv().unwrap();
+            let waits = "the run has ended, but for 1s it has been waiting for task 1 on left-";
+            let is_told = soon(|| find("left", waits).is_some());
+            let watched = "left before its end; waiting for calls that still run";
+            let is_watched = soon(|| find("left", watched).is_some());
+            opened.open();
+            (is_told, is_watched)
+        });
+        let run = (0..9u32).futureproof(Raise).num_threads(2).chunk_size(1);
+        let run = run.max_in_flight(2).name("left");
+        let run = run.monitor_interval(100 * MS);
+        let mut run = run.map_tasks(infallible(move |n: &u32| {
+            if *n == 1 {
+                passed.open();
+                begun.send(()).unwrap();
+                open.pass();
+            } else {
+                gate.pass();
+            }
+        }));
+        run.next();
+        drop(run);
+        assert_eq!(told.join().unwrap(), (true, true));
     });
 }

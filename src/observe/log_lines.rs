@@ -193,6 +193,7 @@ mod tests {
     use super::*;
     use crate::observe::counters::Counters;
     use crate::observe::report::Timings;
+    use crate::task::Cause;
 
     #[test]
     fn durations_read_well() {
@@ -219,6 +220,21 @@ mod tests {
         let expected = "40 tasks completed in the last 2.00 s, 2 failed, 15 in flight, 20.0/s, 25.0 % of 200, ";
         assert!(line.starts_with(expected), "{line}");
         assert!(line.ends_with(" left"), "{line}");
+    }
+
+    #[test]
+    fn the_first_failures_are_looked_at_while_many_items_are_in_flight() {
+        let mut log = FailureLog::<(), &str>::new();
+        let mut look = |text, in_flight| {
+            let error = TaskError::new(0, (), 1, None, Cause::Failed(text));
+            log.advise("run", &error, in_flight);
+            log.to_look_at
+        };
+        assert_eq!(look("Too many open files", MANY), 64);
+        assert_eq!(look("no such file", MANY + 1), 63);
+        // It is told once.
+        assert_eq!(look("Too many open files", MANY + 1), 0);
+        assert_eq!(look("no such file", MANY + 1), 0);
     }
 
     #[test]
