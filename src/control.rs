@@ -244,3 +244,18 @@ impl Drop for OnChange {
         self.control.listeners().notifiers.remove(&self.key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_that_are_over_are_not_told() {
+        let control = Control::new();
+        let (notifier, _notified) = Notifier::new();
+        let listens = [(); 2].map(|()| control.on_change(Arc::clone(&notifier)));
+        assert_eq!(control.listeners().notifiers.len(), 2);
+        drop(listens);
+        assert_eq!(control.listeners().notifiers.len(), 0);
+    }
+}

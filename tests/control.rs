@@ -305,6 +305,7 @@ fn one_control_serves_many_runs_and_forgets_those_that_are_over() {
         }
         assert_eq!(control, control.clone());
         assert_ne!(control, Control::new());
+        assert_eq!(control.concurrency(), None);
     });
 }
 

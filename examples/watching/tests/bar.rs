@@ -1,6 +1,8 @@
 //! The bar as a terminal shows it.
 
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use futureproof::prelude::*;
 
@@ -81,4 +83,20 @@ fn a_bar_that_is_used_again_forgets_the_failures_before() {
         assert_eq!(run.count(), 10);
         assert_eq!(bar.message(), message);
     }
+}
+
+#[test]
+fn a_bar_has_its_length_from_the_start_and_stands_still_at_the_end() {
+    let bar = indicatif::ProgressBar::no_length();
+    let run = (0..10).futureproof(Raise).progress_bar(bar.clone());
+    let mut run = run.map_tasks(infallible(|n: &i32| *n));
+    run.next();
+    // The monitor's thread tells it.
+    let end = Instant::now() + Duration::from_secs(5);
+    while bar.length().is_none() && Instant::now() < end {
+        thread::yield_now();
+    }
+    assert_eq!((bar.length(), bar.is_finished()), (Some(10), false));
+    assert_eq!(run.by_ref().count(), 9);
+    assert_eq!((bar.position(), bar.is_finished()), (10, true));
 }

@@ -4,6 +4,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
+use futureproof::prelude::*;
+use metrics_exporter_prometheus::PrometheusBuilder;
+
 #[test]
 fn a_scrape_finds_counters_a_gauge_and_a_histogram() {
     let free = TcpListener::bind("127.0.0.1:0")
@@ -59,4 +62,18 @@ fn a_scrape_finds_counters_a_gauge_and_a_histogram() {
         (1.0..=200.0).contains(&count) && sum >= 0.001 * count,
         "{count} {sum}"
     );
+}
+
+#[test]
+fn nothing_is_in_flight_in_a_run_that_was_left() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        let run = (0..100).futureproof(Raise).num_threads(1).name("left");
+        let mut run = run.map_tasks(infallible(|n: &i32| *n));
+        run.next();
+        assert!(run.progress().snapshot().in_flight() > 0);
+    });
+    let page = recorder.handle().render();
+    let gauge = "futureproof_tasks_in_flight{run=\"left\"} 0";
+    assert!(page.lines().any(|line| line == gauge), "{page}");
 }
