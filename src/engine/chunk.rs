@@ -470,3 +470,53 @@ impl<I, T, E> Drop for Chunk<I, T, E> {
         drop_all_catching(&mut self.pending);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::stop::Stop;
+    use crate::observe::instrument::NoInstrument;
+    use crate::policy::ErrorPolicy;
+
+    /// Of ten tasks that were begun together, 3 and 7 fail. Gives whether one failure of `window` is tolerated then.
+    fn tolerates(window: u32, is_last: bool, panics: bool) -> bool {
+        let policy = ErrorPolicy::TolerateRate {
+            failures: 1,
+            window,
+        };
+        let stop = Stop::new(policy, false, Vec::new(), None);
+        let mut chunk = Chunk::<u32, u32, &str>::new();
+        chunk.inputs = (0..10).collect();
+        let fails = |n: &mut u32| match *n {
+            3 | 7 if panics => panic::resume_unwind(Box::new("no hook is called")),
+            3 | 7 => Err("no answer"),
+            n => Ok(n),
+        };
+        // It goes on after a failure only once that is handed over.
+        for _ in 0..3 {
+            chunk.run(
+                &fails,
+                &stop,
+                is_last,
+                &AtomicBool::new(false),
+                &NoInstrument,
+            );
+        }
+        if stop.allows_any() {
+            assert_eq!((chunk.outputs.len(), chunk.failed()), (8, 2));
+            assert_eq!(chunk.panics(), if panics { 2 } else { 0 });
+        }
+        stop.allows_any()
+    }
+
+    #[test]
+    fn what_succeeds_between_two_failures_counts_once() {
+        for panics in [false, true] {
+            // The second is the fourth task after the first.
+            assert!(tolerates(4, true, panics));
+            assert!(!tolerates(5, true, panics));
+            // In a stage before the last one, nothing that succeeds has ended.
+            assert!(!tolerates(2, false, panics));
+        }
+    }
+}

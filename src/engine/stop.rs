@@ -342,6 +342,8 @@ mod tests {
             rare.record_failure(index, 4);
         }
         assert!(rare.allows(1_000));
+        rare.record_handed_over(20);
+        assert!(!rare.tasks_token().is_cancelled());
         let often = stop(policy, false);
         often.record_successes(100);
         [100, 103]
@@ -352,10 +354,19 @@ mod tests {
         // The tenth since the first of them.
         often.record_failure(110, 0);
         assert!(!often.allows(0));
+        assert!(!often.tasks_token().is_cancelled());
+        often.record_handed_over(3);
+        assert!(often.tasks_token().is_cancelled());
         assert_eq!(
             [100, 103, 110].map(|it| often.record_delivered_failure(it)),
             [false, false, true]
         );
+        // The fourth, the eighth and the tenth that end.
+        let mixed = stop(policy, false);
+        [3, 3, 1]
+            .iter()
+            .for_each(|succeeded| mixed.record_failure(0, *succeeded));
+        assert!(!mixed.allows(0));
         let ordered = stop(policy, true);
         [5, 3, 9]
             .iter()
