@@ -168,6 +168,10 @@ fn all_can_be_shown_whatever_they_hold() {
         text.contains("QueueItems") && text.contains("len"),
         "{text}"
     );
+    let run = [3].into_iter().read_ahead(7).futureproof(Raise);
+    let run = run.map_tasks(infallible(|n: &i32| *n));
+    let text = format!("{:?}", run.into_remainder().source);
+    assert!(text.contains("idle") && text.contains('7'), "{text}");
     let run = [3].into_iter().futureproof(Raise);
     let run = run.map_tasks_owned(Ok::<i32, Infallible>);
     let text = format!("{:?}", run.into_remainder().source);

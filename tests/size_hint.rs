@@ -254,3 +254,22 @@ fn folding_equals_stepping() {
     });
     assert_eq!(stepped, folded);
 }
+
+#[test]
+fn a_source_that_is_wrapped_says_as_much_as_before() {
+    let owned = || {
+        let run = (0..10u32).futureproof(Ignore).num_threads(1);
+        run.map_tasks_owned(|n: u32| if n > 20 { Err(n) } else { Ok(n) })
+    };
+    assert_eq!(owned().size_hint(), (10, Some(10)));
+    let mut run = owned();
+    run.next();
+    assert_eq!(run.size_hint(), (9, Some(9)));
+    assert_eq!(owned().into_remainder().source.size_hint(), (10, Some(10)));
+    // Others may push and take.
+    let queue = Queue::from_iter(0..10u32);
+    let run = queue.source().futureproof(Ignore).num_threads(1);
+    let run = run.map_tasks(infallible(|n: &u32| *n));
+    assert_eq!(run.size_hint(), (0, None));
+    assert_eq!(run.into_remainder().source.size_hint(), (0, None));
+}

@@ -250,3 +250,22 @@ impl<T> fmt::Debug for QueueItems<T> {
         f.debug_tuple("QueueItems").field(&self.queue).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_that_are_gone_are_not_told() {
+        let queue = Queue::<u32>::new();
+        let told = || queue.state().notifiers.len();
+        let sources = [(); 2].map(|()| queue.source().into_items());
+        assert_eq!(told(), 2);
+        let [first, second] = sources;
+        drop(first);
+        assert_eq!(told(), 1);
+        assert!(Arc::ptr_eq(&queue.state().notifiers[0], &second.notifier));
+        drop(second);
+        assert_eq!(told(), 0);
+    }
+}
