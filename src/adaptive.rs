@@ -299,11 +299,11 @@ mod tests {
     #[test]
     fn it_finds_the_knee_of_a_service() {
         for knee in [1, 2, 6, 40, 64] {
-            for each in [0.003, 0.020] {
+            for (each, seconds) in [(0.003, 8.0), (0.020, 15.0)] {
                 let over = |width: usize| (width as f64 / knee as f64).max(1.0);
-                let even = shares(64, 15.0, |width, _| each * over(width));
+                let even = shares(64, seconds, |width, _| each * over(width));
                 assert_finds_it(&format!("knee {knee}, {each} s"), &even);
-                let noisy = shares(64, 15.0, |width, n| each * over(width) * noise(n));
+                let noisy = shares(64, seconds, |width, n| each * over(width) * noise(n));
                 assert_finds_it(&format!("knee {knee}, {each} s, noisy"), &noisy);
             }
         }

@@ -216,38 +216,40 @@ fn tiny_results_do_not_wait_for_a_task_that_hangs() {
 
 /// A source that is quick at first and blocks later on: it waits until what came before was delivered.
 #[test]
-fn a_source_that_turns_slow_delays_nothing() {
-    watchdog(|| {
-        // At the beginning, where chunks grow, and later, where they are large.
-        let positions = (0..60u32).chain((0..60).map(|n| 20_000 + 37 * n));
-        for first in positions {
-            for fails in [false, true] {
-                let late = Arc::new(AtomicU32::new(0));
-                let pulls = Arc::clone(&late);
-                let source = (0..first + 200).inspect(move |n| {
-                    if *n > first {
-                        pulls.fetch_add(1, SeqCst);
-                        sleep(2 * MS);
-                    }
-                });
-                let run = source.futureproof(Raise).num_threads(2);
-                let mut run = run.map_tasks(move |n| {
-                    if fails && *n == first {
-                        Err(*n)
-                    } else {
-                        Ok(*n)
-                    }
-                });
-                // The last quick item, or its failure, comes within a few pulls.
-                let _ = run.find(|task| task.as_ref().map_or(true, |task| task.input == first));
-                let pulls = late.load(SeqCst);
-                assert!(
-                    pulls < 25,
-                    "after {pulls} pulls, at {first}, fails: {fails}"
-                );
+fn a_source_that_turns_slow_delays_no_result() {
+    watchdog(|| turns_slow(false));
+}
+
+#[test]
+fn a_source_that_turns_slow_delays_no_failure() {
+    watchdog(|| turns_slow(true));
+}
+
+fn turns_slow(fails: bool) {
+    // At the beginning, where chunks grow, and later, where they are large.
+    let positions = (0..60u32).chain((0..60).map(|n| 20_000 + 37 * n));
+    for first in positions {
+        let late = Arc::new(AtomicU32::new(0));
+        let pulls = Arc::clone(&late);
+        let source = (0..first + 200).inspect(move |n| {
+            if *n > first {
+                pulls.fetch_add(1, SeqCst);
+                sleep(2 * MS);
             }
-        }
-    });
+        });
+        let run = source.futureproof(Raise).num_threads(2);
+        let mut run = run.map_tasks(move |n| {
+            if fails && *n == first {
+                Err(*n)
+            } else {
+                Ok(*n)
+            }
+        });
+        // The last quick item, or its failure, comes within a few pulls.
+        let _ = run.find(|task| task.as_ref().map_or(true, |task| task.input == first));
+        let pulls = late.load(SeqCst);
+        assert!(pulls < 25, "after {pulls} pulls, at {first}");
+    }
 }
 
 #[test]
