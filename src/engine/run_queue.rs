@@ -459,3 +459,250 @@ impl<I, T, E> State<I, T, E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::chunk::Chunk;
+
+    type Queue = RunQueue<u32, u32, ()>;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn queue(width: usize) -> Queue {
+        let queue = Queue::new(None);
+        queue.set_width(width);
+        queue
+    }
+
+    fn chunk(items: u32) -> BoxedChunk<u32, u32, ()> {
+        let mut chunk = Box::new(Chunk::new());
+        chunk.inputs = (0..items).collect();
+        chunk.set_pending();
+        chunk
+    }
+
+    /// So many have a permit, work, are parked and are about to look again.
+    fn set_workers(queue: &Queue, [permits, running, parked, looking]: [usize; 4]) {
+        let mut state = queue.state();
+        state.permits = permits;
+        state.running = running;
+        state.parked = parked;
+        state.looking = looking;
+    }
+
+    fn workers(queue: &Queue) -> [usize; 4] {
+        let state = queue.state();
+        [state.permits, state.running, state.parked, state.looking]
+    }
+
+    fn push(queue: &Queue, items: u32) -> Option<usize> {
+        queue.push(chunk(items)).ok()
+    }
+
+    fn push_two(queue: &Queue, items: u32) {
+        assert!((0..2).all(|_| push(queue, items).is_some()));
+    }
+
+    fn is_woken(queue: &Queue) -> bool {
+        queue.notified.try_recv().is_ok()
+    }
+
+    #[test]
+    fn there_are_permits_for_all_who_can_share_and_for_each_chunk() {
+        let four = queue(4);
+        let pushed = [3, 1, 1, 1, 1].map(|items| push(&four, items));
+        // For three items, for the fourth, none while there are as many as chunks, and one for the fifth chunk.
+        assert_eq!(pushed, [3, 1, 0, 0, 1].map(Some));
+        assert_eq!(workers(&four), [5, 0, 0, 0]);
+        assert_eq!(four.state().items, 7);
+        let one = queue(1);
+        assert_eq!([5, 5].map(|items| push(&one, items)), [Some(1); 2]);
+        // Those who are parked or look again will come as well.
+        for (there, second, third) in [([1, 9, 0, 1], 0, 1), ([0, 9, 2, 0], 0, 1)] {
+            let queue = queue(1);
+            set_workers(&queue, there);
+            assert_eq!(push(&queue, 1), Some(0));
+            assert_eq!(push(&queue, 1), Some(second));
+            assert_eq!(push(&queue, 1), Some(third));
+        }
+        for (there, chunks) in [([2, 9, 0, 1], 3), ([0, 9, 2, 1], 3), ([1, 9, 1, 1], 3)] {
+            let queue = queue(1);
+            set_workers(&queue, there);
+            assert!((0..chunks).all(|_| push(&queue, 1) == Some(0)), "{there:?}");
+            assert_eq!(push(&queue, 1), Some(1));
+        }
+    }
+
+    #[test]
+    fn who_is_parked_is_woken_for_a_chunk() {
+        for (parked, is_expected) in [(0, false), (1, true), (2, true)] {
+            let queue = queue(1);
+            set_workers(&queue, [1, 9, parked, 0]);
+            push(&queue, 1);
+            assert_eq!(is_woken(&queue), is_expected);
+            // Whoever takes one wakes the next, if no permit comes for what is left.
+            push(&queue, 1);
+            is_woken(&queue);
+            set_workers(&queue, [0, 1, parked, 0]);
+            assert!(matches!(queue.next(Look::First), Step::Run(_)));
+            assert_eq!(is_woken(&queue), is_expected);
+            // And one that wakes up after the end wakes the next.
+            set_workers(&queue, [0, 1, parked + 1, 0]);
+            queue.close();
+            assert!(is_woken(&queue));
+            queue.park(now());
+            assert_eq!(queue.state().parked, parked);
+            assert_eq!(is_woken(&queue), is_expected);
+        }
+        let queue = queue(1);
+        set_workers(&queue, [1, 1, 1, 0]);
+        push_two(&queue, 1);
+        is_woken(&queue);
+        set_workers(&queue, [1, 1, 1, 0]);
+        // For the one that is left there is a permit.
+        assert!(matches!(queue.next(Look::First), Step::Run(_)));
+        assert!(!is_woken(&queue));
+        queue.close();
+    }
+
+    #[test]
+    fn a_control_says_who_may_be_there() {
+        let control = Control::new();
+        let queue = Queue::new(Some(control.clone()));
+        queue.set_width(4);
+        control.pause();
+        assert_eq!(push(&queue, 3), Some(0));
+        set_workers(&queue, [0, 1, 0, 0]);
+        assert!(matches!(queue.next(Look::Last), Step::Leave));
+        assert!(queue.next_for_consumer().is_none());
+        control.resume();
+        set_workers(&queue, [0, 0, 0, 0]);
+        assert_eq!(queue.follow_control(), 3);
+        control.set_concurrency(2);
+        assert_eq!(queue.width(), 2);
+        // One more than may work.
+        set_workers(&queue, [0, 3, 0, 0]);
+        assert!(matches!(queue.next(Look::First), Step::Idle));
+        assert_eq!(workers(&queue), [0, 3, 0, 1]);
+        assert!(matches!(queue.next(Look::AfterIdle), Step::Leave));
+        assert_eq!(workers(&queue), [0, 2, 0, 0]);
+        assert!(queue.next_for_consumer().is_none());
+        assert!(matches!(queue.next(Look::First), Step::Run(_)));
+    }
+
+    #[test]
+    fn a_worker_leaves_what_is_queued_to_enough_others() {
+        // Besides two permits, and without itself: 1, 2 and 3.
+        for (running, yields) in [(0, false), (1, true), (2, true)] {
+            let queue = queue(2);
+            push_two(&queue, 1);
+            set_workers(&queue, [2, running, 0, 0]);
+            assert_eq!(matches!(queue.next(Look::Again), Step::Yield), yields);
+        }
+        // But not what nobody has a permit for, nor what its own permit was for.
+        let short = queue(1);
+        push_two(&short, 1);
+        set_workers(&short, [1, 5, 0, 0]);
+        assert!(matches!(short.next(Look::Again), Step::Run(_)));
+        assert!(matches!(short.next(Look::Again), Step::Yield));
+        assert_eq!(workers(&short), [1, 4, 0, 0]);
+        assert!(matches!(short.next(Look::First), Step::Run(_)));
+        assert!(matches!(short.next(Look::Again), Step::Idle));
+    }
+
+    #[test]
+    fn what_is_run_at_once_is_shared_with_those_who_are_missing() {
+        let share = |workers, visitors| {
+            let queue = queue(4);
+            set_workers(&queue, workers);
+            let permits = queue.share_out(10, visitors);
+            assert_eq!(queue.state().permits, workers[0] + permits);
+            permits
+        };
+        assert_eq!(share([0, 0, 0, 0], 0), 3);
+        assert_eq!(share([1, 2, 0, 0], 0), 0);
+        assert_eq!(share([1, 1, 0, 0], 1), 0);
+        assert_eq!(share([0, 1, 0, 0], 1), 1);
+        let queue = queue(4);
+        assert_eq!(queue.share_out(2, 0), 1);
+        set_workers(&queue, [2, 3, 0, 0]);
+        assert_eq!(queue.others(), 4);
+    }
+
+    #[test]
+    fn a_visit_is_worth_it_while_there_are_items() {
+        let queue = queue(2);
+        assert!(!queue.visit());
+        push(&queue, 1);
+        assert!(queue.visit());
+        assert_eq!(queue.state().running, 1);
+        assert_eq!(queue.close().len(), 1);
+        assert_eq!(queue.state().items, 0);
+        queue.state().items = 1;
+        assert!(!queue.visit());
+    }
+
+    #[test]
+    fn a_permit_that_is_dropped_takes_what_nobody_comes_for() {
+        let drop_one = |workers| {
+            let queue = queue(1);
+            push_two(&queue, 3);
+            set_workers(&queue, workers);
+            let chunk = queue.drop_permit();
+            let left = if chunk.is_some() { 3 } else { 6 };
+            assert_eq!(queue.state().permits, workers[0] - 1);
+            assert_eq!(queue.state().items, left);
+            chunk.is_some()
+        };
+        assert!(drop_one([2, 0, 0, 0]));
+        assert!(drop_one([1, 0, 1, 0]));
+        assert!(!drop_one([3, 0, 0, 0]));
+        assert!(!drop_one([1, 0, 1, 1]));
+        assert!(!drop_one([2, 0, 1, 0]));
+        assert!(!drop_one([2, 0, 0, 1]));
+    }
+
+    #[test]
+    fn half_of_the_most_that_waits_is_shared() {
+        for (waiting, taken_from) in [([4, 10], 1), ([10, 4], 0), ([6, 6], 0)] {
+            let queue = queue(3);
+            // Of each, one item is begun at once.
+            let taken = waiting.map(|items| queue.take_at_once(chunk(items + 1)).ok());
+            assert_eq!(queue.state().items as u32, waiting[0] + waiting[1] + 2);
+            let since = queue.state().slots[0].state().since();
+            match queue.state().share(|since| since + HOUR) {
+                Share::NotYet(time) => assert_eq!(time, since + HOUR),
+                _ => panic!("nothing is due for an hour"),
+            }
+            match queue.state().share(|since| since) {
+                Share::Part(part, _) => {
+                    assert_eq!(part.pending.len() as u32, waiting[taken_from].div_ceil(2));
+                }
+                _ => panic!("something waits"),
+            }
+            let left = waiting[taken_from] / 2 + 1;
+            assert_eq!(queue.state().items_in_slot[taken_from] as u32, left);
+            drop(taken);
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_queued_again_or_given_back() {
+        let queue = queue(2);
+        let taken = queue.take_at_once(chunk(3)).ok().unwrap();
+        let (_, slot) = taken.close();
+        assert!(queue.put_back(slot, Some(chunk(2))).is_ok());
+        assert_eq!(queue.state().items, 2);
+        assert_eq!(queue.state().queued.len(), 1);
+        queue.close();
+        assert!(queue.take_at_once(chunk(3)).is_err() && queue.push(chunk(1)).is_err());
+        let slot = {
+            let mut state = queue.state();
+            state.free_slots.clear();
+            state.items_in_slot[0] = 0;
+            0
+        };
+        assert!(queue.put_back(slot, Some(chunk(2))).is_err());
+    }
+}
