@@ -245,3 +245,156 @@ impl<I, T, E> Drop for InFlight<'_, I, T, E> {
         drop_all_catching(&mut self.unrun);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::engine::wake::Wake;
+    use crate::observe::instrument::{Instruments, NoInstrument};
+    use crate::policy::ErrorPolicy::{self, Ignore, TolerateRate};
+
+    type Parts<'a> = InFlight<'a, u32, u32, &'static str>;
+
+    fn run_with(policy: ErrorPolicy) -> RunState {
+        RunState {
+            stop: Stop::new(policy, false, Vec::new(), None),
+            wake: Wake::new(),
+            counters: Default::default(),
+            instruments: Instruments::new(None),
+        }
+    }
+
+    /// Ten tasks that were run, of which 3 and 7 have failed and may be tried again.
+    fn finished(run: &RunState) -> BoxedChunk<u32, u32, &'static str> {
+        let mut chunk = Box::new(Chunk::new());
+        chunk.inputs = (0..10).collect();
+        chunk.is_final = false;
+        let fails = |n: &mut u32| match *n {
+            3 | 7 => Err("busy"),
+            n => Ok(n),
+        };
+        (0..3).for_each(|_| {
+            chunk.run(
+                &fails,
+                &run.stop,
+                true,
+                &AtomicBool::new(false),
+                &NoInstrument,
+            );
+        });
+        chunk.seal();
+        chunk
+    }
+
+    fn lengths(parts: &mut Parts<'_>) -> Vec<usize> {
+        parts
+            .order
+            .drain()
+            .iter()
+            .map(|chunk| chunk.len())
+            .collect()
+    }
+
+    #[test]
+    fn what_succeeds_between_two_failures_stays_together() {
+        let run = run_with(Ignore);
+        let mut parts = Parts::new(false);
+        parts.retry_rule("run");
+        parts.accept(finished(&run), &run);
+        // Nothing is tried again.
+        assert_eq!(lengths(&mut parts), [3, 1, 3, 1, 2]);
+        parts.accept(Box::new(Chunk::new()), &run);
+        assert_eq!(parts.chunks(), 0);
+        parts
+            .retry_rule("run")
+            .set_answer(|_, _| Some(Duration::from_secs(3_600)));
+        parts.accept(finished(&run), &run);
+        assert_eq!(parts.chunks(), 5);
+        assert_eq!(lengths(&mut parts), [3, 3, 2]);
+        assert_eq!(parts.chunks(), 2);
+        let waits: Vec<u64> = parts
+            .take_unprocessed()
+            .iter()
+            .map(|(index, _)| *index)
+            .collect();
+        assert_eq!(waits, [3, 7]);
+    }
+
+    #[test]
+    fn each_success_counts_once_in_the_window_of_a_rate() {
+        // The second failure is the fourth task after the first.
+        for (window, is_over) in [(4, false), (5, true)] {
+            let run = run_with(TolerateRate {
+                failures: 1,
+                window,
+            });
+            let mut parts = Parts::new(false);
+            parts.retry_rule("run");
+            parts.accept(finished(&run), &run);
+            assert_eq!(!run.stop.allows_any(), is_over, "{window}");
+        }
+        // Eight successes in a chunk without a failure, and one more failure: nine after the one before.
+        for (window, is_over) in [(11, false), (12, true)] {
+            let run = run_with(TolerateRate {
+                failures: 1,
+                window,
+            });
+            run.stop.record_failure(0, 0);
+            let mut chunk = Box::new(Chunk::<u32, u32, &str>::new());
+            chunk.inputs = (0..10).collect();
+            chunk.is_final = false;
+            chunk.run(
+                &|n: &mut u32| Ok(*n),
+                &run.stop,
+                true,
+                &AtomicBool::new(false),
+                &NoInstrument,
+            );
+            chunk.seal();
+            let mut parts = Parts::new(false);
+            parts.retry_rule("run");
+            parts.accept(chunk, &run);
+            run.stop.record_failure(0, 0);
+            assert_eq!(!run.stop.allows_any(), is_over, "{window}");
+        }
+    }
+
+    #[test]
+    fn an_attempt_that_a_stop_forbids_is_given_up() {
+        let run = run_with(Ignore);
+        let mut parts = Parts::new(false);
+        parts
+            .retry_rule("run")
+            .set_answer(|_, _| Some(Duration::ZERO));
+        parts.accept(finished(&run), &run);
+        assert!(!parts.is_idle());
+        run.stop.forbid_all();
+        assert!(parts.pop_due(&run.stop).is_none());
+        assert!(parts.is_idle());
+        assert!(!parts.is_deserted(&run.stop));
+        assert!(parts.is_deserted(&run_with(Ignore).stop));
+        assert!(!parts.has_ready());
+    }
+
+    #[test]
+    fn no_more_chunks_are_kept_than_are_of_use() {
+        let empty = || Box::new(Chunk::new());
+        let mut parts = Parts::new(false);
+        for kept in [1, 2, 2] {
+            parts.recycle(empty(), 1, 3);
+            assert_eq!(parts.spare.len(), kept);
+        }
+        // Those that have finished count as well.
+        let run = run_with(Ignore);
+        let mut parts = Parts::new(false);
+        parts.accept(finished(&run), &run);
+        let waiting = parts.chunks();
+        parts.recycle(empty(), 0, waiting);
+        assert_eq!(parts.spare.len(), 0);
+        parts.recycle(empty(), 0, waiting + 1);
+        parts.recycle(empty(), 0, waiting + 1);
+        assert_eq!(parts.spare.len(), 1);
+    }
+}
