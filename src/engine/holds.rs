@@ -283,6 +283,42 @@ mod tests {
     }
 
     #[test]
+    fn it_says_what_it_holds() {
+        let mut holds = holds(|rules| {
+            rules.by_key(|_| 0);
+            rules.max_weight(10, |item| *item);
+        });
+        let says = |holds: &Holds<'_, u64>| (holds.is_empty(), holds.is_ready());
+        assert_eq!(says(&holds), (true, false));
+        push(&mut holds, 0, 1);
+        assert_eq!(says(&holds), (false, true));
+        // Behind another one of its key.
+        push(&mut holds, 1, 1);
+        assert_eq!(ready(&mut holds), [0]);
+        assert_eq!(says(&holds), (false, false));
+        holds.end(0);
+        assert_eq!(ready(&mut holds), [1]);
+        assert_eq!(says(&holds), (true, false));
+        // Too heavy while others are there.
+        holds.end(1);
+        push(&mut holds, 2, 100);
+        assert_eq!(says(&holds), (false, false));
+        [0, 1].into_iter().for_each(|index| holds.deliver(index));
+        assert_eq!(says(&holds), (false, true));
+    }
+
+    #[test]
+    fn behind_one_key_there_is_room_for_so_many_per_worker() {
+        let mut holds = holds(|rules| rules.by_key(|_| 0));
+        (0..2 * BEHIND as u64).for_each(|n| push(&mut holds, n, n));
+        // One of them is ready.
+        assert!(holds.has_room(false, 2));
+        push(&mut holds, 2 * BEHIND as u64, 0);
+        assert!(!holds.has_room(false, 2));
+        assert!(holds.has_room(false, 3) && holds.has_room(true, 2));
+    }
+
+    #[test]
     fn a_key_of_its_own_is_not_held_and_all_that_is_held_is_drained() {
         let mut holds = holds(|rules| {
             rules.by_key(|item| *item);

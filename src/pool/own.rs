@@ -256,3 +256,53 @@ impl Starter {
 fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started(pool: &JoiningPool) -> usize {
+        lock(&pool.starter.0.handles).len()
+    }
+
+    #[test]
+    fn threads_start_as_jobs_need_them() {
+        let pool = JoiningPool::build(8, "");
+        let starter = &pool.starter.0;
+        assert_eq!(started(&pool), 1);
+        // The first is for one job, the second for two. Then those that are there have to be busy.
+        for threads in [1, 2, 2] {
+            Starter::queue(starter);
+            assert_eq!(started(&pool), threads);
+        }
+        starter.run(|| {
+            assert_eq!(started(&pool), 2);
+            starter.run(|| {
+                assert_eq!(started(&pool), 3);
+                // Nothing is queued behind this one.
+                starter.run(|| assert_eq!(started(&pool), 3));
+            });
+        });
+    }
+
+    #[test]
+    fn the_remaining_threads_start_after_a_moment() {
+        let mut pool = JoiningPool::build(8, "");
+        let calls = std::cell::Cell::new(0);
+        let third = || calls.replace(calls.get() + 1) == 2;
+        pool.built = now() + Duration::from_secs(3_600);
+        assert!(pool.warm_up(&third));
+        assert_eq!(started(&pool), 1);
+        pool.built = now() - 2 * MOMENT;
+        assert!(!pool.warm_up(&|| true));
+        assert_eq!(started(&pool), 8);
+    }
+
+    #[test]
+    fn no_thread_starts_once_a_pool_is_left() {
+        let pool = JoiningPool::build(8, "");
+        let starter = Arc::clone(&pool.starter.0);
+        drop(pool);
+        assert!(!starter.start_another());
+    }
+}

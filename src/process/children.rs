@@ -267,3 +267,68 @@ impl Drop for Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn fail(state: &mut State, is_final: bool) {
+        let text = "no such program".to_owned();
+        state.note(Failure { text, is_final }, "f");
+    }
+
+    fn outage(state: &mut State) -> &mut Outage {
+        state.outage.as_mut().expect("a start has failed")
+    }
+
+    fn next(state: &mut State, patience: Duration) -> Next {
+        state.next(&mut Vec::new(), patience)
+    }
+
+    #[test]
+    fn the_pause_after_a_failed_start_doubles() {
+        let mut state = State::default();
+        fail(&mut state, false);
+        let first = outage(&mut state);
+        assert_eq!((first.failures, first.next_try - first.since), (1, PAUSE));
+        fail(&mut state, false);
+        let second = outage(&mut state);
+        assert_eq!(second.failures, 2);
+        assert!(second.next_try - second.since >= 2 * PAUSE);
+        (0..60).for_each(|_| fail(&mut state, false));
+        assert!(outage(&mut state).next_try <= Instant::now() + LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn a_program_that_cannot_serve_is_not_tried_again() {
+        let mut state = State::default();
+        fail(&mut state, true);
+        assert_eq!(outage(&mut state).failures, TRIES);
+        assert!(matches!(next(&mut state, HOUR), Next::GiveUp(_)));
+        state.starting = 1;
+        assert!(matches!(next(&mut state, HOUR), Next::Wait(None)));
+        // One that has served may serve again.
+        let mut state = State::default();
+        state.has_served = true;
+        fail(&mut state, true);
+        assert_eq!(outage(&mut state).failures, 1);
+    }
+
+    #[test]
+    fn one_thread_tries_and_the_others_wait() {
+        let mut state = State::default();
+        assert!(matches!(next(&mut state, HOUR), Next::Start));
+        fail(&mut state, false);
+        outage(&mut state).next_try = Instant::now();
+        assert!(matches!(next(&mut state, HOUR), Next::Start));
+        assert_eq!(state.starting, 2);
+        assert!(matches!(next(&mut state, HOUR), Next::Wait(Some(_))));
+        // It gives up once that has lasted, but not while there are children.
+        (state.starting, state.count) = (0, 1);
+        assert!(matches!(next(&mut state, Duration::ZERO), Next::Wait(_)));
+        state.count = 0;
+        assert!(matches!(next(&mut state, Duration::ZERO), Next::GiveUp(_)));
+    }
+}
