@@ -2,10 +2,10 @@
 
 mod common;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
 
-use common::pool;
+use common::{pool, watchdog};
 use futureproof::prelude::*;
 
 #[test]
@@ -145,5 +145,36 @@ fn dropping_a_scoped_run_half_way_joins_its_calls() {
         assert!(run.next().is_some());
         drop(run);
         assert_eq!(running.load(Ordering::SeqCst), 0);
+    });
+}
+
+/// Four tasks that wait for each other need all threads that there are.
+#[test]
+fn a_run_in_a_scope_has_all_threads() {
+    watchdog(|| {
+        let together = Barrier::new(4);
+        let meet = infallible(|_: &u32| {
+            together.wait();
+        });
+        let count = futureproof::scope(4, |s| {
+            let run = (0..4).futureproof(Raise).on(s);
+            run.map_tasks(&meet).count()
+        });
+        assert_eq!(count, 4);
+        let count = pool(4).scope(|s| {
+            let run = (0..4).futureproof(Raise).on(s);
+            run.map_tasks(&meet).count()
+        });
+        assert_eq!(count, 4);
+        // As many as are asked for, as a scope of rayon's does not say how many it has.
+        for (asked, threads) in [(0, 4), (2, 2)] {
+            let workers = pool(4).scope(|s| {
+                let run = (0..4u32).futureproof(Raise).num_threads(asked).on(s);
+                let mut run = run.map_tasks(infallible(|n: &u32| *n));
+                run.by_ref().for_each(drop);
+                run.report().workers().len()
+            });
+            assert_eq!(workers, threads);
+        }
     });
 }

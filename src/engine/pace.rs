@@ -94,6 +94,15 @@ mod tests {
     }
 
     #[test]
+    fn it_says_when_the_next_one_may_start() {
+        let mut pace = Pace::new(100, Duration::from_secs(1)).unwrap();
+        assert_eq!(pace.next(), None);
+        let start = now();
+        pace.start(3, start);
+        assert_eq!(pace.next(), Some(start + 30 * MS));
+    }
+
+    #[test]
     fn odd_values_are_no_limit_or_never() {
         assert!(Pace::new(0, MS).is_none());
         assert!(Pace::new(5, Duration::ZERO).is_none());

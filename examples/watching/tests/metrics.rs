@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use futureproof::prelude::*;
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -76,4 +78,34 @@ fn nothing_is_in_flight_in_a_run_that_was_left() {
     let page = recorder.handle().render();
     let gauge = "futureproof_tasks_in_flight{run=\"left\"} 0";
     assert!(page.lines().any(|line| line == gauge), "{page}");
+}
+
+#[test]
+fn what_is_counted_during_a_run_is_counted_once() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let value = |start: &str| {
+        let page = handle.render();
+        let line = page.lines().find_map(|line| line.strip_prefix(start));
+        line.map_or(0, |value| value.trim().parse().unwrap())
+    };
+    let ok = "futureproof_tasks_total{run=\"twice\",outcome=\"ok\"}";
+    let failed = "futureproof_tasks_total{run=\"twice\",outcome=\"failed\"}";
+    let retries = "futureproof_retries_total{run=\"twice\"}";
+    metrics::with_local_recorder(&recorder, || {
+        let run = (0..20).futureproof(Ignore).num_threads(1).name("twice");
+        let run = run.max_in_flight(10).chunk_size(1);
+        let run = run.map_tasks(|n: &u32| if n % 5 == 0 { Err(*n) } else { Ok(*n) });
+        let mut run = run.retry(|| [Duration::ZERO]);
+        assert_eq!(run.by_ref().take(10).count(), 10);
+        // It is counted now and then, and at the end.
+        let end = Instant::now() + Duration::from_secs(5);
+        while (value(ok) == 0 || value(failed) == 0 || value(retries) == 0) && Instant::now() < end
+        {
+            thread::yield_now();
+        }
+        assert!(value(ok) > 0 && value(failed) > 0 && value(retries) > 0);
+        assert_eq!(run.count(), 10);
+    });
+    assert_eq!([ok, failed, retries].map(value), [16, 4, 4]);
 }
