@@ -14,7 +14,7 @@ step() {
   echo "== $*"
   # Not `"$@" || …`: that would switch `set -e` off inside it.
   "$@"
-  echo "== $((SECONDS - start)) s; $({ du -sh target 2>/dev/null || true; } | cut -f1) built, $(df -h --output=avail . | tail -n 1 | tr -d ' ') free"
+  echo "== $((SECONDS - start)) s; $(du -sh target | cut -f1) built, $(df -h --output=avail . | tail -n 1 | tr -d ' ') free"
 }
 
 # Debian packages that are not there.
