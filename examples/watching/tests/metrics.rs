@@ -95,7 +95,7 @@ fn what_is_counted_during_a_run_is_counted_once() {
     metrics::with_local_recorder(&recorder, || {
         let run = (0..20).futureproof(Ignore).num_threads(1).name("twice");
         let run = run.max_in_flight(10).chunk_size(1);
-        let run = run.map_tasks(|n: &u32| if n % 5 == 0 { Err(*n) } else { Ok(*n) });
+        let run = run.map_tasks(|n: &u32| if n.is_multiple_of(5) { Err(*n) } else { Ok(*n) });
         let mut run = run.retry(|| [Duration::ZERO]);
         assert_eq!(run.by_ref().take(10).count(), 10);
         // It is counted now and then, and at the end.
