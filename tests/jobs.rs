@@ -225,19 +225,23 @@ fn a_source_that_turns_slow_delays_no_failure() {
     watchdog(|| turns_slow(true));
 }
 
+/// Takes 2 ms for each item after `first`, and counts those.
+fn slow_after(first: u32, pulls: Arc<AtomicU32>) -> impl Iterator<Item = u32> {
+    (0..first + 200).inspect(move |n| {
+        if *n > first {
+            pulls.fetch_add(1, SeqCst);
+            sleep(2 * MS);
+        }
+    })
+}
+
 fn turns_slow(fails: bool) {
     // At the beginning, where chunks grow, and later, where they are large.
     let positions = (0..60u32).chain((0..60).map(|n| 20_000 + 37 * n));
     for first in positions {
         let late = Arc::new(AtomicU32::new(0));
         let pulls = Arc::clone(&late);
-        let source = (0..first + 200).inspect(move |n| {
-            if *n > first {
-                pulls.fetch_add(1, SeqCst);
-                sleep(2 * MS);
-            }
-        });
-        let run = source.futureproof(Raise).num_threads(2);
+        let run = slow_after(first, pulls).futureproof(Raise).num_threads(2);
         let mut run = run.map_tasks(move |n| {
             if fails && *n == first {
                 Err(*n)
@@ -656,13 +660,8 @@ fn a_caller_that_is_held_up_delays_nothing() {
         let first = 5_000u32;
         let late = Arc::new(AtomicU32::new(0));
         let pulls = Arc::clone(&late);
-        let source = (0..first + 200).inspect(move |n| {
-            if *n > first {
-                pulls.fetch_add(1, SeqCst);
-                sleep(2 * MS);
-            }
-        });
-        let run = source.futureproof(Raise).num_threads(2).on(Slow);
+        let run = slow_after(first, pulls).futureproof(Raise);
+        let run = run.num_threads(2).on(Slow);
         let mut run = run.map_tasks(infallible(|n: &u32| *n));
         let _ = run.find(|task| task.as_ref().is_ok_and(|task| task.input == first));
         let pulls = late.load(SeqCst);
