@@ -474,7 +474,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             return;
         }
         let ran = chunk.len();
-        if ran > 0 {
+        if ran != 0 {
             let before = chunk.each_before.saturating_mul(ran as u32);
             self.sizing.record_run(ran, chunk.busy.max(before));
         }
@@ -483,13 +483,13 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// Submits what was held, or has waited long enough for another attempt.
     fn resubmit(&mut self) {
-        while self.in_flight.has_ready() && self.may_start() > 0 {
+        while self.in_flight.has_ready() && self.may_start() != 0 {
             let Some(chunk) = self.in_flight.pop_ready() else {
                 break;
             };
             self.submit(chunk);
         }
-        while self.may_start() > 0 {
+        while self.may_start() != 0 {
             let Some(chunk) = self.in_flight.pop_due(self.workers.stop()) else {
                 return;
             };
@@ -553,7 +553,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 
     fn can_feed(&self) -> bool {
-        self.may_pull() && !self.has_nothing_ready() && self.may_start() > 0
+        self.may_pull() && !self.has_nothing_ready() && self.may_start() != 0
     }
 
     /// Whether the phase, the window and the limit let the source be pulled now.
@@ -562,7 +562,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 
     fn has_room(&self) -> bool {
-        let is_bounded = self.options.max_in_flight > 0;
+        let is_bounded = self.options.max_in_flight != 0;
         let holds = self.in_flight.holds.as_ref();
         if holds.is_some_and(|holds| !holds.has_room(is_bounded, self.workers.width())) {
             return false;

@@ -78,7 +78,7 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
     /// Takes in what a worker has finished, and what it was not allowed to begin.
     pub(crate) fn accept(&mut self, mut chunk: BoxedChunk<I, T, E>, run: &RunState) {
         self.unrun.extend(chunk.take_pending());
-        if chunk.failed() > 0 && !chunk.is_final {
+        if chunk.failed() != 0 && !chunk.is_final {
             self.sort_failures(chunk, run);
         } else if chunk.len() > 0 {
             if !chunk.is_final {

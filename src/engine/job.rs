@@ -336,8 +336,8 @@ where
         if let Err(left) = self.queue.put_back(slot, left) {
             self.give_back(left);
         }
-        let has_failed = chunk.failed() > 0;
-        if chunk.len() + chunk.pending.len() > 0 {
+        let has_failed = chunk.failed() != 0;
+        if chunk.len() + chunk.pending.len() != 0 {
             self.sink.pass_on(chunk, width, &|| self.queue.others());
         }
         if !is_part && !is_left {

@@ -135,10 +135,11 @@ impl Wake {
 
     /// A worker has found nothing to do when so many chunks had been submitted. The latest counts, whoever is late to say so.
     fn starve(&self, submitted: u64) {
+        let at = submitted + 1;
         if seeded_bugs::has("late signal") {
-            self.starved_at.store(submitted + 1, Ordering::Relaxed);
+            self.starved_at.store(at, Ordering::Relaxed);
         }
-        self.starved_at.fetch_max(submitted + 1, Ordering::Relaxed);
+        self.starved_at.fetch_max(at, Ordering::Relaxed);
     }
 
     /// Whether a worker has found nothing to do since so many chunks were submitted.

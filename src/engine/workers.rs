@@ -316,9 +316,6 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
     /// On a thread of the pool, runs what nobody has begun: nobody else may be there to do it. Returns whether there is a
     /// completion.
     fn help(&self) -> bool {
-        if self.items == 0 || !self.handles().any(StageHandle::is_current) {
-            return false;
-        }
         while self.shared.completions.is_empty() {
             // The last stage first: what is nearest to its end.
             let mut current = self.handles().rev().filter(|stage| stage.is_current());

@@ -120,7 +120,7 @@ impl Counters {
         if !seeded_bugs::adds_in_two_steps(&self.succeeded, succeeded) {
             self.succeeded.fetch_add(succeeded, Ordering::Release);
         }
-        if failed > 0 {
+        if failed != 0 {
             self.failed.fetch_add(failed, Ordering::Release);
         }
     }

@@ -96,10 +96,9 @@ impl JoiningPool {
             Ok(pool)
         });
         built.unwrap_or_else(|error| {
-            let asked = if num_threads > 0 {
-                num_threads.to_string()
-            } else {
-                "the default number of".into()
+            let asked = match num_threads {
+                0 => "the default number of".into(),
+                chosen => chosen.to_string(),
             };
             panic!("cannot build a pool of {asked} threads: {error}");
         })

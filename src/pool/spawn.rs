@@ -45,10 +45,9 @@ pub trait Spawn<'s>: Send {
     /// defaults.
     fn open(&mut self, num_threads: usize, name: &str) -> usize {
         let _ = name;
-        if num_threads > 0 {
-            num_threads
-        } else {
-            thread::available_parallelism().map_or(1, usize::from)
+        match num_threads {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            chosen => chosen,
         }
     }
 
@@ -91,10 +90,9 @@ impl<'e> Spawn<'e> for &rayon_core::Scope<'e> {
     }
 
     fn open(&mut self, num_threads: usize, _: &str) -> usize {
-        if num_threads > 0 {
-            num_threads
-        } else {
-            rayon_core::current_num_threads()
+        match num_threads {
+            0 => rayon_core::current_num_threads(),
+            chosen => chosen,
         }
     }
 
