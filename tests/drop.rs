@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::child::Child;
 #[cfg(target_os = "linux")]
 use common::child::in_child;
-use common::{Gate, Tally, Token, pool, soon, watchdog};
+use common::{FOREVER, Gate, Tally, Token, pool, soon, until_told, watchdog};
 use futureproof::prelude::*;
 
 #[test]
@@ -557,4 +557,44 @@ fn a_process_may_end_in_the_midst_of_a_run() {
             assert_eq!(ended.status.code(), Some(status), "{how}: {}", ended.text);
         }
     }
+}
+
+/// A source that has lent something to the tasks, and wants it back.
+struct Lender(u32, mpsc::Receiver<()>, Arc<AtomicBool>);
+
+impl Iterator for Lender {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        self.0 += 1;
+        Some(self.0)
+    }
+}
+
+impl Drop for Lender {
+    fn drop(&mut self) {
+        self.2.store(self.1.recv_timeout(FOREVER).is_ok(), SeqCst);
+    }
+}
+
+#[test]
+fn a_source_may_wait_for_a_task_when_it_is_dropped() {
+    watchdog(|| {
+        let (told, is_told) = mpsc::channel();
+        let (entered, entries) = mpsc::channel();
+        let has_heard = Arc::new(AtomicBool::new(false));
+        let source = Lender(0, is_told, Arc::clone(&has_heard));
+        let run = source.futureproof(Raise).num_threads(1).chunk_size(1);
+        let mut run = run.map_tasks(infallible(move |n: &u32| {
+            if *n == 2 {
+                entered.send(()).unwrap();
+                until_told();
+                told.send(()).unwrap();
+            }
+        }));
+        run.next().unwrap().unwrap();
+        entries.recv().unwrap();
+        drop(run);
+        assert!(has_heard.load(SeqCst));
+    });
 }

@@ -343,3 +343,27 @@ fn a_panic_of_a_rule_reaches_the_caller() {
         }
     });
 }
+
+/// A window that was asked for is filled, however much of it waits for its key.
+#[test]
+fn a_hot_key_may_fill_a_large_window() {
+    watchdog(|| {
+        let gate = Gate::default();
+        let opener = gate.clone();
+        let source = (0..1_000u32).inspect(move |n| {
+            if *n == 900 {
+                opener.open();
+            }
+        });
+        let run = source
+            .futureproof(Raise)
+            .num_threads(2)
+            .max_in_flight(1_000);
+        let run = run.by_key(|_| "all").map_tasks(infallible(move |n: &u32| {
+            if *n == 0 {
+                gate.pass();
+            }
+        }));
+        assert_eq!(run.count(), 1_000);
+    });
+}

@@ -77,6 +77,7 @@ fn what_is_done_is_skipped_and_what_failed_is_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal");
     let journal = Journal::open(&path).unwrap();
+    assert_eq!(format!("{journal:?}"), "Journal { .. }");
     let odd = |n: &u64| match n % 2 {
         0 => Ok(*n),
         _ => Err(format!("{n} is odd")),
@@ -942,4 +943,21 @@ fn many_threads_get_through_a_small_limit() {
         assert_eq!(run.map_tasks(pass).flatten().count(), 500);
         assert_eq!(journal.summary().unwrap().done, 500);
     });
+}
+
+/// One task, and then nothing: it is written down all the same.
+#[test]
+fn the_only_one_is_durable_in_a_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let journal = Journal::open(&path).unwrap();
+    let size = || {
+        let files = [path.clone(), wal(&path)];
+        let sizes = files.map(|file| file.metadata().map_or(0, |data| data.len()));
+        sizes.into_iter().sum::<u64>()
+    };
+    let before = size();
+    let record = journal.record(key, fine);
+    record(&1).unwrap();
+    assert!(soon(|| size() > before));
 }

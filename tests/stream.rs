@@ -729,3 +729,17 @@ fn a_stream_that_was_never_polled_is_dropped_on_the_spot() {
     drop(stream.into_stream());
     assert_eq!(dropped.try_recv(), Ok(thread::current().id()));
 }
+
+/// The source as well, though it is not asked for anything any more.
+#[test]
+fn at_the_end_all_is_gone_before_the_none() {
+    watchdog(|| {
+        let (dropped, graves) = mpsc::channel();
+        let grave = Grave(dropped);
+        let source = (0..100u32).inspect(move |_| _ = &grave);
+        let run = source.futureproof(Raise).num_threads(2);
+        let mut stream = stream(run.map_tasks(infallible(|n: &u32| *n)));
+        while next(&mut stream).is_some() {}
+        assert_eq!(graves.try_recv(), Ok(thread::current().id()));
+    });
+}

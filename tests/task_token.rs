@@ -344,3 +344,46 @@ fn listeners_may_panic_and_use_the_token() {
         assert_eq!((calls.load(SeqCst), later.load(SeqCst)), (1, 1));
     });
 }
+
+/// What lies in chunks that go on counts as well, though nobody asks for it.
+#[test]
+fn a_failure_too_many_reaches_the_neighbour_of_the_one_before() {
+    watchdog(|| {
+        let [all_there, away, begun, over] = [(); 4].map(|()| Gate::default());
+        let leave = (away.clone(), over.clone());
+        let (told, is_told) = mpsc::channel();
+        let run = (0..6u32).futureproof(Tolerate(1)).num_threads(3);
+        // All three threads are busy, so nobody takes over task 3.
+        let mut run = run.chunk_size(2).map_tasks(move |n: &u32| match n {
+            0 => {
+                all_there.pass();
+                Ok(())
+            }
+            1 => {
+                over.pass();
+                Ok(())
+            }
+            2 => {
+                away.pass();
+                Err("the first")
+            }
+            3 => {
+                begun.open();
+                until_told();
+                told.send(()).unwrap();
+                Ok(())
+            }
+            4 => {
+                all_there.open();
+                begun.pass();
+                Err("one too many")
+            }
+            _ => Ok(()),
+        });
+        run.next().unwrap().unwrap();
+        let (away, over) = leave;
+        away.open();
+        assert!(is_told.recv_timeout(FOREVER).is_ok());
+        over.open();
+    });
+}

@@ -519,4 +519,120 @@ mod tests {
             assert!(!tolerates(2, false, panics));
         }
     }
+
+    fn run_once(chunk: &mut Chunk<u32, u32, &'static str>, stop: &Stop) -> bool {
+        let f = |n: &mut u32| {
+            if *n % 10 == 3 {
+                Err("no answer")
+            } else {
+                Ok(*n)
+            }
+        };
+        chunk.run(&f, stop, true, &AtomicBool::new(false), &NoInstrument)
+    }
+
+    #[test]
+    fn a_failure_that_may_be_tried_again_is_found_before_the_next_begins() {
+        let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+        for (is_final, done) in [(false, 4), (true, 10)] {
+            let mut chunk = Chunk::new();
+            chunk.inputs = (0..10).collect();
+            chunk.is_final = is_final;
+            assert!(run_once(&mut chunk, &stop));
+            assert_eq!(chunk.done(), done);
+        }
+    }
+
+    #[test]
+    fn what_has_succeeded_counts_once_however_often_a_chunk_is_run() {
+        let policy = ErrorPolicy::TolerateRate {
+            failures: 1,
+            window: 13,
+        };
+        let stop = Stop::new(policy, false, Vec::new(), None);
+        stop.record_failure(0, 0);
+        let mut chunk = Chunk::new();
+        for items in [0..3, 4..13, 13..14] {
+            chunk.inputs.extend(items);
+            run_once(&mut chunk, &stop);
+        }
+        // The failure is the thirteenth after the one before.
+        assert_eq!((chunk.outputs.len(), chunk.failed()), (12, 1));
+        assert!(stop.allows_any());
+    }
+
+    #[test]
+    fn what_follows_is_counted_from_the_first() {
+        let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+        let [mut chunk, mut next] = [0, 2].map(|first| {
+            let mut chunk = Chunk::new();
+            chunk.first = u64::from(first);
+            chunk.inputs = (first..first + 2).collect();
+            chunk
+        });
+        run_once(&mut chunk, &stop);
+        run_once(&mut next, &stop);
+        chunk.append(&mut next);
+        assert!(next.holds_nothing() && next.first == 4);
+        chunk.seal();
+        assert_eq!(chunk.successes(), 3);
+        assert_eq!(chunk.pop_fast().map(|task| task.index), Some(0));
+        let rest: Vec<(u64, bool)> = std::iter::from_fn(|| chunk.pop())
+            .map(|outcome| (outcome.index, outcome.result.is_ok()))
+            .collect();
+        assert_eq!(rest, [(1, true), (2, true), (3, false)]);
+    }
+
+    #[test]
+    fn an_emptied_chunk_holds_nothing_at_all() {
+        let mut chunks = [(); 5].map(|()| Chunk::<u32, u32, &str>::new());
+        chunks[1].inputs.push(0);
+        chunks[2].outputs.push(0);
+        chunks[3].failures.push((0, Cause::Failed("no answer")));
+        chunks[4].pending.push(0);
+        let holds_nothing = chunks.map(|chunk| chunk.holds_nothing());
+        assert_eq!(holds_nothing, [true, false, false, false, false]);
+    }
+
+    #[test]
+    fn there_is_room_for_all_results_and_not_for_many_more() {
+        let mut chunk = Chunk::<u32, u32, &str>::new();
+        chunk.inputs = vec![0; 2];
+        chunk.outputs = vec![0; 2];
+        chunk.reserve(6);
+        assert_eq!((chunk.inputs.capacity(), chunk.outputs.capacity()), (8, 8));
+        chunk.reserve(7);
+        assert_eq!(
+            (chunk.inputs.capacity(), chunk.outputs.capacity()),
+            (16, 16)
+        );
+    }
+
+    /// Notes who panicked.
+    struct Panicked(std::cell::RefCell<Vec<u64>>);
+
+    impl Instrument for Panicked {
+        fn call<T, E: fmt::Debug>(&self, _: u64, f: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+            f()
+        }
+
+        fn panicked(&self, index: u64, _: Option<&str>) {
+            self.0.borrow_mut().push(index);
+        }
+    }
+
+    #[test]
+    fn whoever_watches_is_told_which_task_panicked() {
+        let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+        let watcher = Panicked(Default::default());
+        let mut chunk = Chunk::<u32, u32, &str>::new();
+        chunk.first = 10;
+        chunk.inputs = vec![0, 1, 2];
+        let f = |n: &mut u32| match *n {
+            2 => panic::resume_unwind(Box::new("no hook is called")),
+            n => Ok(n),
+        };
+        chunk.run(&f, &stop, true, &AtomicBool::new(false), &watcher);
+        assert_eq!(watcher.0.into_inner(), [12]);
+    }
 }

@@ -166,7 +166,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// Items pulled and not delivered.
     pub(crate) fn in_flight(&self) -> u64 {
-        self.pulled + self.filling.inputs.len() as u64 - self.delivered()
+        self.pulled - self.delivered()
     }
 
     /// Tasks delivered.

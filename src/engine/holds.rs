@@ -332,4 +332,26 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, [1, 2, 3]);
     }
+
+    #[test]
+    fn what_is_held_may_panic_when_it_is_dropped() {
+        struct Bomb(std::sync::Arc<()>);
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                let alive = std::sync::Arc::strong_count(&self.0);
+                std::panic::resume_unwind(Box::new(alive));
+            }
+        }
+        let alive = std::sync::Arc::new(());
+        let mut rules = HoldRules::none();
+        rules.by_key(|_| 0);
+        let mut holds = Holds::new(rules).unwrap();
+        for index in 0..3 {
+            let item = Bomb(alive.clone());
+            let mark = holds.mark(&item);
+            holds.push(index, item, mark);
+        }
+        drop(holds);
+        assert_eq!(std::sync::Arc::strong_count(&alive), 1);
+    }
 }

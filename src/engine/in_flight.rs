@@ -397,4 +397,36 @@ mod tests {
         parts.recycle(empty(), 0, waiting + 1);
         assert_eq!(parts.spare.len(), 1);
     }
+
+    #[test]
+    fn the_first_of_a_chunk_may_fail() {
+        let run = run_with(Ignore);
+        let mut parts = Parts::new(false);
+        parts
+            .retry_rule("run")
+            .set_answer(|_, _| Some(Duration::MAX));
+        let mut chunk = Box::new(Chunk::new());
+        chunk.inputs = vec![0, 1];
+        chunk.is_final = false;
+        let fails = |n: &mut u32| if *n == 0 { Err("busy") } else { Ok(*n) };
+        (0..2).for_each(|_| {
+            chunk.run(
+                &fails,
+                &run.stop,
+                true,
+                &AtomicBool::new(false),
+                &NoInstrument,
+            );
+        });
+        chunk.seal();
+        parts.accept(chunk, &run);
+        assert_eq!(lengths(&mut parts), [1]);
+        // A delay past the end of time.
+        let century = Duration::from_secs(100 * 365 * 24 * 3_600);
+        assert!(parts.next_due().unwrap() > now() + century);
+        assert!(!parts.is_idle());
+        run.stop.forbid_all();
+        parts.give_up_stopped(&run.stop);
+        assert!(parts.is_idle());
+    }
 }

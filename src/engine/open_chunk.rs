@@ -112,6 +112,11 @@ impl<I, T, E> State<I, T, E> {
         self.since
     }
 
+    #[cfg(test)]
+    pub(crate) fn begin_at(&mut self, since: Instant) {
+        self.since = since;
+    }
+
     /// Who runs it, and the indices of what was begun last.
     pub(crate) fn call(&self) -> Option<(Thread, Range<u64>)> {
         Some((self.worker.clone()?, self.begun.clone()))
@@ -253,5 +258,98 @@ impl<I, T, E> Taken<I, T, E> {
         state.account(&mut chunk);
         state.worker = None;
         (chunk, self.slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::instrument::NoInstrument;
+    use crate::policy::ErrorPolicy;
+
+    type Open = Arc<OpenChunk<u32, u32, ()>>;
+
+    fn take(open: &Open, items: u32, grain: usize) -> Taken<u32, u32, ()> {
+        let mut chunk = Box::new(Chunk::new());
+        chunk.inputs = (0..items).collect();
+        chunk.set_pending();
+        chunk.grain = grain;
+        open.open(chunk, 0, None)
+    }
+
+    fn run(taken: &mut Taken<u32, u32, ()>, f: impl Fn(u32)) {
+        let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+        let f = |n: &mut u32| {
+            f(*n);
+            Ok(*n)
+        };
+        taken.run(&f, &stop, true, &NoInstrument);
+    }
+
+    /// What was begun last.
+    fn begun(open: &Open) -> Range<u64> {
+        open.state().call().unwrap().1
+    }
+
+    #[test]
+    fn fewer_and_fewer_are_begun_together() {
+        let open = Arc::new(OpenChunk::new());
+        let mut taken = take(&open, 101, 1_000);
+        for (width, expected) in [(1, 1..51), (3, 51..60), (1, 60..81)] {
+            run(&mut taken, |_| {});
+            assert!(taken.advance(width, |_| false).0);
+            assert_eq!(begun(&open), expected);
+        }
+    }
+
+    #[test]
+    fn one_is_begun_where_others_want_what_is_left_or_wait_for_what_is_done() {
+        for (is_wanted, should_hand_over) in [(true, false), (false, true)] {
+            let open = Arc::new(OpenChunk::new());
+            let mut taken = take(&open, 100, 10);
+            run(&mut taken, |_| open.set_wanted(is_wanted));
+            let (may_go_on, part) = taken.advance(1, |_| should_hand_over);
+            assert!(may_go_on && begun(&open) == (1..2));
+            assert_eq!(part.map(|part| part.len()), should_hand_over.then_some(1));
+        }
+    }
+
+    #[test]
+    fn what_was_begun_and_is_wanted_can_be_taken() {
+        let open = Arc::new(OpenChunk::new());
+        let mut taken = take(&open, 100, 10);
+        run(&mut taken, |_| {});
+        taken.advance(1, |_| false);
+        assert_eq!(begun(&open), 1..11);
+        run(&mut taken, |n| open.set_wanted(n == 4));
+        taken.advance(1, |_| false);
+        assert_eq!(begun(&open), 5..6);
+        assert_eq!(open.state().waiting(), 94);
+        let part = open.state().split().unwrap();
+        assert_eq!((part.first, part.pending.len()), (53, 47));
+        let (rest, _) = taken.close();
+        assert_eq!((rest.len(), rest.pending.len()), (5, 48));
+    }
+
+    #[test]
+    fn buffers_go_round() {
+        let open = Arc::new(OpenChunk::new());
+        let mut taken = take(&open, 100, 10);
+        taken.reserve();
+        assert_eq!(open.state().chunk.inputs.capacity(), 128);
+        while {
+            run(&mut taken, |_| {});
+            taken.advance(1, |_| false).0
+        } {}
+        taken.close();
+        // The list of those that waited is for what finishes next.
+        take(&open, 10, 10).close();
+        assert!(open.state().chunk.pending.capacity() < 100);
+        // But not if there is a larger one.
+        let mut chunk = Box::new(Chunk::new());
+        chunk.inputs = Vec::with_capacity(1_000);
+        chunk.pending = vec![0];
+        open.open(chunk, 0, None);
+        assert!(open.state().chunk.inputs.capacity() >= 1_000);
     }
 }

@@ -256,4 +256,17 @@ mod tests {
         assert_eq!(waiting.remove(|index| index > 0), ['c']);
         assert!(waiting.is_empty());
     }
+
+    #[test]
+    fn those_that_are_due_at_the_same_time_come_by_index() {
+        let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let entry = |due, index| Entry {
+            due,
+            index,
+            value: (),
+        };
+        assert!(entry(now, 1) == entry(now, 1));
+        assert!(entry(now, 1) != entry(now, 2) && entry(now, 1) < entry(now, 2));
+        assert!(entry(now, 2) < entry(later, 1));
+    }
 }

@@ -699,4 +699,20 @@ mod tests {
         queue.state().items_in_slot[slot] = 0;
         assert!(queue.put_back(slot, Some(chunk(2))).is_err());
     }
+
+    #[test]
+    fn a_chunk_that_has_just_begun_is_left_alone() {
+        let queue = queue(2);
+        let taken = queue.take_at_once(chunk(100)).ok();
+        // As if it began in an hour, so that no pause of this thread is too long.
+        let later = now() + HOUR;
+        let open = Arc::clone(&queue.state().slots[0]);
+        open.state().begin_at(later);
+        set_workers(&queue, [0, 2, 0, 0]);
+        match queue.next(Look::Last) {
+            Step::Park(until) => assert_eq!(until, later + SLICE),
+            _ => panic!("nothing is to be shared yet"),
+        }
+        drop(taken);
+    }
 }

@@ -221,6 +221,7 @@ mod tests {
         ] {
             assert_eq!(sizing.next_of(left, 2), size, "{left:?}");
         }
+        assert_eq!(sizing.next_of(Some(240), 3), 40);
         assert_eq!(Sizing::new(7, 16).next_of(Some(4), 2), 7);
         assert_eq!(Sizing::new(0, 16).next_of(Some(4), 2), 1);
     }
@@ -278,5 +279,15 @@ mod tests {
     fn huge_and_empty_items_are_no_trouble() {
         assert_eq!(Sizing::new(0, usize::MAX).max(), 1);
         assert_eq!(Sizing::new(0, 0).max(), 8192);
+    }
+
+    #[test]
+    fn two_microseconds_of_tasks_are_begun_together() {
+        for (each, grain) in [(1, 128), (100, 20), (1_000, 2), (2_000, 1), (5_000_000, 1)] {
+            let mut sizing = quick_source();
+            assert_eq!(sizing.grain(), 1);
+            sizing.record_run(1_000, 1_000 * Duration::from_nanos(each));
+            assert_eq!(sizing.grain(), grain, "{each} ns");
+        }
     }
 }

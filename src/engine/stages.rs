@@ -485,3 +485,173 @@ impl<I: Send, T: Send, E: Send> Dispatch<I, T, E> for Pipeline<'_, I> {
         Some(&**stage)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::engine::completions::Completions;
+    use crate::engine::stop::Stop;
+    use crate::engine::wake::Wake;
+    use crate::observe::instrument::Instruments;
+    use crate::policy::ErrorPolicy;
+    use crate::pool::OwnPool;
+
+    type Run = Arc<Shared<u32, u32, ()>>;
+
+    fn shared() -> Run {
+        Arc::new(Shared {
+            run: RunState {
+                stop: Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None),
+                wake: Wake::new(),
+                counters: Arc::default(),
+                instruments: Instruments::new(None),
+            },
+            completions: Completions::new(),
+        })
+    }
+
+    /// A stage that only counts.
+    struct Next {
+        state: StageState,
+        queued: AtomicUsize,
+        visits: AtomicUsize,
+    }
+
+    impl NextStage<u32, u32> for Next {
+        fn queue(&self, batch: Batch<u32, u32>) {
+            self.queued.fetch_add(batch.items.len(), Ordering::Relaxed);
+        }
+        fn run(&self, batch: Batch<u32, u32>, _: &dyn Fn() -> usize) {
+            self.queue(batch);
+        }
+        fn visit(&self) {
+            self.visits.fetch_add(1, Ordering::Relaxed);
+        }
+        fn state(&self) -> Option<&StageState> {
+            Some(&self.state)
+        }
+    }
+
+    fn two_stages() -> (Arc<Next>, ToNextStage<'static, u32, u32, u32, ()>) {
+        let next = Arc::new(Next {
+            state: StageState::new(1, "next"),
+            queued: AtomicUsize::new(0),
+            visits: AtomicUsize::new(0),
+        });
+        let sink = ToNextStage {
+            shared: shared(),
+            stage: StageState::new(0, "first"),
+            next: Arc::clone(&next) as _,
+        };
+        (next, sink)
+    }
+
+    /// As the workers of a stage see where its results go.
+    type Results<'a> = &'a dyn Sink<Staged<u32, ()>, u32, ()>;
+
+    /// A chunk of which so many were run.
+    fn ran(items: u32) -> BoxedChunk<Staged<u32, ()>, u32, ()> {
+        let mut chunk = Box::new(Chunk::new());
+        let staged = |input| Staged { input, value: None };
+        chunk.inputs = (0..items).map(staged).collect();
+        let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+        let is_wanted = Default::default();
+        let f = |staged: &mut Staged<u32, ()>| Ok(staged.input);
+        chunk.run(
+            &f,
+            &stop,
+            true,
+            &is_wanted,
+            &crate::observe::instrument::NoInstrument,
+        );
+        chunk
+    }
+
+    #[test]
+    fn what_is_finished_goes_on_before_its_chunk_where_it_is_waited_for() {
+        let (next, sink) = two_stages();
+        let results: Results<'_> = &sink;
+        let just_now = now() + Duration::from_secs(3_600);
+        let long_ago = now() - Duration::from_millis(1);
+        let moment = |is_slow| {
+            (
+                results.should_hand_over(just_now, is_slow),
+                results.should_hand_over(long_ago, is_slow),
+            )
+        };
+        // Until it is told of work, a stage is idle.
+        assert_eq!(moment(false), (false, true));
+        results.send_part(ran(3), 2);
+        assert_eq!(next.queued.load(Ordering::Relaxed), 3);
+        assert_eq!(moment(false), (false, false));
+        assert_eq!(moment(true), (false, true));
+        next.state.set_idle(true);
+        assert_eq!(moment(false), (false, true));
+        sink.shared.run.wake.request_flush(true);
+        assert!(results.should_hand_over(just_now, false));
+    }
+
+    #[test]
+    fn a_stage_is_idle_when_its_workers_are() {
+        let (next, sink) = two_stages();
+        let results: Results<'_> = &sink;
+        let look = || {
+            sink.stage.set_idle(false);
+            next.state.set_idle(false);
+            results.on_idle();
+            (sink.stage.is_idle(), next.state.is_idle())
+        };
+        assert_eq!(look(), (true, false));
+        assert!(!next.state.shares_pool());
+        next.state.set_shares_pool();
+        assert_eq!(look(), (true, true));
+        sink.stage.set_shares_pool();
+        assert_eq!(look(), (false, true));
+        assert!(sink.shared.completions.notified().try_recv().is_ok());
+        results.visit_next();
+        assert_eq!(next.visits.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn only_the_last_stage_knows_the_end_of_a_task() {
+        let (_, sink) = two_stages();
+        let sink: Results<'_> = &sink;
+        assert!(!sink.is_last());
+        // User code may run when it goes on, so not under a lock.
+        assert_eq!(
+            sink.try_send(ran(5), 1).map_err(|chunk| chunk.len()),
+            Err(5)
+        );
+        let last = ToCaller {
+            shared: shared(),
+            stage: StageState::new(1, "last"),
+        };
+        let sink: Results<'_> = &last;
+        assert!(sink.is_last());
+        for is_requested in [false, true] {
+            last.shared.run.wake.request_flush(is_requested);
+            let long_ago = now() - Duration::from_millis(1);
+            assert_eq!(sink.should_hand_over(long_ago, true), is_requested);
+        }
+        last.stage.set_idle(false);
+        sink.on_idle();
+        assert!(last.stage.is_idle());
+        last.stage.set_idle(false);
+        last.stage.set_shares_pool();
+        sink.on_idle();
+        assert!(!last.stage.is_idle());
+    }
+
+    #[test]
+    fn each_stage_tells_how_it_is() {
+        let spawner = Spawner::<OwnPool>::of_own_pool;
+        let before = Stages::<_, _, _, u32>::new((), spawner(), |n: &u32| Ok::<_, ()>(n + 1));
+        assert_eq!(format!("{before:?}"), "Stages { .. }");
+        let last = |staged: &mut Staged<u32, u32>| staged.value().take().ok_or(());
+        let pipeline = Pipeline::new(before, spawner(), last, &shared());
+        assert_eq!(pipeline.first.state().map(|stage| stage.number), Some(0));
+        assert_eq!(pipeline.stages.len(), 2);
+    }
+}

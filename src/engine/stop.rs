@@ -389,4 +389,10 @@ mod tests {
         late.start(Some(Duration::ZERO));
         assert!(late.is_late() && late.is_interrupted() && !late.allows(0));
     }
+
+    #[test]
+    fn only_what_can_stop_the_run_is_a_limit() {
+        assert!(stop(Raise, false).has_failure_limit());
+        assert!(!stop(Ignore, false).has_failure_limit());
+    }
 }

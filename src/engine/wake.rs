@@ -162,7 +162,9 @@ mod tests {
         assert_eq!(wakes, [false, false, false, false, true, true]);
         wake.end_wait();
         assert!(!wake.complete(1));
-        assert!(wake.complete(3));
+        // Nobody waits, but fewer are left than there are workers.
+        assert!(!wake.complete(2));
+        assert!(wake.complete(2));
     }
 
     #[test]
@@ -187,13 +189,6 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_finds_the_run_over_says_so_too() {
-        let wake = Wake::new();
-        wake.spin_before_idle(|| false);
-        assert!(wake.is_starved(0));
-    }
-
-    #[test]
     fn a_consumer_that_waits_is_told_as_well() {
         let wake = Wake::new();
         wake.begin_wait();
@@ -202,5 +197,29 @@ mod tests {
         assert!(wake.is_starved(0));
         wake.end_wait();
         assert!(!wake.is_awaited());
+    }
+
+    #[test]
+    fn a_worker_that_finds_the_run_over_says_so_too() {
+        let wake = Wake::new();
+        let asked = Cell::new(0);
+        wake.spin_before_idle(|| {
+            asked.set(asked.get() + 1);
+            false
+        });
+        assert!(wake.is_starved(0));
+        assert_eq!(asked.get(), 1);
+    }
+
+    #[test]
+    fn who_runs_a_job_while_it_gives_it_does_not_wait_for_itself() {
+        let wake = Wake::new();
+        let spawning = Spawning::new();
+        drop(Spawning::new());
+        wake.spin_before_idle(|| true);
+        assert!(!wake.is_starved(0));
+        drop(spawning);
+        wake.spin_before_idle(|| true);
+        assert!(wake.is_starved(0));
     }
 }

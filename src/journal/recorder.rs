@@ -273,3 +273,18 @@ fn wait_for<'a, T>(
     let waited = condvar.wait_timeout(guard, time);
     waited.unwrap_or_else(PoisonError::into_inner).0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_told_by_two_hashes() {
+        let hashers = [RandomState::new(), RandomState::new()];
+        let [high, low] = hashers
+            .each_ref()
+            .map(|hasher| hasher.hash_one(&b"key"[..]));
+        let found = fingerprint(&hashers, b"key");
+        assert_eq!(((found >> 64) as u64, found as u64), (high, low));
+    }
+}

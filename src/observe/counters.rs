@@ -386,4 +386,14 @@ mod tests {
         });
         assert_eq!(counters.snapshot().failed(), tasks);
     }
+
+    #[test]
+    fn a_call_is_seen_while_it_runs() {
+        let running = Running::default();
+        assert_eq!(running.look(), None);
+        running.begin(7);
+        assert_eq!(running.look(), Some((1, 7)));
+        running.end();
+        assert_eq!(running.look(), None);
+    }
 }

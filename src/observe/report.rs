@@ -608,6 +608,7 @@ mod tests {
             ([50, 50, 50, 0], 0, Bottleneck::Workers),
             ([50, 50, 0, 0], 0, Bottleneck::Consumer),
             ([0, 50, 50, 50], 0, Bottleneck::Workers),
+            ([50, 0, 0, 0], 100, Bottleneck::Workers),
         ] {
             let [source, consumer, waited, retries] = caller;
             let mut timings = Timings::default();
@@ -685,5 +686,32 @@ mod tests {
         assert!(text.starts_with("0 calls in"), "{text}");
         let busy = "(workers busy 0 %; caller: source 0 %, consumer 0 %, waiting 0 %)";
         assert!(text.ends_with(busy), "{text}");
+    }
+
+    #[test]
+    fn a_wait_is_a_wait_for_whatever_it_is() {
+        let mut timings = Timings::default();
+        timings.waited(MS);
+        timings.waited_for_retries(2 * MS);
+        timings.waited_for_rate_limit(4 * MS);
+        timings.paused(8 * MS);
+        assert_eq!(timings.report(100 * MS, 1).waited(), 15 * MS);
+    }
+
+    #[test]
+    fn the_stage_whose_threads_are_busy_most_of_the_time_limits_the_run() {
+        let stage = |name: &str, num_threads, millis| {
+            let stage = StageCounters::new(name);
+            stage.open(num_threads);
+            stage.ran(millis * MS);
+            Arc::new(stage)
+        };
+        for (fetch, number, share) in [(200, 1, 60), (320, 0, 80)] {
+            let mut report = Timings::default().report(100 * MS, 1);
+            report.set_stages(&[stage("fetch", 4, fetch), stage("parse", 1, 60)]);
+            let load = report.load();
+            assert_eq!(load.stage, Some(number));
+            assert_eq!((load.workers * 100.0).round() as u64, share);
+        }
     }
 }

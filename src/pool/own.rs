@@ -304,4 +304,30 @@ mod tests {
         drop(pool);
         assert!(!starter.start_another());
     }
+
+    #[test]
+    fn more_threads_than_are_of_use_do_not_start_at_once() {
+        let pool = JoiningPool::build(READY + 6, "");
+        pool.start_ready();
+        assert_eq!(started(&pool), READY);
+    }
+
+    #[test]
+    fn a_pool_knows_its_threads_and_starts_them_for_who_waits() {
+        let mut pool = OwnPool::default();
+        assert!(!pool.is_current() && !pool.warm_up(&|| true));
+        assert_eq!(pool.open(2, ""), 2);
+        let joining = pool.pool.as_mut().unwrap();
+        assert_eq!(joining.pool.install(|| 1), 1);
+        joining.built = now() + Duration::from_secs(3_600);
+        assert!(pool.warm_up(&|| true));
+        assert!(!pool.is_current());
+        let pool = Arc::new(pool);
+        let (told, is_current) = std::sync::mpsc::channel();
+        let same = Arc::clone(&pool);
+        pool.spawn(move || {
+            told.send(same.is_current()).unwrap();
+        });
+        assert_eq!(is_current.recv(), Ok(true));
+    }
 }

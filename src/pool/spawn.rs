@@ -104,3 +104,19 @@ impl<'e> Spawn<'e> for &rayon_core::Scope<'e> {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_of_rayon_counts_the_threads_of_any_pool() {
+        let pool = rayon_core::ThreadPoolBuilder::new().num_threads(3);
+        let pool = pool.build().unwrap();
+        pool.in_place_scope(|scope| assert!(!(&scope).is_current()));
+        pool.scope(|mut scope| {
+            assert!((&scope).is_current());
+            assert_eq!([0, 5].map(|chosen| scope.open(chosen, "")), [3, 5]);
+        });
+    }
+}

@@ -205,3 +205,21 @@ fn note_places_of_panics() {
         hook(info);
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_name_of_its_own_is_told_by_its_place() {
+        fn double(n: &u32) -> u32 {
+            2 * n
+        }
+        fn name<F: Fn(&u32) -> u32>(_: F) -> String {
+            function::<F>(Location::caller())
+        }
+        assert!(name(double).ends_with("::double"));
+        assert!(name(|n| n + 1).contains(".rs:"));
+        assert!(name(double as fn(&u32) -> u32).contains(".rs:"));
+    }
+}

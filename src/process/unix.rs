@@ -191,3 +191,17 @@ pub(super) fn limit_memory(bytes: u64) -> Result<(), String> {
 pub(super) fn signal(status: ExitStatus) -> Option<i32> {
     status.signal()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_started_by_its_path_while_that_leads_to_it() {
+        let mine = std::env::current_exe().unwrap();
+        assert_eq!(itself(&mine), mine);
+        for other in ["/no/such/program", "/bin/sh"] {
+            assert_eq!(itself(Path::new(other)), Path::new("/proc/self/exe"));
+        }
+    }
+}

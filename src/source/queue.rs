@@ -268,4 +268,21 @@ mod tests {
         drop(second);
         assert_eq!(told(), 0);
     }
+
+    #[cfg(feature = "stream")]
+    #[test]
+    fn whoever_polls_is_woken_by_a_push() {
+        struct Woken(std::sync::atomic::AtomicBool);
+        impl std::task::Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        let queue = Queue::new();
+        let items = queue.source().into_items();
+        let woken = Arc::new(Woken(false.into()));
+        items.wake_next(Arc::clone(&woken).into());
+        queue.push(1);
+        assert!(woken.0.load(std::sync::atomic::Ordering::Relaxed));
+    }
 }
