@@ -545,20 +545,22 @@ mod tests {
 
     #[test]
     fn what_has_succeeded_counts_once_however_often_a_chunk_is_run() {
-        let policy = ErrorPolicy::TolerateRate {
-            failures: 1,
-            window: 13,
-        };
-        let stop = Stop::new(policy, false, Vec::new(), None);
-        stop.record_failure(0, 0);
-        let mut chunk = Chunk::new();
-        for items in [0..3, 4..13, 13..14] {
-            chunk.inputs.extend(items);
-            run_once(&mut chunk, &stop);
-        }
         // The failure is the thirteenth after the one before.
-        assert_eq!((chunk.outputs.len(), chunk.failed()), (12, 1));
-        assert!(stop.allows_any());
+        for (window, is_tolerated) in [(13, true), (14, false)] {
+            let policy = ErrorPolicy::TolerateRate {
+                failures: 1,
+                window,
+            };
+            let stop = Stop::new(policy, false, Vec::new(), None);
+            stop.record_failure(0, 0);
+            let mut chunk = Chunk::new();
+            for items in [0..3, 4..13, 13..14] {
+                chunk.inputs.extend(items);
+                run_once(&mut chunk, &stop);
+            }
+            assert_eq!((chunk.outputs.len(), chunk.failed()), (12, 1));
+            assert_eq!(stop.allows_any(), is_tolerated, "{window}");
+        }
     }
 
     #[test]

@@ -518,4 +518,19 @@ mod tests {
         });
         assert!(shared.run.stop.allows(10) && !shared.run.stop.allows(11));
     }
+
+    #[test]
+    fn a_visitor_shares_in_what_is_there() {
+        let shared = shared(Ignore, false);
+        let context = JobContext::new(|n: &mut u64| Ok(*n), Arc::clone(&shared));
+        context.queue.set_width(2);
+        context.visit();
+        assert!(shared.completions.is_empty());
+        let mut chunk = Box::new(Chunk::new());
+        chunk.inputs = vec![7];
+        chunk.set_pending();
+        assert_eq!(context.push(chunk), 1);
+        context.visit();
+        assert!(!shared.completions.is_empty());
+    }
 }

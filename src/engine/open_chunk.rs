@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn buffers_go_round() {
         let open = Arc::new(OpenChunk::new());
-        let mut taken = take(&open, 100, 10);
+        let mut taken = take(&open, 65, 10);
         taken.reserve();
         assert_eq!(open.state().chunk.inputs.capacity(), 128);
         while {
@@ -344,7 +344,7 @@ mod tests {
         taken.close();
         // The list of those that waited is for what finishes next.
         take(&open, 10, 10).close();
-        assert!(open.state().chunk.pending.capacity() < 100);
+        assert!(open.state().chunk.pending.capacity() < 65);
         // But not if there is a larger one.
         let mut chunk = Box::new(Chunk::new());
         chunk.inputs = Vec::with_capacity(1_000);

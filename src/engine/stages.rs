@@ -488,6 +488,7 @@ impl<I: Send, T: Send, E: Send> Dispatch<I, T, E> for Pipeline<'_, I> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -653,5 +654,48 @@ mod tests {
         let pipeline = Pipeline::new(before, spawner(), last, &shared());
         assert_eq!(pipeline.first.state().map(|stage| stage.number), Some(0));
         assert_eq!(pipeline.stages.len(), 2);
+    }
+
+    /// A pool that keeps its jobs, and may be the one of this thread.
+    struct Keeps(bool, Mutex<Vec<Box<dyn FnOnce() + Send>>>);
+
+    impl Spawn<'static> for Keeps {
+        fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+            self.1.lock().unwrap().push(Box::new(job));
+        }
+
+        fn is_current(&self) -> bool {
+            self.0
+        }
+    }
+
+    #[test]
+    fn only_a_worker_of_its_pool_shares_in_a_stage() {
+        for (shares_pool, is_here) in [(true, true), (true, false), (false, true)] {
+            let shared = shared();
+            let sink = ToCaller {
+                shared: Arc::clone(&shared),
+                stage: StageState::new(1, ""),
+            };
+            if shares_pool {
+                sink.stage.set_shares_pool();
+            }
+            let spawner = Spawner {
+                pool: Keeps(is_here, Mutex::default()),
+                warm_up: None,
+                num_threads: 2,
+                name: String::new(),
+            };
+            let last = |staged: &mut Staged<u32, u32>| staged.value().take().ok_or(());
+            let stage = Stage::new(spawner, last, sink);
+            let mut chunk = Box::new(Chunk::new());
+            let (input, value) = (1, Some(2));
+            chunk.inputs.push(Staged { input, value });
+            chunk.set_pending();
+            stage.open();
+            stage.queue(chunk);
+            stage.visit();
+            assert_eq!(!shared.completions.is_empty(), shares_pool && is_here);
+        }
     }
 }

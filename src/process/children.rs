@@ -212,7 +212,7 @@ impl State {
             false => failures,
         };
         let reason = failure.text;
-        if self.outage.is_none() && (self.has_served || self.starting > 0) {
+        if self.outage.is_none() && (self.has_served || self.starting != 0) {
             log::warn!(
                 target: "futureproof",
                 "{name}: cannot start another worker process, going on with {}: {reason}",
