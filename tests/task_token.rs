@@ -352,33 +352,28 @@ fn a_failure_too_many_reaches_the_neighbour_of_the_one_before() {
         let [all_there, away, begun, over] = [(); 4].map(|()| Gate::default());
         let leave = (away.clone(), over.clone());
         let (told, is_told) = mpsc::channel();
-        let run = (0..6u32).futureproof(Tolerate(1)).num_threads(3);
-        // All three threads are busy, so nobody takes over task 3.
-        let mut run = run.chunk_size(2).map_tasks(move |n: &u32| match n {
-            0 => {
-                all_there.pass();
-                Ok(())
+        let run = (0..9u32).futureproof(Tolerate(1)).num_threads(3);
+        // All three threads are busy, so nobody takes over task 5.
+        let mut run = run.chunk_size(3).map_tasks(move |n: &u32| {
+            match n {
+                0 => all_there.pass(),
+                1 => over.pass(),
+                // If the loop still asks for results, this is what it is sent.
+                3 => away.pass(),
+                4 => return Err("the first"),
+                5 => {
+                    begun.open();
+                    until_told();
+                    told.send(()).unwrap();
+                }
+                6 => {
+                    all_there.open();
+                    begun.pass();
+                    return Err("one too many");
+                }
+                _ => {}
             }
-            1 => {
-                over.pass();
-                Ok(())
-            }
-            2 => {
-                away.pass();
-                Err("the first")
-            }
-            3 => {
-                begun.open();
-                until_told();
-                told.send(()).unwrap();
-                Ok(())
-            }
-            4 => {
-                all_there.open();
-                begun.pass();
-                Err("one too many")
-            }
-            _ => Ok(()),
+            Ok(())
         });
         run.next().unwrap().unwrap();
         let (away, over) = leave;
