@@ -474,3 +474,26 @@ fn a_report_leaves_out_the_pause() {
         assert!(busy >= 50.0, "{text}");
     });
 }
+
+/// What was held behind another task of its key may start when that one ends; but not during a pause.
+#[test]
+fn what_is_held_no_longer_waits_for_the_end_of_a_pause() {
+    watchdog(|| {
+        let (control, started) = (Control::new(), Arc::new(AtomicUsize::new(0)));
+        let (pause, count) = (control.clone(), Arc::clone(&started));
+        let run = (0..10u32).futureproof(Raise).num_threads(2);
+        let run = run.control(&control).by_key(|_| "all");
+        let run = run.map_tasks(infallible(move |n: &u32| {
+            count.fetch_add(1, SeqCst);
+            if *n == 0 {
+                pause.pause();
+            }
+        }));
+        let operator = operator(&control, move || {
+            thread::sleep(50 * MS); // lets those that do not wait come first
+            assert_eq!(started.load(SeqCst), 1);
+        });
+        assert_eq!(run.count(), 10);
+        operator.join().unwrap();
+    });
+}

@@ -561,6 +561,35 @@ mod linux {
         assert_eq!(children(), [""; 0]);
     }
 
+    fn a_call_that_a_cancel_has_ended_says_so() {
+        let token = CancellationToken::new();
+        let endless = endless();
+        let hang = endless[0].0.clone();
+        let actor = actor().start().unwrap();
+        let (told, found) = std::sync::mpsc::channel();
+        let run = [hang].into_iter().futureproof(Ignore).cancel_on(&token);
+        let mut run = run.map_tasks(move |order: &String| {
+            told.send(actor.call(order)).unwrap();
+            Ok::<_, String>(())
+        });
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                await_start(&endless[..1]);
+                token.cancel();
+            });
+            assert!(run.next().is_none());
+        });
+        assert!(matches!(found.recv(), Ok(Err(Error::Cancelled))));
+    }
+
+    /// Children are looked at now and then; that is not the end of their time.
+    fn a_task_has_all_the_time_that_it_is_given() {
+        let actor = actor().grace(SHORT / 10).timeout(HANGS).start().unwrap();
+        let path = scratch("all-the-time");
+        actor.call(&format!("slow {}", path.display())).unwrap();
+        fs::remove_file(path).unwrap();
+    }
+
     fn a_cancel_kills_what_runs() {
         let token = CancellationToken::new();
         let endless = endless();
@@ -1274,11 +1303,12 @@ mod linux {
         let link = link("away");
         let aside = scratch("aside");
         let actor = actor().program(&link).start().unwrap();
-        actor.call(&order("pid")).unwrap();
+        let pid = actor.call(&order("pid")).unwrap();
         let before = logged().len();
         let since = || logged().split_off(before);
         fs::rename(&link, &aside).unwrap();
-        actor.call(&order("abort")).unwrap_err();
+        kill("-KILL", &pid);
+        until("its end", || !is_alive(&pid));
         thread::scope(|scope| {
             let calls = [0; 8].map(|_| scope.spawn(|| actor.call(&order("slow"))));
             until("the line about it", || {
@@ -1304,6 +1334,7 @@ mod linux {
         let actor = actor().program(&link).start_timeout(HANGS / 120);
         let actor = actor.start().unwrap();
         actor.call(&order("pid")).unwrap();
+        let before = logged().len();
         fs::rename(&link, &aside).unwrap();
         actor.call(&order("abort")).unwrap_err();
         for _ in 0..20 {
@@ -1313,6 +1344,10 @@ mod linux {
                 "{error:?}"
             );
         }
+        // It is told once, not at each try.
+        let mut lines = logged().split_off(before);
+        lines.retain(|line| line.contains("cannot start another worker process"));
+        assert_eq!(lines.len(), 1, "{lines:?}");
         fs::rename(&aside, &link).unwrap();
         until("a child", || actor.call(&order("pid")).is_ok());
         fs::remove_file(link).unwrap();
@@ -1524,6 +1559,8 @@ mod linux {
         a_task_that_reads_standard_input_finds_it_empty
         large_items_come_through
         a_late_task_is_tried_again
+        a_call_that_a_cancel_has_ended_says_so
+        a_task_has_all_the_time_that_it_is_given
         a_cancel_kills_what_runs
         a_drop_kills_what_runs
         a_run_that_is_left_at_its_first_failure_is_killed

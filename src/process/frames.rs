@@ -437,4 +437,33 @@ mod tests {
         shorten(&mut buffer);
         assert_eq!(buffer.capacity(), 0);
     }
+
+    #[test]
+    fn what_has_come_in_part_is_kept() {
+        let (mut frames, mut other) = pair();
+        let bytes = vec![7; 2 * KEPT];
+        other
+            .write_all(&header(bytes.len(), HEAD).unwrap())
+            .unwrap();
+        let sender = thread::spawn(move || {
+            other.write_all(&bytes[..KEPT + 1]).unwrap();
+            (other, bytes)
+        });
+        while frames.filled <= HEADER + KEPT {
+            let soon = Instant::now() + Duration::from_millis(1);
+            assert!(matches!(frames.receive(Some(soon)), Err(Broken::Late)));
+        }
+        let (mut other, bytes) = sender.join().unwrap();
+        let sender = thread::spawn(move || {
+            other.write_all(&bytes[KEPT + 1..]).unwrap();
+            (other, bytes)
+        });
+        frames.receive(None).unwrap();
+        let (mut other, bytes) = sender.join().unwrap();
+        assert!(frames.body() == bytes);
+        // What was needed for it is given back.
+        other.write_all(&header(0, HEAD).unwrap()).unwrap();
+        frames.receive(None).unwrap();
+        assert!(frames.incoming.len() <= KEPT);
+    }
 }
