@@ -196,3 +196,15 @@ fn slow_tasks_of_the_first_of_two_stages_leave_no_queue_behind() {
         assert!(time >= 200 * MS, "{time:?}");
     });
 }
+
+/// What was held behind another task of its key may start when that one ends; but not before its time.
+#[test]
+fn what_is_held_no_longer_waits_for_its_time() {
+    watchdog(|| {
+        let run = (0..6u32).futureproof(Raise).num_threads(2);
+        let run = run.rate_limit(50, SECOND).by_key(|_| "all");
+        let start = Instant::now();
+        assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 6);
+        assert!(start.elapsed() >= 95 * MS);
+    });
+}
