@@ -204,7 +204,9 @@ fn what_is_held_no_longer_waits_for_its_time() {
         let run = (0..6u32).futureproof(Raise).num_threads(2);
         let run = run.rate_limit(50, SECOND).by_key(|_| "all");
         let start = Instant::now();
-        assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 6);
-        assert!(start.elapsed() >= 95 * MS);
+        let call = |n: &u32| thread::sleep(if *n == 0 { 120 * MS } else { Duration::ZERO });
+        assert_eq!(run.map_tasks(infallible(call)).count(), 6);
+        // The second starts when the first has ended; each of the others 20 ms after the one before.
+        assert!(start.elapsed() >= 195 * MS);
     });
 }
