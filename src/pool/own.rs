@@ -14,7 +14,7 @@ use crate::util::panics::catch_panic;
 use crate::util::sync::atomic::{AtomicUsize, Ordering};
 use crate::util::sync::rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder, max_num_threads};
 use crate::util::sync::thread::{self, JoinHandle};
-use crate::util::sync::{Mutex, MutexGuard, now};
+use crate::util::sync::{Mutex, MutexGuard, hint, now};
 
 /// The default pool: created for one run, and dropped with it.
 ///
@@ -131,12 +131,13 @@ impl JoiningPool {
 
     /// Waits for the first threads to come up, and starts the others unless they are quick enough. Returns whether `is_over`.
     fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
-        // Spins, because blocking and waking up would take as long.
+        // Spins, because blocking and waking up would take as long. Not by yielding: on a busy machine, a thread that
+        // yields is away for milliseconds.
         while now() - self.built < MOMENT {
             if is_over() {
                 return true;
             }
-            thread::yield_now();
+            hint::spin_loop();
         }
         self.start_ready();
         false
