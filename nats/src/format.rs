@@ -568,4 +568,14 @@ mod tests {
         assert_eq!(encode(&Bad, &mut Vec::new()), Err("why not".to_owned()));
         assert_eq!(decode::<Bad>(&[NIL]).err(), Some("why not".to_owned()));
     }
+
+    #[test]
+    fn what_is_searched_for_what_is_lost_is_told_as_it_is_written() {
+        assert!(has_nil(&[&[0; 300][..], &[NIL]].concat()));
+        assert!(!has_nil(&[0; 300]));
+        assert_eq!(<Lost as ser::Error>::custom("broken").to_string(), "broken");
+        assert!(ser::Serializer::is_human_readable(&FindLost));
+        // A variant without a value is written by its name, and can be told from nothing.
+        comes_back((None::<u8>, Some(Plain::Nothing)));
+    }
 }
