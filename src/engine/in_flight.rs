@@ -268,14 +268,19 @@ mod tests {
 
     /// Ten tasks that were run, of which 3 and 7 have failed and may be tried again.
     fn finished(run: &RunState) -> BoxedChunk<u32, u32, &'static str> {
+        ran(run, 10, &[3, 7])
+    }
+
+    /// So many tasks that were run, of which `failing` have failed and may be tried again.
+    fn ran(run: &RunState, tasks: u32, failing: &[u32]) -> BoxedChunk<u32, u32, &'static str> {
         let mut chunk = Box::new(Chunk::new());
-        chunk.inputs = (0..10).collect();
+        chunk.inputs = (0..tasks).collect();
         chunk.is_final = false;
-        let fails = |n: &mut u32| match *n {
-            3 | 7 => Err("busy"),
-            n => Ok(n),
+        let fails = |n: &mut u32| match failing.contains(n) {
+            true => Err("busy"),
+            false => Ok(*n),
         };
-        (0..3).for_each(|_| {
+        (0..=failing.len()).for_each(|_| {
             chunk.run(
                 &fails,
                 &run.stop,
@@ -405,21 +410,7 @@ mod tests {
         parts
             .retry_rule("run")
             .set_answer(|_, _| Some(Duration::MAX));
-        let mut chunk = Box::new(Chunk::new());
-        chunk.inputs = vec![0, 1];
-        chunk.is_final = false;
-        let fails = |n: &mut u32| if *n == 0 { Err("busy") } else { Ok(*n) };
-        (0..2).for_each(|_| {
-            chunk.run(
-                &fails,
-                &run.stop,
-                true,
-                &AtomicBool::new(false),
-                &NoInstrument,
-            );
-        });
-        chunk.seal();
-        parts.accept(chunk, &run);
+        parts.accept(ran(&run, 2, &[0]), &run);
         assert_eq!(lengths(&mut parts), [1]);
         // A delay past the end of time.
         let century = Duration::from_secs(100 * 365 * 24 * 3_600);

@@ -489,7 +489,6 @@ impl<I: Send, T: Send, E: Send> Dispatch<I, T, E> for Pipeline<'_, I> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::engine::completions::Completions;
@@ -516,19 +515,19 @@ mod tests {
     /// A stage that only counts.
     struct Next {
         state: StageState,
-        queued: AtomicUsize,
-        visits: AtomicUsize,
+        queued: Mutex<usize>,
+        visits: Mutex<usize>,
     }
 
     impl NextStage<u32, u32> for Next {
         fn queue(&self, batch: Batch<u32, u32>) {
-            self.queued.fetch_add(batch.items.len(), Ordering::Relaxed);
+            *self.queued.lock().unwrap() += batch.items.len();
         }
         fn run(&self, batch: Batch<u32, u32>, _: &dyn Fn() -> usize) {
             self.queue(batch);
         }
         fn visit(&self) {
-            self.visits.fetch_add(1, Ordering::Relaxed);
+            *self.visits.lock().unwrap() += 1;
         }
         fn state(&self) -> Option<&StageState> {
             Some(&self.state)
@@ -538,8 +537,8 @@ mod tests {
     fn two_stages() -> (Arc<Next>, ToNextStage<'static, u32, u32, u32, ()>) {
         let next = Arc::new(Next {
             state: StageState::new(1, "next"),
-            queued: AtomicUsize::new(0),
-            visits: AtomicUsize::new(0),
+            queued: Mutex::default(),
+            visits: Mutex::default(),
         });
         let sink = ToNextStage {
             shared: shared(),
@@ -585,7 +584,7 @@ mod tests {
         // Until it is told of work, a stage is idle.
         assert_eq!(moment(false), (false, true));
         results.send_part(ran(3), 2);
-        assert_eq!(next.queued.load(Ordering::Relaxed), 3);
+        assert_eq!(*next.queued.lock().unwrap(), 3);
         assert_eq!(moment(false), (false, false));
         assert_eq!(moment(true), (false, true));
         next.state.set_idle(true);
@@ -612,7 +611,7 @@ mod tests {
         assert_eq!(look(), (false, true));
         assert!(sink.shared.completions.notified().try_recv().is_ok());
         results.visit_next();
-        assert_eq!(next.visits.load(Ordering::Relaxed), 1);
+        assert_eq!(*next.visits.lock().unwrap(), 1);
     }
 
     #[test]

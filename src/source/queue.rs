@@ -272,17 +272,18 @@ mod tests {
     #[cfg(feature = "stream")]
     #[test]
     fn whoever_polls_is_woken_by_a_push() {
-        struct Woken(std::sync::atomic::AtomicBool);
+        struct Woken(std::sync::mpsc::Sender<()>);
         impl std::task::Wake for Woken {
             fn wake(self: Arc<Self>) {
-                self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+                self.0.send(()).unwrap();
             }
         }
         let queue = Queue::new();
         let items = queue.source().into_items();
-        let woken = Arc::new(Woken(false.into()));
-        items.wake_next(Arc::clone(&woken).into());
+        let (wakes, woken) = std::sync::mpsc::channel();
+        items.wake_next(Arc::new(Woken(wakes)).into());
+        assert!(woken.try_recv().is_err());
         queue.push(1);
-        assert!(woken.0.load(std::sync::atomic::Ordering::Relaxed));
+        assert!(woken.try_recv().is_ok());
     }
 }
