@@ -38,6 +38,6 @@ tool() {
 
 # The engine under schedules that shuttle chooses; so many for each scenario, and a fifth of that of another kind.
 schedules() {
-  SCHEDULES=$1 RUSTFLAGS="--cfg shuttle ${SCHEDULES_CFG:-}" CARGO_TARGET_DIR=target/shuttle \
+  SCHEDULES=$1 RUSTFLAGS="--cfg shuttle" CARGO_TARGET_DIR=target/shuttle \
     timeout 3000 cargo test -q --release --test schedules "${@:2}"
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::child::Child;
 use common::lines::{collect_lines, lines_of, on_log};
-use common::{AThreadEach, watchdog};
+use common::{AThreadEach, Gate, watchdog};
 use futureproof::prelude::*;
 use log::LevelFilter;
 
@@ -70,12 +70,22 @@ fn threads_that_cannot_be_had_are_an_answer() {
 fn a_pool_makes_do_with_the_threads_that_it_gets() {
     let child = Child::new("").after("ulimit -v 1048576");
     let ended = child.env("RUST_MIN_STACK", 256u64 << 20).run(|| {
-        on_log(LevelFilter::Trace, |record| println!("{}", record.args()));
+        // The tasks take until it is said, as a run that is over needs no more threads.
+        let is_said = Gate::default();
+        let gate = is_said.clone();
+        on_log(LevelFilter::Trace, move |record| {
+            let line = record.args().to_string();
+            println!("{line}");
+            if line.contains("of 32 threads") {
+                gate.open();
+            }
+        });
         let run = (0..100u32)
             .futureproof(Raise)
             .num_threads(32)
             .monitor_interval(Duration::ZERO);
-        assert_eq!(run.map_tasks(infallible(|n: &u32| *n)).count(), 100);
+        let run = run.map_tasks(infallible(move |_: &u32| is_said.pass()));
+        assert_eq!(run.count(), 100);
     });
     if let Some(ended) = ended {
         assert!(ended.status.success(), "{}", ended.text);
