@@ -131,8 +131,7 @@ impl JoiningPool {
 
     /// Waits for the first threads to come up, and starts the others unless they are quick enough. Returns whether `is_over`.
     fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
-        // Spins, because blocking and waking up would take as long. Not by yielding: on a busy machine, a thread that
-        // yields is away for milliseconds.
+        // Spins, because blocking and waking up would take as long. Who yields may be away for a whole time slice.
         while now() - self.built < MOMENT {
             if is_over() {
                 return true;
