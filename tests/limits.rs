@@ -148,8 +148,9 @@ where
 
 #[test]
 fn any_counts_fit_any_items() {
-    watchdog(|| {
-        for window in [0, 1, 5, usize::MAX] {
+    // A watch for each window, as these are many runs.
+    for window in [0, 1, 5, usize::MAX] {
+        watchdog(move || {
             for chunk in [0, 1, 8, 65_536, 65_537, usize::MAX] {
                 for items in [0, 1, 7, 8, 9, 15, 16, 17, 24] {
                     counts(items, window, chunk, 0..items, |n| *n);
@@ -175,8 +176,8 @@ fn any_counts_fit_any_items() {
                 assert_eq!(source.next(), Some(0));
                 counts(2999, window, chunk, source, |n| *n);
             }
-        }
-    });
+        });
+    }
 }
 
 #[test]
