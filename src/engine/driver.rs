@@ -474,7 +474,8 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             return;
         }
         let ran = chunk.len();
-        if ran != 0 {
+        // What is tried again travels alone, and says little of how long the others take.
+        if ran != 0 && chunk.attempts == 1 {
             let before = chunk.each_before.saturating_mul(ran as u32);
             self.sizing.record_run(ran, chunk.busy.max(before));
         }
@@ -768,4 +769,26 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 /// What is to come from a source that may have nothing to give for a while.
 fn incoming<'s, I>(ops: &Option<SourceOps<I>>, source: &'s I) -> Option<&'s (dyn Incoming + 's)> {
     ops.as_ref().and_then(|ops| (ops.incoming)(source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prelude::*;
+
+    #[test]
+    fn what_is_tried_again_says_nothing_of_how_long_the_others_take() {
+        let items = 0..10u32;
+        let mut run = items.futureproof(Raise).map_tasks(infallible(|n: &u32| *n));
+        let driver = &mut run.driver;
+        for (attempts, each) in [(1, 1_000), (2, 50_000_000), (1, 500)] {
+            let mut chunk = Box::new(Chunk::new());
+            chunk.inputs = vec![7; 4];
+            chunk.outputs = vec![7; 4];
+            chunk.attempts = attempts;
+            chunk.busy = Duration::from_nanos(4 * each);
+            driver.accept(chunk);
+            assert_eq!(driver.sizing.grain(), if each == 500 { 4 } else { 2 });
+        }
+    }
 }
