@@ -774,6 +774,7 @@ fn incoming<'s, I>(ops: &Option<SourceOps<I>>, source: &'s I) -> Option<&'s (dyn
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::chunk::Outcome;
     use crate::prelude::*;
 
     #[test]
@@ -781,14 +782,16 @@ mod tests {
         let items = 0..10u32;
         let mut run = items.futureproof(Raise).map_tasks(infallible(|n: &u32| *n));
         let driver = &mut run.driver;
-        for (attempts, each) in [(1, 1_000), (2, 50_000_000), (1, 500)] {
-            let mut chunk = Box::new(Chunk::new());
-            chunk.inputs = vec![7; 4];
-            chunk.outputs = vec![7; 4];
-            chunk.attempts = attempts;
-            chunk.busy = Duration::from_nanos(4 * each);
+        for (attempts, nanos, grain) in [(1, 1_000, 2), (2, 50_000_000, 2), (1, 500, 4)] {
+            let outcome = Outcome {
+                index: 0,
+                input: 7,
+                result: Ok(7),
+            };
+            let mut chunk = Chunk::of_one(outcome, attempts);
+            chunk.busy = Duration::from_nanos(nanos);
             driver.accept(chunk);
-            assert_eq!(driver.sizing.grain(), if each == 500 { 4 } else { 2 });
+            assert_eq!(driver.sizing.grain(), grain);
         }
     }
 }
