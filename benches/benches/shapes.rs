@@ -6,6 +6,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use futureproof::prelude::*;
@@ -139,13 +140,26 @@ fn sources(bars: &mut Bars) {
                     });
                 }),
             ),
+            (
+                "pulls and tasks, shared out beforehand (the limit)",
+                Box::new(|| {
+                    let half = || {
+                        let pulled = (0..items / 2).map(|n| steps(n, pull_steps) | n);
+                        take(pulled.map(work_on).sum::<u64>());
+                    };
+                    rig.install(|| rayon::join(half, half));
+                }),
+            ),
         ];
         let ratios = compare(&shape, items, contenders);
         let beside = ratios[1] / ratios[2].min(ratios[3]);
         bars.add(
             &shape,
             &format!("≤ {most} of the slower half alone, ≤ 1.02 of the best peer"),
-            format!("{:.2}, {beside:.2}", ratios[1]),
+            format!(
+                "{:.2}, {beside:.2}; two cores need {:.2}",
+                ratios[1], ratios[4]
+            ),
             ratios[1] <= most && beside <= 1.02,
         );
     }
@@ -256,6 +270,10 @@ fn small_runs(bars: &mut Bars) {
                     }
                 }),
             ),
+            (
+                "threads each, that share the items beforehand",
+                Box::new(|| (0..RUNS).for_each(|_| bare_threads(items, work))),
+            ),
         ];
         let ratios = compare(&shape, items * RUNS, contenders);
         let most_shared = most.unwrap_or(ratios[2]);
@@ -269,11 +287,27 @@ fn small_runs(bars: &mut Bars) {
             bars.add(
                 &format!("{shape}, a pool each"),
                 "≤ 1.6",
-                times(ratios[3]),
+                format!("{:.2}, threads each {:.2}", ratios[3], ratios[4]),
                 ratios[3] <= 1.6,
             );
         }
     }
+}
+
+/// The least that a run with threads of its own takes: they start, send what they have, and end.
+fn bare_threads(items: u64, work: impl Fn(&u64) -> u64 + Copy + Send) {
+    let (sender, results) = crossbeam_channel::unbounded();
+    thread::scope(|scope| {
+        for first in 0..THREADS as u64 {
+            let sender = sender.clone();
+            scope.spawn(move || {
+                let all = (first..items).step_by(THREADS).map(|n| work(&n));
+                take(sender.send(all.collect::<Vec<_>>()));
+            });
+        }
+        drop(sender);
+        results.iter().flatten().for_each(take);
+    });
 }
 
 /// One in ten fails once.
@@ -344,12 +378,21 @@ fn large_results(bars: &mut Bars) {
                 run.flatten().for_each(|task| sum(task.output));
             }),
         ),
+        (
+            "futureproof, 8 in flight",
+            Box::new(move || {
+                let run = (0..ITEMS).futureproof(Raise).num_threads(THREADS);
+                let run = run.max_in_flight(8);
+                let run = run.map_tasks(infallible(move |n: &u64| make(*n)));
+                run.flatten().for_each(|task| sum(task.output));
+            }),
+        ),
     ];
     let ratios = compare("results of 64 KiB", ITEMS, contenders);
     bars.add(
         "results of 64 KiB, beside par_bridge",
         "≤ 1.0",
-        times(ratios[1]),
+        format!("{:.2}, with 8 in flight {:.2}", ratios[1], ratios[2]),
         ratios[1] <= 1.0,
     );
 }
