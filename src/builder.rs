@@ -660,7 +660,7 @@ impl<I: Iterator, P> Futureproof<I, P> {
     /// inside rayon runs another task meanwhile, on the same stack; if that task takes the lock, both wait forever.
     /// This crate holds no lock while `f` runs.
     ///
-    /// The values that `f` captures must be `Send` and `Sync`:
+    /// The values that `f` captures must be `Send` and `Sync`, and `'static` unless the run is [`on`](Self::on) a [scope](crate::scope):
     ///
     /// ```compile_fail,E0277
     /// use futureproof::prelude::*;

@@ -174,7 +174,8 @@ impl<S: Send> PerWorker<S> {
         }
     }
 
-    /// Returns the states, in no particular order.
+    /// Returns the states, in no particular order. If you want to know whose each is, let `init` put
+    /// `thread::current().name()` into it.
     ///
     /// Call this when the run has been dropped, as a `for` loop over it does at its end. Until then calls may still
     /// be running, even after a failure or a cancel stopped the run. A state that is in use at that moment is not

@@ -29,7 +29,7 @@
 //! | stop at the first failure | `.futureproof(Raise)` and `task?` |
 //! | continue, and log failures | `.futureproof(Log)`, then `.flatten()` for the successes |
 //! | continue, and handle failures yourself | `.futureproof(Ignore)`, `match task { … }` |
-//! | use `?` with `anyhow`, and get everything or an error | [`.checked()`](MapTasks::checked) |
+//! | use `?` whatever the error is (a text, `anyhow`, …), and get everything or an error | [`.checked()`](MapTasks::checked) |
 //! | use a function that cannot fail | `.map_tasks(`[`infallible(f)`](infallible)`)` |
 //! | keep the order of the source | [`.ordered()`](Futureproof::ordered) |
 //! | wait for I/O on many threads | [`.num_threads(64)`](Futureproof::num_threads) |

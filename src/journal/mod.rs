@@ -91,7 +91,8 @@
 //! sleeps while nothing is recorded.
 //!
 //! The feature compiles SQLite: it needs a C compiler, and takes a core 40 s, once. With Rust before 1.89, choose an
-//! older `rusqlite`: `cargo update -p rusqlite --precise 0.39.0`.
+//! older `rusqlite`: `cargo update -p rusqlite --precise 0.39.0`. A program has one SQLite only: if you use `rusqlite`
+//! yourself, take a version from 0.37 to 0.43.
 //!
 //! # The file
 //!
@@ -169,7 +170,7 @@ impl Journal {
     /// a commit. The default is 1,000 and 100 ms.
     ///
     /// A commit takes from half a millisecond on a fast disk to tens of them on a slow one. With 1, a task ends
-    /// only when it is written down, or a commit has failed.
+    /// only when it is written down, or a commit has failed: `Journal::open(path)?.commit_every(1, Duration::ZERO)`.
     pub fn commit_every(self, items: usize, time: Duration) -> Self {
         self.recorder.commit_every(items, time);
         self

@@ -28,6 +28,10 @@
 //! }
 //! ```
 //!
+//! With a text as the function's error, what fails is an `Error<String>`, which works with neither `?` nor `checked`.
+//! `match` it, make it a text as well with `map_err(|error| error.to_string())`, or use an error type of your own that
+//! implements [`Error`](std::error::Error) and serde's traits.
+//!
 //! # What it costs
 //!
 //! Measured on two cores: a call takes 5 µs while calls follow each other closely, and 65 µs after a pause, when
