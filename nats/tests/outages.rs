@@ -26,7 +26,13 @@ struct Silence {
 
 impl Silence {
     fn on(port: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        // A process that another test starts at this moment has what listened here before, until it is another program.
+        let mut listener = None;
+        eventually("the port is free", || {
+            listener = TcpListener::bind(("127.0.0.1", port)).ok();
+            listener.is_some()
+        });
+        let listener = listener.unwrap();
         let port = listener.local_addr().unwrap().port();
         let over = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
         let is_over = std::sync::Arc::clone(&over);
