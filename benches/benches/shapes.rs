@@ -141,7 +141,7 @@ fn sources(bars: &mut Bars) {
                 }),
             ),
             (
-                "pulls and tasks, shared out beforehand (the limit)",
+                "pulls and tasks, shared out beforehand",
                 Box::new(|| {
                     let half = || {
                         let pulled = (0..items / 2).map(|n| steps(n, pull_steps) | n);
@@ -157,7 +157,7 @@ fn sources(bars: &mut Bars) {
             &shape,
             &format!("≤ {most} of the slower half alone, ≤ 1.02 of the best peer"),
             format!(
-                "{:.2}, {beside:.2}; two cores need {:.2}",
+                "{:.2}, {beside:.2}; shared out beforehand {:.2}",
                 ratios[1], ratios[4]
             ),
             ratios[1] <= most && beside <= 1.02,
