@@ -121,7 +121,7 @@ impl Wake {
             return;
         }
         let submitted = self.submitted();
-        // Not by yielding: on a busy machine, a thread that yields is away for milliseconds.
+        // Not by yielding: on a busy machine, who yields may be away for a whole time slice.
         let start = now();
         while self.submitted() == submitted && allows_any() {
             // A consumer that waits has been woken, and must know at once when it goes on.
