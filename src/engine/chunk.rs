@@ -5,7 +5,9 @@
 
 use std::fmt;
 use std::mem;
+use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::retry::Delays;
@@ -20,8 +22,10 @@ use crate::util::sync::thread::ThreadId;
 /// Items on their way to a worker and, with their results, on their way back.
 #[derive(Debug)]
 pub(crate) struct Chunk<I, T, E> {
-    /// The index of the first item; the others follow without a gap.
+    /// The index of the first item; the others follow without a gap. Where they are listed, its place in that list.
     pub(crate) first: u64,
+    /// The items by their places, where their indices do not follow each other.
+    pub(crate) listed: Option<Arc<Listed>>,
     /// Items that were run, or that their worker has begun; while the chunk is being filled, those that were pulled.
     pub(crate) inputs: Vec<I>,
     /// One for each item that succeeded.
@@ -33,12 +37,11 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) pending: Vec<I>,
     /// Tasks delivered so far.
     delivered: usize,
-    /// Up to here, tasks have succeeded and take the fast path.
+    /// Up to here, tasks have succeeded and take the fast path: their indices follow each other, counted from `base`.
     fast_until: usize,
-    /// How often the items were tried; more than once in chunks of one item only.
+    base: u64,
+    /// How often the items were tried.
     pub(crate) attempts: u32,
-    /// The delays that are left for a further attempt.
-    pub(crate) delays: Option<Delays>,
     /// Whether an `Err` is final, as no retry can follow. A panic always is.
     pub(crate) is_final: bool,
     /// How many items a worker may begin at a time.
@@ -51,6 +54,27 @@ pub(crate) struct Chunk<I, T, E> {
     /// How long these tasks ran, and on which thread.
     pub(crate) busy: Duration,
     pub(crate) worker: Option<ThreadId>,
+}
+
+/// Items that are tried again, or what is left of a chunk without those.
+#[derive(Debug, Default)]
+pub(crate) struct Listed {
+    indices: Vec<u64>,
+    /// What is left of the delays of each. Of what has ended, nothing is kept.
+    delays: Vec<Option<Delays>>,
+}
+
+impl Listed {
+    pub(crate) fn push(&mut self, index: u64, delays: Option<Delays>) {
+        self.indices.push(index);
+        self.delays.push(delays);
+    }
+}
+
+/// The index of the item at `place`.
+#[inline]
+fn index_of(listed: Option<&Listed>, place: u64) -> u64 {
+    listed.map_or(place, |listed| listed.indices[place as usize])
 }
 
 /// A chunk as it travels: one word to hand over.
@@ -79,14 +103,15 @@ impl<I, T, E> Chunk<I, T, E> {
     pub(crate) fn new() -> Self {
         Self {
             first: 0,
+            listed: None,
             inputs: Vec::new(),
             outputs: Vec::new(),
             failures: Vec::new(),
             pending: Vec::new(),
             delivered: 0,
             fast_until: 0,
+            base: 0,
             attempts: 1,
-            delays: None,
             is_final: true,
             grain: 1,
             epoch: 0,
@@ -101,11 +126,11 @@ impl<I, T, E> Chunk<I, T, E> {
     pub(crate) fn reset(&mut self, first: u64, is_final: bool) {
         debug_assert!(self.holds_nothing());
         self.first = first;
+        self.listed = None;
         if !seeded_bugs::has("buffer not cleared") {
             self.delivered = 0;
         }
         self.attempts = 1;
-        self.delays = None;
         self.is_final = is_final;
         self.grain = 1;
         self.stage = None;
@@ -121,7 +146,26 @@ impl<I, T, E> Chunk<I, T, E> {
     /// Takes what nobody has begun, with the indices.
     pub(crate) fn take_pending(&mut self) -> impl Iterator<Item = (u64, I)> {
         let first = self.first + self.inputs.len() as u64;
-        (first..).zip(self.pending.drain(..).rev())
+        let listed = self.listed.as_deref();
+        let indices = (first..).map(move |place| index_of(listed, place));
+        // The items first: past the last of them, nothing is listed.
+        let items = self.pending.drain(..).rev();
+        items.zip(indices).map(|(item, index)| (index, item))
+    }
+
+    /// The index of the item that comes after so many others.
+    pub(crate) fn index(&self, offset: usize) -> u64 {
+        index_of(self.listed.as_deref(), self.first + offset as u64)
+    }
+
+    /// The indices of the items at those places. Where they are listed, others may lie between them.
+    pub(crate) fn indices(&self, places: Range<u64>) -> Range<u64> {
+        if places.is_empty() {
+            return places;
+        }
+        let [first, last] =
+            [places.start, places.end - 1].map(|place| index_of(self.listed.as_deref(), place));
+        first..last + 1
     }
 
     fn holds_nothing(&self) -> bool {
@@ -174,14 +218,15 @@ impl<I, T, E> Chunk<I, T, E> {
                 Err(payload) => {
                     let offset = self.done();
                     let panic = Panic::new(payload);
-                    instrument.panicked(self.first + offset as u64, panic.message());
+                    let index = self.index(offset);
+                    instrument.panicked(index, panic.message());
                     self.failures.push((offset, Cause::Panicked(panic)));
                     let before = if is_last && self.is_final {
                         self.outputs.len() - succeeded
                     } else {
                         0
                     };
-                    stop.record_failure(self.first + offset as u64, before);
+                    stop.record_failure(index, before);
                     // Handed over before anything else begins. Whether something may is for the next look at the limit.
                     if stop.has_failure_limit() {
                         return true;
@@ -207,6 +252,7 @@ impl<I, T, E> Chunk<I, T, E> {
         let succeeded = self.outputs.len();
         let Self {
             first,
+            listed,
             inputs,
             outputs,
             failures,
@@ -215,15 +261,16 @@ impl<I, T, E> Chunk<I, T, E> {
             ..
         } = self;
         let guard = stop.guard(*epoch);
+        let listed = listed.as_deref();
         let begun = *first + start as u64;
-        let indices = *first + start as u64..;
-        for (input, index) in inputs[start..].iter_mut().zip(indices) {
+        for (input, place) in inputs[start..].iter_mut().zip(begun..) {
+            let index = index_of(listed, place);
             let is_reached = !seeded_bugs::has("stage not stopped") || is_last;
             if is_reached && !guard.allows(index) {
                 return false;
             }
             // The first is run in any case, or nobody would get on.
-            if index > begun && is_wanted.load(Ordering::Relaxed) {
+            if place > begun && is_wanted.load(Ordering::Relaxed) {
                 return true;
             }
             match instrument.call(index, || f(input)) {
@@ -278,8 +325,8 @@ impl<I, T, E> Chunk<I, T, E> {
     pub(crate) fn take_run(&mut self) -> BoxedChunk<I, T, E> {
         let mut part = Box::new(Self::new());
         part.first = self.first;
+        part.listed.clone_from(&self.listed);
         part.attempts = self.attempts;
-        part.delays = self.delays.take();
         part.is_final = self.is_final;
         part.each_before = self.each_before;
         part.inputs = mem::take(&mut self.inputs);
@@ -293,10 +340,8 @@ impl<I, T, E> Chunk<I, T, E> {
     pub(crate) fn take_left(&mut self) -> BoxedChunk<I, T, E> {
         let mut left = Box::new(Self::new());
         left.first = self.first + self.inputs.len() as u64;
+        left.listed.clone_from(&self.listed);
         left.attempts = self.attempts;
-        if self.inputs.is_empty() {
-            left.delays = self.delays.take();
-        }
         left.is_final = self.is_final;
         left.grain = self.grain;
         left.each_before = self.each_before;
@@ -318,15 +363,33 @@ impl<I, T, E> Chunk<I, T, E> {
         self.inputs.reverse();
         self.outputs.reverse();
         self.failures.reverse();
-        self.find_next_failure();
+        self.find_fast_path();
     }
 
-    /// The next failure ends the fast path.
-    fn find_next_failure(&mut self) {
+    /// The fast path ends at the next failure, and where an index does not follow the one before.
+    fn find_fast_path(&mut self) {
         self.fast_until = match self.failures.last() {
             Some((failed, _)) => *failed,
             None => self.delivered + self.inputs.len(),
         };
+        self.base = self.first;
+        if self.listed.is_some() && !self.inputs.is_empty() {
+            self.base = self
+                .index(self.delivered)
+                .wrapping_sub(self.delivered as u64);
+            self.fast_until = self.fast_until.min(self.delivered + self.run_length());
+        }
+    }
+
+    /// How many of the tasks that are left have indices that follow each other.
+    fn run_length(&self) -> usize {
+        let Some(listed) = &self.listed else {
+            return self.inputs.len();
+        };
+        let indices = &listed.indices[self.first as usize + self.delivered..];
+        let follows = |pair: &&[u64]| pair[0] + 1 == pair[1];
+        let follow = indices.windows(2).take_while(follows).count();
+        self.inputs.len().min(1 + follow)
     }
 
     /// Takes the next task to deliver, if it is on the fast path. Small, so that it is inlined.
@@ -337,7 +400,7 @@ impl<I, T, E> Chunk<I, T, E> {
         }
         let input = self.inputs.pop()?;
         let output = self.outputs.pop()?;
-        let index = self.first + self.delivered as u64;
+        let index = self.base.wrapping_add(self.delivered as u64);
         self.delivered += 1;
         Some(Task::new(index, input, output))
     }
@@ -357,48 +420,113 @@ impl<I, T, E> Chunk<I, T, E> {
     pub(crate) fn pop(&mut self) -> Option<Outcome<I, T, E>> {
         let input = self.inputs.pop()?;
         let offset = self.delivered;
+        let index = self.index(offset);
         if !seeded_bugs::has("double delivery") {
             self.delivered += 1;
         }
         let result = match self.failures.last() {
             Some((failed, _)) if *failed == offset => {
                 let failure = self.failures.pop();
-                self.find_next_failure();
                 failure.map(|(_, cause)| Err(cause))
             }
             _ => self.outputs.pop().map(Ok),
         };
         let result = result.expect("each item that was run has an output or a failure");
+        if self.delivered > self.fast_until {
+            self.find_fast_path();
+        }
         Some(Outcome {
-            index: self.first + offset as u64,
+            index,
             input,
             result,
         })
     }
 
-    /// How many tasks come before the next failure.
-    pub(crate) fn successes(&self) -> usize {
-        self.fast_until - self.delivered
+    /// Takes out the failures for which `judge` returns something, in order. It gets the index, how many have succeeded since the
+    /// failure before, why it failed, and what is left of its delays. Nothing was delivered yet.
+    pub(crate) fn extract_failures<R>(
+        &mut self,
+        mut judge: impl FnMut(u64, usize, &Cause<E>, Option<Delays>) -> Option<R>,
+    ) -> Vec<(Outcome<I, T, E>, R)> {
+        let mut extracted = Vec::new();
+        let mut kept = Vec::new();
+        let mut next = 0;
+        while let Some((offset, cause)) = self.failures.pop() {
+            let index = self.index(offset);
+            let delays = self.listed.as_ref().and_then(|listed| {
+                let delays = listed.delays.get(self.first as usize + offset);
+                delays.cloned().flatten()
+            });
+            match judge(index, offset - next, &cause, delays) {
+                Some(verdict) => extracted.push((offset, index, cause, verdict)),
+                // Those before it are gone.
+                None => kept.push((offset - extracted.len(), cause)),
+            }
+            next = offset + 1;
+        }
+        kept.reverse();
+        self.failures = kept;
+        if extracted.is_empty() {
+            return Vec::new();
+        }
+        let mut indices = Vec::with_capacity(self.inputs.len() - extracted.len());
+        let mut failures = extracted.into_iter().peekable();
+        let mut inputs = Vec::with_capacity(indices.capacity());
+        let mut taken = Vec::with_capacity(failures.len());
+        for (offset, input) in mem::take(&mut self.inputs).into_iter().rev().enumerate() {
+            match failures.next_if(|failure| failure.0 == offset) {
+                Some((_, index, cause, verdict)) => {
+                    let result = Err(cause);
+                    let outcome = Outcome {
+                        index,
+                        input,
+                        result,
+                    };
+                    taken.push((outcome, verdict));
+                }
+                None => {
+                    indices.push(self.index(offset));
+                    inputs.push(input);
+                }
+            }
+        }
+        inputs.reverse();
+        self.inputs = inputs;
+        self.first = 0;
+        self.listed = Some(Arc::new(Listed {
+            indices,
+            delays: Vec::new(),
+        }));
+        self.find_fast_path();
+        taken
     }
 
-    /// Takes the next `count` tasks, which all succeeded, as a chunk of their own.
-    pub(crate) fn split_off_front(&mut self, count: usize) -> BoxedChunk<I, T, E> {
-        let mut front = Box::new(Self::new());
-        front.first = self.first + self.delivered as u64;
-        front.attempts = self.attempts;
-        front.inputs = self.inputs.split_off(self.inputs.len() - count);
-        front.outputs = self.outputs.split_off(self.outputs.len() - count);
-        front.find_next_failure();
-        self.delivered += count;
-        front
+    /// Whether no index is missing between the first and the last.
+    pub(crate) fn is_contiguous(&self) -> bool {
+        self.run_length() == self.inputs.len()
     }
 
-    /// Forgets those that were taken out, where all that is left has succeeded.
-    pub(crate) fn forget_taken(&mut self) {
-        debug_assert!(self.failures.is_empty());
-        self.first += self.delivered as u64;
-        self.delivered = 0;
-        self.find_next_failure();
+    /// Takes the next tasks whose indices follow each other, as a chunk of their own. Nothing was delivered yet.
+    pub(crate) fn split_off_run(&mut self) -> BoxedChunk<I, T, E> {
+        let count = self.run_length();
+        let mut run = Box::new(Self::new());
+        run.first = self.index(0);
+        run.attempts = self.attempts;
+        run.stage = self.stage;
+        let later = self
+            .failures
+            .partition_point(|(offset, _)| *offset >= count);
+        run.failures = self.failures.split_off(later);
+        let succeeded = count - run.failures.len();
+        run.inputs = self.inputs.split_off(self.inputs.len() - count);
+        run.outputs = self.outputs.split_off(self.outputs.len() - succeeded);
+        run.find_fast_path();
+        self.first += count as u64;
+        self.failures
+            .iter_mut()
+            .for_each(|(offset, _)| *offset -= count);
+        self.find_fast_path();
+        run
     }
 
     /// Takes it apart: each item that was run, in order, with what became of it; and the items that nobody has begun.
@@ -412,7 +540,7 @@ impl<I, T, E> Chunk<I, T, E> {
         let inputs = mem::take(&mut self.inputs).into_iter();
         let mut outputs = mem::take(&mut self.outputs).into_iter();
         let mut failures = mem::take(&mut self.failures).into_iter().peekable();
-        let first = self.first;
+        let (first, listed) = (self.first, self.listed.clone());
         let outcomes = inputs.enumerate().map(move |(offset, input)| {
             let failure = failures.next_if(|(failed, _)| *failed == offset);
             let result = match failure {
@@ -422,7 +550,7 @@ impl<I, T, E> Chunk<I, T, E> {
                     .expect("each item that was run has an output or a failure")),
             };
             Outcome {
-                index: first + offset as u64,
+                index: index_of(listed.as_deref(), first + offset as u64),
                 input,
                 result,
             }
@@ -438,8 +566,8 @@ impl<I, T, E> Chunk<I, T, E> {
         chunk.outputs = mem::take(&mut self.outputs);
         chunk.failures = mem::take(&mut self.failures);
         chunk.pending = mem::take(&mut self.pending).into_iter().map(&f).collect();
+        chunk.listed.clone_from(&self.listed);
         chunk.attempts = self.attempts;
-        chunk.delays = self.delays.take();
         chunk.is_final = self.is_final;
         chunk.grain = self.grain;
         chunk.busy = self.busy;
@@ -577,12 +705,111 @@ mod tests {
         chunk.append(&mut next);
         assert!(next.holds_nothing() && next.first == 4);
         chunk.seal();
-        assert_eq!(chunk.successes(), 3);
+        assert_eq!(chunk.fast_until, 3);
         assert_eq!(chunk.pop_fast().map(|task| task.index), Some(0));
         let rest: Vec<(u64, bool)> = std::iter::from_fn(|| chunk.pop())
             .map(|outcome| (outcome.index, outcome.result.is_ok()))
             .collect();
         assert_eq!(rest, [(1, true), (2, true), (3, false)]);
+    }
+
+    type Results = Vec<(u64, bool)>;
+
+    /// Takes all that is left, and says which index came how.
+    fn deliver(chunk: &mut Chunk<u32, u32, &'static str>) -> (Results, usize) {
+        let (mut results, mut fast) = (Vec::new(), 0);
+        loop {
+            if let Some(task) = chunk.pop_fast() {
+                assert_eq!(
+                    (u64::from(task.input), task.output),
+                    (task.index, task.input)
+                );
+                results.push((task.index, true));
+                fast += 1;
+            } else if let Some(outcome) = chunk.pop() {
+                assert_eq!(u64::from(outcome.input), outcome.index);
+                results.push((outcome.index, outcome.result.is_ok()));
+            } else {
+                return (results, fast);
+            }
+        }
+    }
+
+    /// Of twenty to forty, those at 3 and 13 of the list fail. Those that `is_taken` are taken out.
+    fn without(is_taken: impl Fn(u64) -> bool) -> (Chunk<u32, u32, &'static str>, Vec<u64>) {
+        let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+        let mut chunk = Chunk::new();
+        chunk.first = 20;
+        chunk.inputs = (20..40).collect();
+        run_once(&mut chunk, &stop);
+        chunk.seal();
+        let mut asked = Vec::new();
+        let taken = chunk.extract_failures(|index, before, _, delays| {
+            assert!(delays.is_none());
+            asked.push((index, before));
+            is_taken(index).then_some(())
+        });
+        assert_eq!(asked, [(23, 3), (33, 9)]);
+        (chunk, taken.iter().map(|(it, ())| it.index).collect())
+    }
+
+    #[test]
+    fn what_is_left_without_some_failures_keeps_its_indices() {
+        for taken in [&[][..], &[23], &[33], &[23, 33]] {
+            let (mut chunk, extracted) = without(|index| taken.contains(&index));
+            assert_eq!(extracted, taken);
+            assert_eq!(chunk.is_contiguous(), taken.is_empty());
+            let (results, fast) = deliver(&mut chunk);
+            let left = (20..40).filter(|index| !taken.contains(index));
+            assert_eq!(
+                results,
+                left.map(|index| (index, index % 10 != 3))
+                    .collect::<Vec<_>>()
+            );
+            // All but the failures that are left, and the first after each that is not.
+            assert_eq!(fast, 18 - taken.len());
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_split_where_an_index_is_missing() {
+        let (mut chunk, _) = without(|index| index == 33);
+        let mut runs = Vec::new();
+        while !chunk.is_contiguous() {
+            runs.push(deliver(&mut chunk.split_off_run()).0);
+        }
+        runs.push(deliver(&mut chunk).0);
+        let run = |indices: Range<u64>| {
+            indices
+                .map(|index| (index, index != 23))
+                .collect::<Results>()
+        };
+        assert_eq!(runs, [run(20..33), run(34..40)]);
+    }
+
+    #[test]
+    fn listed_items_keep_their_indices_wherever_they_go() {
+        let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+        let mut listed = Listed::default();
+        [1, 2, 5, 7, 13].map(|index| listed.push(index, None));
+        let mut chunk = Chunk::new();
+        chunk.listed = Some(Arc::new(listed));
+        chunk.inputs = vec![1, 2, 5];
+        chunk.pending = vec![13, 7];
+        assert_eq!((chunk.index(2), chunk.indices(1..4)), (5, 2..8));
+        assert_eq!(chunk.indices(3..3), 3..3);
+        run_once(&mut chunk, &stop);
+        let mut part = chunk.take_run();
+        let mut left = chunk.take_left();
+        assert_eq!(
+            part.map_inputs(|n| n)
+                .take_apart()
+                .0
+                .map(|it| it.index)
+                .collect::<Vec<_>>(),
+            [1, 2, 5]
+        );
+        assert_eq!(left.take_pending().collect::<Vec<_>>(), [(7, 7), (13, 13)]);
     }
 
     #[test]

@@ -491,13 +491,25 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             self.submit(chunk);
         }
         while self.may_start() != 0 {
-            let Some(chunk) = self.in_flight.pop_due(self.workers.stop()) else {
+            let most = self.retries_at_once();
+            let Some(mut chunk) = self.in_flight.pop_due(self.workers.stop(), most) else {
                 return;
             };
-            self.workers.counters().retry();
+            chunk.grain = self.sizing.grain();
+            self.workers.counters().retry(chunk.pending.len());
             self.submit(chunk);
         }
         self.in_flight.give_up_stopped(self.workers.stop());
+    }
+
+    /// How many items that are tried again may travel together.
+    fn retries_at_once(&self) -> usize {
+        let is_one_by_one = self.options.ordered || self.options.pace.is_some();
+        if is_one_by_one || self.in_flight.holds.is_some() {
+            return 1;
+        }
+        let waiting = self.in_flight.waiting() as u64;
+        self.sizing.next_of(Some(waiting), self.workers.width())
     }
 
     fn submit(&mut self, chunk: BoxedChunk<I::Item, T, E>) {

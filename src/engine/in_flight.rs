@@ -1,13 +1,14 @@
 //! What was pulled and is not delivered yet, as far as it is on the caller's side.
 
 use std::mem;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::chunk::{BoxedChunk, Chunk, Outcome};
+use crate::engine::chunk::{BoxedChunk, Chunk, Listed};
 use crate::engine::holds::Holds;
 use crate::engine::job::RunState;
 use crate::engine::order::Order;
-use crate::engine::retry::{Delays, RetryRule, Waiting};
+use crate::engine::retry::{Entry, RetryRule, Waiting};
 use crate::engine::stop::Stop;
 use crate::task::Cause;
 use crate::util::panics::{drop_all_catching, drop_catching};
@@ -16,9 +17,10 @@ use crate::util::sync::now;
 /// What waits for another attempt, what has finished, and what a stop kept from being run. An item is in one of these, or
 /// with the workers.
 pub(crate) struct InFlight<'a, I, T, E> {
+    ordered: bool,
     /// What has finished, up to its turn.
     pub(crate) order: Order<BoxedChunk<I, T, E>>,
-    waiting: Waiting<BoxedChunk<I, T, E>>,
+    waiting: Waiting<I>,
     retry: Option<RetryRule<'a, E>>,
     /// What may not start yet, where there are rules for that.
     pub(crate) holds: Option<Box<Holds<'a, I>>>,
@@ -33,6 +35,7 @@ pub(crate) struct InFlight<'a, I, T, E> {
 impl<'a, I, T, E> InFlight<'a, I, T, E> {
     pub(crate) fn new(ordered: bool) -> Self {
         Self {
+            ordered,
             order: Order::new(ordered),
             waiting: Waiting::new(),
             retry: None,
@@ -78,97 +81,68 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
     /// Takes in what a worker has finished, and what it was not allowed to begin.
     pub(crate) fn accept(&mut self, mut chunk: BoxedChunk<I, T, E>, run: &RunState) {
         self.unrun.extend(chunk.take_pending());
-        if chunk.failed() != 0 && !chunk.is_final {
-            self.sort_failures(chunk, run);
-        } else if chunk.len() > 0 {
-            if !chunk.is_final {
-                run.stop.record_successes(chunk.len());
-            }
-            self.push(chunk);
+        if !chunk.is_final {
+            self.sort_failures(&mut chunk, run);
         }
+        if chunk.len() == 0 {
+            return;
+        }
+        // In order, what was taken out will come between two others.
+        while self.ordered && !chunk.is_contiguous() {
+            let run = chunk.split_off_run();
+            self.push(run);
+        }
+        self.push(chunk);
     }
 
     fn push(&mut self, chunk: BoxedChunk<I, T, E>) {
         if let Some(holds) = &mut self.holds {
-            (chunk.first..chunk.first + chunk.len() as u64).for_each(|index| holds.end(index));
+            (0..chunk.len()).for_each(|offset| holds.end(chunk.index(offset)));
         }
-        self.order.push(chunk.first, chunk.len(), chunk);
+        self.order.push(chunk.index(0), chunk.len(), chunk);
     }
 
-    /// Sets apart what is to be tried again. What succeeded between two failures stays together.
-    fn sort_failures(&mut self, mut chunk: BoxedChunk<I, T, E>, run: &RunState) {
-        let (attempts, stage) = (chunk.attempts, chunk.stage);
-        let mut delays = chunk.delays.take();
-        while chunk.len() > 0 {
-            let before = chunk.successes();
-            run.stop.record_successes(before);
-            if before == chunk.len() {
-                chunk.forget_taken();
-                return self.push(chunk);
-            }
-            if before > 0 {
-                let successes = chunk.split_off_front(before);
-                self.push(successes);
-            }
-            let Some(outcome) = chunk.pop() else {
-                unreachable!("a chunk has as many tasks as it says");
-            };
-            if let Some(outcome) = self.sort_failure(outcome, attempts, delays.take(), run) {
-                let mut failure = Chunk::of_one(outcome, attempts);
-                failure.stage = stage;
-                self.push(failure);
+    /// Takes out what is to be tried again.
+    fn sort_failures(&mut self, chunk: &mut Chunk<I, T, E>, run: &RunState) {
+        let mut left = chunk.len() - chunk.failed();
+        if chunk.failed() != 0 {
+            let attempts = chunk.attempts;
+            let retry = &self.retry;
+            let failures = chunk.extract_failures(|index, before, cause, mut delays| {
+                run.stop.record_successes(before);
+                left -= before;
+                let delay = match (retry, cause) {
+                    (Some(retry), Cause::Failed(error)) => {
+                        retry.delay(error, attempts, &mut delays)
+                    }
+                    _ => None,
+                };
+                if delay.is_none() {
+                    run.counters.complete(1, 1);
+                    // A panic has stopped the run where it happened.
+                    if matches!(cause, Cause::Failed(_)) {
+                        run.stop.record_failure(index, 0);
+                        run.stop.record_handed_over(1);
+                    }
+                }
+                delay.map(|delay| (delay, delays))
+            });
+            let now = now();
+            for (failure, (delay, delays)) in failures {
+                // The error is the user's: its destructor may panic.
+                drop_catching(failure.result);
+                // A delay past the end of time is one that never ends.
+                let due = now.checked_add(delay);
+                self.waiting.push(Entry {
+                    due: due.unwrap_or(now + Duration::from_secs(1 << 32)),
+                    index: failure.index,
+                    input: failure.input,
+                    attempt: attempts + 1,
+                    delays,
+                });
             }
         }
-    }
-
-    /// Gives a failure back if it is final.
-    fn sort_failure(
-        &mut self,
-        outcome: Outcome<I, T, E>,
-        attempts: u32,
-        mut delays: Option<Delays>,
-        run: &RunState,
-    ) -> Option<Outcome<I, T, E>> {
-        let Err(cause) = &outcome.result else {
-            return Some(outcome);
-        };
-        let Some(delay) = self.delay(cause, attempts, &mut delays) else {
-            run.counters.complete(1, 1);
-            // A panic has stopped the run where it happened.
-            if matches!(cause, Cause::Failed(_)) {
-                run.stop.record_failure(outcome.index, 0);
-                run.stop.record_handed_over(1);
-            }
-            return Some(outcome);
-        };
-        let mut chunk = self.empty_chunk();
-        let is_final = delays.as_ref().is_some_and(Delays::is_spent);
-        chunk.reset(outcome.index, is_final);
-        chunk.attempts = attempts + 1;
-        chunk.delays = delays;
-        chunk.pending.push(outcome.input);
-        // The error is the user's: its destructor may panic.
-        drop_catching(outcome.result);
-        let now = now();
-        // A delay past the end of time is one that never ends.
-        let due = now
-            .checked_add(delay)
-            .unwrap_or(now + Duration::from_secs(1 << 32));
-        self.waiting.push(due, chunk.first, chunk);
-        None
-    }
-
-    /// How long to wait before another attempt, if there is one.
-    fn delay(
-        &self,
-        cause: &Cause<E>,
-        attempts: u32,
-        delays: &mut Option<Delays>,
-    ) -> Option<Duration> {
-        match (&self.retry, cause) {
-            (Some(retry), Cause::Failed(error)) => retry.delay(error, attempts, delays),
-            _ => None,
-        }
+        run.stop.record_successes(left);
     }
 
     /// When the next attempt is due.
@@ -176,10 +150,39 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
         self.waiting.next_due()
     }
 
-    /// An item that has waited long enough for another attempt.
-    pub(crate) fn pop_due(&mut self, stop: &Stop) -> Option<BoxedChunk<I, T, E>> {
+    /// How many items wait for another attempt.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Items that have waited long enough for another attempt, `most` of them at most.
+    pub(crate) fn pop_due(&mut self, stop: &Stop, most: usize) -> Option<BoxedChunk<I, T, E>> {
         self.give_up_stopped(stop);
-        self.waiting.pop_due()
+        if self.waiting.is_empty() {
+            return None;
+        }
+        let now = now();
+        let mut entry = self.waiting.pop_due(now, |_| true)?;
+        let (attempt, is_final) = (entry.attempt, entry.is_final());
+        let mut chunk = self.empty_chunk();
+        chunk.reset(0, is_final);
+        chunk.attempts = attempt;
+        let mut listed = Listed::default();
+        loop {
+            listed.push(entry.index, entry.delays);
+            chunk.inputs.push(entry.input);
+            if chunk.inputs.len() >= most {
+                break;
+            }
+            let fits = |next: &Entry<I>| next.attempt == attempt && next.is_final() == is_final;
+            match self.waiting.pop_due(now, fits) {
+                Some(next) => entry = next,
+                None => break,
+            }
+        }
+        chunk.set_pending();
+        chunk.listed = Some(Arc::new(listed));
+        Some(chunk)
     }
 
     /// An item that is held no longer.
@@ -199,8 +202,7 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
     /// What was taken from a chunk is with the consumer.
     pub(crate) fn note_delivered(&mut self, chunk: &Chunk<I, T, E>) {
         if let Some(holds) = &mut self.holds {
-            let end = chunk.first + chunk.delivered() as u64;
-            (chunk.first..end).for_each(|index| holds.deliver(index));
+            (0..chunk.delivered()).for_each(|offset| holds.deliver(chunk.index(offset)));
         }
     }
 
@@ -219,9 +221,9 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
 
     /// Those that may not start any more do not wait for another attempt.
     fn give_up(&mut self, is_allowed: impl Fn(u64) -> bool) {
-        for mut chunk in self.waiting.remove(is_allowed) {
-            self.unrun.extend(chunk.take_pending());
-        }
+        let given_up = self.waiting.remove(is_allowed).into_iter();
+        self.unrun
+            .extend(given_up.map(|entry| (entry.index, entry.input)));
     }
 
     /// Whether an item came back unrun although nothing forbade it: its pool drops its jobs.
@@ -242,6 +244,7 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
 
 impl<I, T, E> Drop for InFlight<'_, I, T, E> {
     fn drop(&mut self) {
+        self.give_up(|_| false);
         drop_all_catching(&mut self.unrun);
     }
 }
@@ -303,28 +306,60 @@ mod tests {
     }
 
     #[test]
-    fn what_succeeds_between_two_failures_stays_together() {
+    fn what_has_ended_stays_together() {
+        let run = run_with(Ignore);
+        for (ordered, apart) in [(false, &[8][..]), (true, &[3, 3, 2])] {
+            let mut parts = Parts::new(ordered);
+            parts.retry_rule("run");
+            parts.accept(finished(&run), &run);
+            // Nothing is tried again.
+            assert_eq!(lengths(&mut parts), [10]);
+            parts.accept(Box::new(Chunk::new()), &run);
+            assert_eq!(parts.chunks(), 0);
+            parts
+                .retry_rule("run")
+                .set_answer(|_, _| Some(Duration::from_secs(3_600)));
+            parts.accept(finished(&run), &run);
+            assert_eq!((parts.chunks(), parts.waiting()), (apart.len() + 2, 2));
+            assert_eq!(lengths(&mut parts), apart);
+            let waits: Vec<u64> = parts
+                .take_unprocessed()
+                .iter()
+                .map(|(index, _)| *index)
+                .collect();
+            assert_eq!(waits, [3, 7]);
+        }
+    }
+
+    #[test]
+    fn what_is_due_travels_together() {
         let run = run_with(Ignore);
         let mut parts = Parts::new(false);
-        parts.retry_rule("run");
-        parts.accept(finished(&run), &run);
-        // Nothing is tried again.
-        assert_eq!(lengths(&mut parts), [3, 1, 3, 1, 2]);
-        parts.accept(Box::new(Chunk::new()), &run);
-        assert_eq!(parts.chunks(), 0);
-        parts
-            .retry_rule("run")
-            .set_answer(|_, _| Some(Duration::from_secs(3_600)));
-        parts.accept(finished(&run), &run);
-        assert_eq!(parts.chunks(), 5);
-        assert_eq!(lengths(&mut parts), [3, 3, 2]);
-        assert_eq!(parts.chunks(), 2);
-        let waits: Vec<u64> = parts
-            .take_unprocessed()
-            .iter()
-            .map(|(index, _)| *index)
-            .collect();
-        assert_eq!(waits, [3, 7]);
+        parts.retry_rule("run").set_delays(|| [Duration::ZERO; 3]);
+        parts.accept(ran(&run, 10, &[1, 2, 4, 6, 8]), &run);
+        let indices = |chunk: Option<BoxedChunk<u32, u32, _>>| {
+            let chunk = chunk.as_ref().unwrap();
+            let indices: Vec<u64> = (0..chunk.pending.len()).map(|it| chunk.index(it)).collect();
+            (indices, chunk.attempts, chunk.is_final)
+        };
+        let mut first = parts.pop_due(&run.stop, 2);
+        assert_eq!(indices(first.take()), (vec![1, 2], 2, false));
+        // One fails again, and two do not fit to what waits.
+        let mut again = parts.pop_due(&run.stop, 1).unwrap();
+        assert_eq!(again.index(0), 4);
+        mem::swap(&mut again.inputs, &mut again.pending);
+        again.run(
+            &|_: &mut u32| Err("busy"),
+            &run.stop,
+            true,
+            &AtomicBool::new(false),
+            &NoInstrument,
+        );
+        again.seal();
+        parts.accept(again, &run);
+        assert_eq!(indices(parts.pop_due(&run.stop, 9)), (vec![6, 8], 2, false));
+        assert_eq!(indices(parts.pop_due(&run.stop, 9)), (vec![4], 3, false));
+        assert!(parts.pop_due(&run.stop, 9).is_none());
     }
 
     #[test]
@@ -376,7 +411,7 @@ mod tests {
         parts.accept(finished(&run), &run);
         assert!(!parts.is_idle());
         run.stop.forbid_all();
-        assert!(parts.pop_due(&run.stop).is_none());
+        assert!(parts.pop_due(&run.stop, 9).is_none());
         assert!(parts.is_idle());
         assert!(!parts.is_deserted(&run.stop));
         assert!(parts.is_deserted(&run_with(Ignore).stop));

@@ -325,8 +325,9 @@ where
         };
         let RunState { stop, wake, .. } = self.sink.run();
         // What was not begun although nothing stops the run: its control has changed.
-        let next = chunk.first + chunk.len() as u64;
-        let is_left = !chunk.pending.is_empty() && self.queue.is_controlled() && stop.allows(next);
+        let is_left = !chunk.pending.is_empty()
+            && self.queue.is_controlled()
+            && stop.allows(chunk.index(chunk.len()));
         let left = is_left.then(|| chunk.take_left());
         if is_left && is_part {
             // It is a chunk like any other now.

@@ -26,7 +26,7 @@ pub(crate) struct State<I, T, E> {
     /// What waits, and what has finished before what the worker is at. While no worker is here, the chunk in which the
     /// next one will begin its items: the two change places.
     chunk: BoxedChunk<I, T, E>,
-    /// The index of the first item that waits.
+    /// The place of the first item that waits: its index, where none are listed.
     next: u64,
     /// When the chunk was begun.
     since: Instant,
@@ -76,6 +76,7 @@ impl<I, T, E> OpenChunk<I, T, E> {
             mem::swap(&mut whole.inputs, &mut chunk.pending);
         }
         chunk.first = whole.first;
+        chunk.listed.clone_from(&whole.listed);
         chunk.attempts = whole.attempts;
         chunk.is_final = whole.is_final;
         chunk.grain = whole.grain;
@@ -119,7 +120,8 @@ impl<I, T, E> State<I, T, E> {
 
     /// Who runs it, and the indices of what was begun last.
     pub(crate) fn call(&self) -> Option<(Thread, Range<u64>)> {
-        Some((self.worker.clone()?, self.begun.clone()))
+        let begun = self.chunk.indices(self.begun.clone());
+        Some((self.worker.clone()?, begun))
     }
 
     /// Begins the next items, in `chunk`.
@@ -164,6 +166,7 @@ impl<I, T, E> State<I, T, E> {
         let rest = pending.split_off(pending.len() - kept);
         part.pending = mem::replace(pending, rest);
         part.first = self.next + kept as u64;
+        part.listed.clone_from(&self.chunk.listed);
         part.attempts = self.chunk.attempts;
         part.is_final = self.chunk.is_final;
         part.each_before = self.chunk.each_before;

@@ -9,7 +9,6 @@ use log::warn;
 
 use crate::util::TARGET;
 use crate::util::panics::{CatchDrop, catch_panic};
-use crate::util::sync::now;
 
 /// How many delays are drawn at a time.
 const BLOCK: usize = 64;
@@ -83,7 +82,7 @@ impl<'a, E> RetryRule<'a, E> {
 }
 
 /// The delays of one item.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Delays {
     block: vec::IntoIter<Duration>,
     drawn: usize,
@@ -109,26 +108,37 @@ impl Delays {
 
 /// What waits for its time, soonest first.
 #[derive(Debug)]
-pub(crate) struct Waiting<C> {
-    heap: BinaryHeap<Reverse<Entry<C>>>,
+pub(crate) struct Waiting<I> {
+    heap: BinaryHeap<Reverse<Entry<I>>>,
 }
 
+/// An item that waits for another attempt.
 #[derive(Debug)]
-struct Entry<C> {
-    due: Instant,
-    index: u64,
-    value: C,
+pub(crate) struct Entry<I> {
+    pub(crate) due: Instant,
+    pub(crate) index: u64,
+    pub(crate) input: I,
+    /// Which attempt will be its next, and what is left of its delays for one more.
+    pub(crate) attempt: u32,
+    pub(crate) delays: Option<Delays>,
 }
 
-impl<C> Waiting<C> {
+impl<I> Entry<I> {
+    /// Whether an `Err` is final, as no retry can follow.
+    pub(crate) fn is_final(&self) -> bool {
+        self.delays.as_ref().is_some_and(Delays::is_spent)
+    }
+}
+
+impl<I> Waiting<I> {
     pub(crate) fn new() -> Self {
         Self {
             heap: BinaryHeap::new(),
         }
     }
 
-    pub(crate) fn push(&mut self, due: Instant, index: u64, value: C) {
-        self.heap.push(Reverse(Entry { due, index, value }));
+    pub(crate) fn push(&mut self, entry: Entry<I>) {
+        self.heap.push(Reverse(entry));
     }
 
     /// When the next one is due.
@@ -136,12 +146,17 @@ impl<C> Waiting<C> {
         self.heap.peek().map(|Reverse(entry)| entry.due)
     }
 
-    /// One that is due by now.
-    pub(crate) fn pop_due(&mut self) -> Option<C> {
-        if self.next_due()? > now() {
+    /// One that is due at `now`, if `fits` says that the next one will do.
+    pub(crate) fn pop_due(
+        &mut self,
+        now: Instant,
+        fits: impl FnOnce(&Entry<I>) -> bool,
+    ) -> Option<Entry<I>> {
+        let Reverse(next) = self.heap.peek()?;
+        if next.due > now || !fits(next) {
             return None;
         }
-        self.heap.pop().map(|Reverse(entry)| entry.value)
+        self.heap.pop().map(|Reverse(entry)| entry)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -153,39 +168,36 @@ impl<C> Waiting<C> {
     }
 
     /// Takes out those whose index is not allowed any more.
-    pub(crate) fn remove(&mut self, is_allowed: impl Fn(u64) -> bool) -> Vec<C> {
+    pub(crate) fn remove(&mut self, is_allowed: impl Fn(u64) -> bool) -> Vec<Entry<I>> {
         let (kept, removed) = self
             .heap
             .drain()
             .partition::<Vec<_>, _>(|Reverse(entry)| is_allowed(entry.index));
         self.heap = kept.into();
-        removed
-            .into_iter()
-            .map(|Reverse(entry)| entry.value)
-            .collect()
+        removed.into_iter().map(|Reverse(entry)| entry).collect()
     }
 }
 
 // Ordered by time, then by index.
-impl<C> Ord for Entry<C> {
+impl<I> Ord for Entry<I> {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (self.due, self.index).cmp(&(other.due, other.index))
     }
 }
 
-impl<C> PartialOrd for Entry<C> {
+impl<I> PartialOrd for Entry<I> {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl<C> PartialEq for Entry<C> {
+impl<I> PartialEq for Entry<I> {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl<C> Eq for Entry<C> {}
+impl<I> Eq for Entry<I> {}
 
 #[cfg(test)]
 mod tests {
@@ -243,28 +255,37 @@ mod tests {
         assert!(delays.as_ref().unwrap().is_spent());
     }
 
+    fn entry(due: Instant, index: u64) -> Entry<char> {
+        Entry {
+            due,
+            index,
+            input: ' ',
+            attempt: 2,
+            delays: None,
+        }
+    }
+
     #[test]
     fn the_soonest_comes_first() {
         let now = Instant::now();
+        let hour = Duration::from_secs(3_600);
         let mut waiting = Waiting::new();
-        waiting.push(now, 2, 'b');
-        waiting.push(now + Duration::from_secs(3_600), 0, 'c');
-        waiting.push(now, 1, 'a');
-        assert_eq!(waiting.pop_due(), Some('a'));
-        assert_eq!(waiting.pop_due(), Some('b'));
-        assert_eq!(waiting.pop_due(), None);
-        assert_eq!(waiting.remove(|index| index > 0), ['c']);
+        [(now, 2), (now + hour, 0), (now, 1)]
+            .into_iter()
+            .for_each(|(due, index)| waiting.push(entry(due, index)));
+        let mut next = |now, fits| waiting.pop_due(now, |_| fits).map(|entry| entry.index);
+        assert_eq!(next(now, true), Some(1));
+        assert_eq!(next(now, false), None);
+        assert_eq!(next(now, true), Some(2));
+        assert_eq!(next(now, true), None);
+        assert!(waiting.remove(|index| index == 0).is_empty());
+        assert_eq!(waiting.remove(|index| index > 0)[0].index, 0);
         assert!(waiting.is_empty());
     }
 
     #[test]
     fn those_that_are_due_at_the_same_time_come_by_index() {
         let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
-        let entry = |due, index| Entry {
-            due,
-            index,
-            value: (),
-        };
         assert!(entry(now, 1) == entry(now, 1));
         assert!(entry(now, 1) != entry(now, 2) && entry(now, 1) < entry(now, 2));
         assert!(entry(now, 2) < entry(later, 1));

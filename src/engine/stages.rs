@@ -8,9 +8,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::chunk::{BoxedChunk, Chunk, Outcome};
+use crate::engine::chunk::{BoxedChunk, Chunk, Listed, Outcome};
 use crate::engine::job::{RunState, Shared, Sink, StageState};
-use crate::engine::retry::Delays;
 use crate::engine::stage::{Dispatch, Spawner, Stage, StageHandle};
 use crate::pool::Spawn;
 use crate::util::panics::drop_catching;
@@ -64,12 +63,12 @@ impl<I, V> Staged<I, V> {
     }
 }
 
-/// What goes from one stage to the next: items without a gap.
+/// What goes from one stage to the next: items that follow each other, as in a chunk.
 pub(crate) struct Batch<I, V> {
     first: u64,
+    listed: Option<Arc<Listed>>,
     items: Vec<Staged<I, V>>,
     attempts: u32,
-    delays: Option<Delays>,
     is_final: bool,
     grain: usize,
     each_before: Duration,
@@ -79,8 +78,8 @@ impl<I, V> Batch<I, V> {
     fn into_chunk<T, E>(self) -> BoxedChunk<Staged<I, V>, T, E> {
         let mut chunk = Box::new(Chunk::new());
         chunk.reset(self.first, self.is_final);
+        chunk.listed = self.listed;
         chunk.attempts = self.attempts;
-        chunk.delays = self.delays;
         chunk.grain = self.grain;
         chunk.each_before = self.each_before;
         chunk.inputs = self.items;
@@ -215,13 +214,12 @@ impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
             .unwrap_or_default()
             .max(chunk.each_before);
         let (attempts, is_final, grain) = (chunk.attempts, chunk.is_final, chunk.grain);
-        // There for a single item only.
-        let mut delays = chunk.delays.take();
-        let end = chunk.first + ran as u64;
+        let (first, listed) = (chunk.first, chunk.listed.clone());
+        let end = first + ran as u64;
         let (outcomes, pending) = chunk.take_apart();
         let mut batches: Vec<Batch<I, V>> = Vec::new();
         let mut is_open = false;
-        for outcome in outcomes {
+        for (place, outcome) in (first..).zip(outcomes) {
             let (index, input) = (outcome.index, outcome.input.into_input());
             match outcome.result {
                 Ok(value) => {
@@ -229,10 +227,10 @@ impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
                         is_open = true;
                         self.shared.run.wake.submit();
                         batches.push(Batch {
-                            first: index,
-                            items: Vec::with_capacity((end - index) as usize),
+                            first: place,
+                            listed: listed.clone(),
+                            items: Vec::with_capacity((end - place) as usize),
                             attempts,
-                            delays: delays.take(),
                             is_final,
                             grain,
                             each_before: each,
@@ -252,8 +250,9 @@ impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
                         result,
                     };
                     let mut failure = Chunk::of_one(outcome, attempts);
+                    failure.first = place;
+                    failure.listed.clone_from(&listed);
                     failure.is_final = is_final;
-                    failure.delays = delays.take();
                     failure.stage = Some(self.stage.number);
                     failure.each_before = each;
                     self.shared.send(failure, width);
@@ -263,6 +262,7 @@ impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
         if !pending.is_empty() {
             let mut left = Box::new(Chunk::new());
             left.reset(end, is_final);
+            left.listed = listed;
             left.pending = pending.into_iter().map(Staged::into_input).collect();
             self.shared.send(left, width);
         }
@@ -471,8 +471,8 @@ impl<I: Send, T: Send, E: Send> Dispatch<I, T, E> for Pipeline<'_, I> {
         let staged = |input| Staged { input, value: None };
         self.first.queue(Batch {
             first: chunk.first,
+            listed: chunk.listed.clone(),
             attempts: chunk.attempts,
-            delays: chunk.delays.take(),
             is_final: chunk.is_final,
             grain: chunk.grain,
             each_before: Duration::ZERO,

@@ -208,8 +208,9 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         let ran = chunk.len() as u64;
         self.items -= chunk.len() + chunk.pending.len();
         if let Some(worker) = chunk.worker.filter(|_| ran > 0) {
-            let indices = chunk.first..chunk.first + ran;
-            self.timings.ran(indices, chunk.busy, worker, self.width);
+            let indices = chunk.indices(chunk.first..chunk.first + ran);
+            self.timings
+                .ran(ran, indices, chunk.busy, worker, self.width);
             if let Some(control) = self.stop().control() {
                 let sample = Sample {
                     calls: chunk.len(),

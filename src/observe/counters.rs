@@ -125,8 +125,8 @@ impl Counters {
         }
     }
 
-    pub(crate) fn retry(&self) {
-        self.retried.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn retry(&self, tasks: usize) {
+        self.retried.fetch_add(tasks as u64, Ordering::Relaxed);
     }
 
     /// Records the shares of time.

@@ -260,7 +260,7 @@ mod tests {
         counters.end();
         counters.set_pulled(9);
         counters.complete(7, 3);
-        counters.retry();
+        counters.retry(1);
         let line = totals(&counters.snapshot());
         assert!(line.contains("7 tasks completed, 3 failed"), "{line}");
         assert!(line.ends_with("1 retried, 2 not completed"), "{line}");

@@ -490,12 +490,12 @@ impl Timings {
     /// Records that these tasks took `busy` on `worker`, one of `width`.
     pub(crate) fn ran(
         &mut self,
+        tasks: u64,
         indices: Range<u64>,
         busy: Duration,
         worker: ThreadId,
         width: usize,
     ) {
-        let tasks = indices.end - indices.start;
         self.calls += tasks;
         #[cfg(feature = "metrics")]
         if let Some(durations) = &self.durations {
@@ -567,7 +567,7 @@ mod tests {
         let mut timings = Timings::default();
         for (index, millis) in [3, 9, 1, 7, 9, 2, 8].into_iter().enumerate() {
             let index = index as u64;
-            timings.ran(index..index + 1, millis * MS, me(), 2);
+            timings.ran(1, index..index + 1, millis * MS, me(), 2);
         }
         let report = timings.report(100 * MS, 2);
         let slowest: Vec<_> = report
@@ -616,7 +616,7 @@ mod tests {
             timings.consumer = consumer * MS;
             timings.waited(waited * MS);
             timings.waited_for_retries(retries * MS);
-            timings.ran(0..2, busy * MS, me(), 2);
+            timings.ran(2, 0..2, busy * MS, me(), 2);
             let report = timings.report(100 * MS, 2);
             assert_eq!(report.bottleneck(), who, "{report}");
             assert_eq!(
@@ -640,8 +640,8 @@ mod tests {
         ] {
             let mut timings = Timings::default();
             timings.waited(99 * MS);
-            timings.ran(indices, slow * MS, me(), 2);
-            timings.ran(0..6, others * MS, me(), 2);
+            timings.ran(indices.end - indices.start, indices, slow * MS, me(), 2);
+            timings.ran(6, 0..6, others * MS, me(), 2);
             let report = timings.report(100 * MS, 2);
             assert_eq!(report.bottleneck(), who, "{report}");
         }
@@ -652,7 +652,7 @@ mod tests {
         let mut timings = Timings::default();
         for index in 0..10 {
             let worker = std::thread::spawn(me).join().unwrap();
-            timings.ran(index..index + 1, MS, worker, 2);
+            timings.ran(1, index..index + 1, MS, worker, 2);
         }
         let report = timings.report(100 * MS, 2);
         let busy: Vec<_> = report.workers().iter().map(WorkerTime::busy).collect();
@@ -664,8 +664,8 @@ mod tests {
         let mut timings = Timings::default();
         timings.pulled(5 * MS);
         timings.waited(70 * MS);
-        timings.ran(3..4, 60 * MS, me(), 1);
-        timings.ran(100..110, 20 * MS, me(), 1);
+        timings.ran(1, 3..4, 60 * MS, me(), 1);
+        timings.ran(10, 100..110, 20 * MS, me(), 1);
         let text = timings.report(100 * MS, 1).to_string();
         let expected = "11 calls in 100.00ms by 1 workers, 7.27ms each; limited by the workers \
             (workers busy 80 %; caller: source 5 %, consumer 0 %, waiting 70 %)\n  task 3: 60.00ms\n  \
