@@ -158,14 +158,14 @@ impl<I, T, E> Chunk<I, T, E> {
         index_of(self.listed.as_deref(), self.first + offset as u64)
     }
 
-    /// The indices of the items at those places. Where they are listed, others may lie between them.
+    /// From the lowest to the highest index of the items at those places.
     pub(crate) fn indices(&self, places: Range<u64>) -> Range<u64> {
-        if places.is_empty() {
+        let Some(listed) = &self.listed else {
             return places;
-        }
-        let [first, last] =
-            [places.start, places.end - 1].map(|place| index_of(self.listed.as_deref(), place));
-        first..last + 1
+        };
+        let indices = &listed.indices[places.start as usize..places.end as usize];
+        let lowest = indices.iter().min().copied().unwrap_or_default();
+        lowest..indices.iter().max().map_or(lowest, |highest| highest + 1)
     }
 
     fn holds_nothing(&self) -> bool {
@@ -791,13 +791,15 @@ mod tests {
     fn listed_items_keep_their_indices_wherever_they_go() {
         let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
         let mut listed = Listed::default();
-        [1, 2, 5, 7, 13].map(|index| listed.push(index, None));
+        for index in [1, 5, 2, 7, 13] {
+            listed.push(index, None);
+        }
         let mut chunk = Chunk::new();
         chunk.listed = Some(Arc::new(listed));
-        chunk.inputs = vec![1, 2, 5];
+        chunk.inputs = vec![1, 5, 2];
         chunk.pending = vec![13, 7];
-        assert_eq!((chunk.index(2), chunk.indices(1..4)), (5, 2..8));
-        assert_eq!(chunk.indices(3..3), 3..3);
+        assert_eq!((chunk.index(2), chunk.indices(1..4)), (2, 2..8));
+        assert!(chunk.indices(3..3).is_empty());
         run_once(&mut chunk, &stop);
         let mut part = chunk.take_run();
         let mut left = chunk.take_left();
@@ -807,7 +809,7 @@ mod tests {
                 .0
                 .map(|it| it.index)
                 .collect::<Vec<_>>(),
-            [1, 2, 5]
+            [1, 5, 2]
         );
         assert_eq!(left.take_pending().collect::<Vec<_>>(), [(7, 7), (13, 13)]);
     }
