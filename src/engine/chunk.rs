@@ -188,8 +188,8 @@ impl<I, T, E> Chunk<I, T, E> {
         self.failures.iter().filter(is_panic).count()
     }
 
-    /// Runs the items that were begun, until somebody wants one of them. Returns whether more may follow. `is_last`: what
-    /// succeeds has come to its end.
+    /// Runs the items that were begun, whose indices follow each other, until somebody wants one of them. Returns whether more
+    /// may follow. `is_last`: what succeeds has come to its end.
     pub(crate) fn run(
         &mut self,
         f: &impl Fn(&mut I) -> Result<T, E>,
@@ -261,16 +261,14 @@ impl<I, T, E> Chunk<I, T, E> {
             ..
         } = self;
         let guard = stop.guard(*epoch);
-        let listed = listed.as_deref();
-        let begun = *first + start as u64;
-        for (input, place) in inputs[start..].iter_mut().zip(begun..) {
-            let index = index_of(listed, place);
+        let begun = index_of(listed.as_deref(), *first + start as u64);
+        for (input, index) in inputs[start..].iter_mut().zip(begun..) {
             let is_reached = !seeded_bugs::has("stage not stopped") || is_last;
             if is_reached && !guard.allows(index) {
                 return false;
             }
             // The first is run in any case, or nobody would get on.
-            if place > begun && is_wanted.load(Ordering::Relaxed) {
+            if index > begun && is_wanted.load(Ordering::Relaxed) {
                 return true;
             }
             match instrument.call(index, || f(input)) {
@@ -377,19 +375,23 @@ impl<I, T, E> Chunk<I, T, E> {
             self.base = self
                 .index(self.delivered)
                 .wrapping_sub(self.delivered as u64);
-            self.fast_until = self.fast_until.min(self.delivered + self.run_length());
+            self.fast_until = self.fast_until.min(self.delivered + self.run_left());
         }
     }
 
-    /// How many of the tasks that are left have indices that follow each other.
-    fn run_length(&self) -> usize {
-        let Some(listed) = &self.listed else {
-            return self.inputs.len();
-        };
-        let indices = &listed.indices[self.first as usize + self.delivered..];
-        let follows = |pair: &&[u64]| pair[0] + 1 == pair[1];
-        let follow = indices.windows(2).take_while(follows).count();
-        self.inputs.len().min(1 + follow)
+    /// How many of the `count` items from `place` on have indices that follow each other.
+    pub(crate) fn run_length(&self, place: u64, count: usize) -> usize {
+        self.listed.as_ref().map_or(count, |listed| {
+            let indices = &listed.indices[place as usize..][..count];
+            let follows = |pair: &[u64]| pair[0] + 1 == pair[1];
+            let gap = indices.windows(2).position(|pair| !follows(pair));
+            gap.map_or(count, |gap| gap + 1)
+        })
+    }
+
+    /// The same of the tasks that are left.
+    fn run_left(&self) -> usize {
+        self.run_length(self.first + self.delivered as u64, self.inputs.len())
     }
 
     /// Takes the next task to deliver, if it is on the fast path. Small, so that it is inlined.
@@ -503,12 +505,12 @@ impl<I, T, E> Chunk<I, T, E> {
 
     /// Whether no index is missing between the first and the last.
     pub(crate) fn is_contiguous(&self) -> bool {
-        self.run_length() == self.inputs.len()
+        self.run_left() == self.inputs.len()
     }
 
     /// Takes the next tasks whose indices follow each other, as a chunk of their own. Nothing was delivered yet.
     pub(crate) fn split_off_run(&mut self) -> BoxedChunk<I, T, E> {
-        let count = self.run_length();
+        let count = self.run_left();
         let mut run = Box::new(Self::new());
         run.first = self.index(0);
         run.attempts = self.attempts;

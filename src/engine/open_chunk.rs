@@ -124,9 +124,10 @@ impl<I, T, E> State<I, T, E> {
         Some((self.worker.clone()?, begun))
     }
 
-    /// Begins the next items, in `chunk`.
+    /// Begins the next items, in `chunk`: no more than have indices that follow each other.
     #[inline]
     fn begin(&mut self, chunk: &mut Chunk<I, T, E>, count: usize) {
+        let count = self.chunk.run_length(self.next, count);
         let pending = &mut self.chunk.pending;
         // Copied, then turned round in place: the compiler makes more of that than of a copy from behind.
         let from = chunk.inputs.len();
@@ -267,6 +268,7 @@ impl<I, T, E> Taken<I, T, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::chunk::Listed;
     use crate::observe::instrument::NoInstrument;
     use crate::policy::ErrorPolicy;
 
@@ -314,6 +316,27 @@ mod tests {
             let (may_go_on, part) = taken.advance(1, |_| should_hand_over);
             assert!(may_go_on && begun(&open) == (1..2));
             assert_eq!(part.map(|part| part.len()), should_hand_over.then_some(1));
+        }
+    }
+
+    #[test]
+    fn what_is_begun_has_indices_that_follow_each_other() {
+        let open = Arc::new(OpenChunk::new());
+        let mut listed = Listed::default();
+        for index in [7, 4, 5, 9, 1, 2] {
+            listed.push(index, None);
+        }
+        let mut chunk = Box::new(Chunk::new());
+        chunk.inputs = vec![7, 4, 5, 9, 1, 2];
+        chunk.listed = Some(Arc::new(listed));
+        chunk.set_pending();
+        chunk.grain = 100;
+        let mut taken = open.open(chunk, 0, None);
+        for expected in [7..8, 4..6, 9..10, 1..2, 2..3] {
+            assert_eq!(begun(&open), expected);
+            run(&mut taken, |_| {});
+            let may_go_on = taken.advance(1, |_| false).0;
+            assert_eq!(may_go_on, expected.start != 2);
         }
     }
 
