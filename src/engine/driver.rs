@@ -719,6 +719,10 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let time = now() - waiting.since;
         let is_idle = waiting.outstanding == 0;
         let width = self.workers.width();
+        let full = self.sizing.depth().saturating_mul(width);
+        if waiting.outstanding >= full && self.workers.outstanding() < width {
+            self.sizing.record_overslept();
+        }
         let timings = &mut self.workers.timings;
         if waiting.for_source && waiting.outstanding < width {
             timings.pulled(time);
@@ -804,6 +808,28 @@ mod tests {
             chunk.busy = Duration::from_nanos(nanos);
             driver.accept(chunk);
             assert_eq!(driver.sizing.grain(), grain);
+        }
+    }
+
+    #[test]
+    fn a_full_queue_that_has_run_dry_becomes_deeper() {
+        let run = [0u32]
+            .into_iter()
+            .futureproof(Raise)
+            .num_threads(2)
+            .chunk_size(1);
+        let mut run = run.map_tasks(infallible(|n: &u32| *n));
+        // Nothing is outstanding after that.
+        assert!(run.next().is_some());
+        let driver = &mut run.driver;
+        driver.sizing.record_run(1, Duration::from_micros(200));
+        for (outstanding, depth) in [(19, 10), (20, 20), (39, 20), (40, 40)] {
+            let waiting = Waiting {
+                outstanding,
+                ..driver.begin_wait(false)
+            };
+            driver.end_wait(&waiting);
+            assert_eq!(driver.sizing.depth(), depth);
         }
     }
 }

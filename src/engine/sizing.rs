@@ -9,8 +9,9 @@ use std::time::Duration;
 /// What a chunk should take to run, in nanoseconds. What has finished may wait for the end of its chunk,
 /// so it is short.
 const CHUNK_TIME: f64 = 100_000.0;
-/// How much work should be queued for each worker, in nanoseconds: more than a consumer takes to wake up.
-const QUEUE: f64 = 2_000_000.0;
+/// How much work should be queued for each worker, in nanoseconds: more than a consumer takes to wake up. Where the workers
+/// have all cores, it has to wait for a time slice.
+const QUEUE: RangeInclusive<f64> = 2_000_000.0..=8_000_000.0;
 /// Chunks that are queued for each worker, however slow or quick they are.
 const DEPTH: RangeInclusive<usize> = 8..=64;
 /// Tasks that take this long, in nanoseconds, are few: one that runs and two that are queued for each worker. What they make may be
@@ -47,6 +48,8 @@ pub(crate) struct Sizing {
     by_pull: usize,
     /// What an item took to run when that was last measured, in nanoseconds.
     each: f64,
+    /// How much work is queued for each worker.
+    queue: f64,
 }
 
 impl Sizing {
@@ -59,6 +62,7 @@ impl Sizing {
             by_run: 1,
             by_pull: 1,
             each: f64::INFINITY,
+            queue: *QUEUE.start(),
         }
     }
 
@@ -101,7 +105,7 @@ impl Sizing {
             return FEW;
         }
         let size = self.next();
-        let by_time = (QUEUE / (size as f64 * self.each)) as usize;
+        let by_time = (self.queue / (size as f64 * self.each)) as usize;
         by_time
             .min(self.window() / size)
             .clamp(*DEPTH.start(), *DEPTH.end())
@@ -125,6 +129,11 @@ impl Sizing {
             self.by_run - (self.by_run - fits) / 8
         };
         self.by_run = self.by_run.clamp(1, self.cap);
+    }
+
+    /// All that was queued has been run while the consumer slept: it is to be more.
+    pub(crate) fn record_overslept(&mut self) {
+        self.queue = (2.0 * self.queue).min(*QUEUE.end());
     }
 
     /// `items` were pulled in `time`. Grows by steps, falls at once.
@@ -247,6 +256,18 @@ mod tests {
             sizing.record_run(10, 10 * each * US);
             assert_eq!(sizing.depth(), depth, "{chunk} items of {each} µs");
         }
+    }
+
+    #[test]
+    fn a_consumer_that_oversleeps_has_more_queued() {
+        let mut sizing = Sizing::new(1, 16);
+        sizing.record_run(1, 200 * US);
+        let depths = [(); 4].map(|()| {
+            let depth = sizing.depth();
+            sizing.record_overslept();
+            depth
+        });
+        assert_eq!(depths, [10, 20, 40, 40]);
     }
 
     #[test]
