@@ -222,9 +222,11 @@ impl Stop {
             .is_some_and(|deadline| now() >= *deadline)
     }
 
-    /// Whether the run is cut short from outside.
+    /// Whether the run is cut short from outside. Few can be.
+    #[inline]
     pub(crate) fn is_interrupted(&self) -> bool {
-        self.is_cancelled() || self.is_late()
+        let is_guarded = !self.tokens.is_empty() || self.deadline.get().is_some();
+        is_guarded && (self.is_cancelled() || self.is_late())
     }
 
     /// When the run is cut short: at its own deadline, or at that of a token.
