@@ -256,13 +256,16 @@ fn controlled<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
 
 fn as_stream<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
     let run = (0..items).futureproof(Raise).num_threads(rig.threads);
-    let stream = run
+    let mut stream = run
         .map_tasks(infallible(move |item: &u64| work(*item)))
         .into_stream();
-    let sum = stream.fold(0u64, async |sum, task| {
-        sum.wrapping_add(task.expect("it cannot fail").output)
-    });
-    rig.runtime.block_on(sum)
+    rig.runtime.block_on(async move {
+        let mut sum = 0u64;
+        while let Some(task) = stream.next().await {
+            sum = sum.wrapping_add(task.expect("it cannot fail").output);
+        }
+        sum
+    })
 }
 
 fn on_pool<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
@@ -332,9 +335,12 @@ fn par_iter_sync<W: Work>(_: &Rig, items: u64, work: W) -> u64 {
 
 fn buffer_unordered<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
     let calls = (0..items).map(|item| rig.runtime.spawn_blocking(move || work(item)));
-    let stream = futures::stream::iter(calls).buffer_unordered(8 * rig.threads);
-    let sum = stream.fold(0u64, async |sum, result| {
-        sum.wrapping_add(result.expect("no panic"))
-    });
-    rig.runtime.block_on(sum)
+    let mut stream = futures::stream::iter(calls).buffer_unordered(8 * rig.threads);
+    rig.runtime.block_on(async move {
+        let mut sum = 0u64;
+        while let Some(result) = stream.next().await {
+            sum = sum.wrapping_add(result.expect("no panic"));
+        }
+        sum
+    })
 }
