@@ -275,6 +275,10 @@ fn small_runs(bars: &mut Bars) {
                 "threads each, that share the items beforehand",
                 Box::new(|| (0..RUNS).for_each(|_| bare_threads(items, work))),
             ),
+            (
+                "a rayon pool each, that shares the items beforehand and is joined",
+                Box::new(|| (0..RUNS).for_each(|_| bare_pool(items, work))),
+            ),
         ];
         let ratios = compare(&shape, items * RUNS, contenders);
         let most_shared = most.unwrap_or(ratios[2]);
@@ -288,7 +292,10 @@ fn small_runs(bars: &mut Bars) {
             bars.add(
                 &format!("{shape}, a pool each"),
                 "≤ 1.6",
-                format!("{:.2}, threads each {:.2}", ratios[3], ratios[4]),
+                format!(
+                    "{:.2}, a rayon pool each {:.2}, threads each {:.2}",
+                    ratios[3], ratios[5], ratios[4]
+                ),
                 ratios[3] <= 1.6,
             );
         }
@@ -309,6 +316,31 @@ fn bare_threads(items: u64, work: impl Fn(&u64) -> u64 + Copy + Send) {
         drop(sender);
         results.iter().flatten().for_each(take);
     });
+}
+
+/// The same on a rayon pool, whose threads have ended in the end.
+fn bare_pool(items: u64, work: impl Fn(&u64) -> u64 + Copy + Send + 'static) {
+    let mut threads = Vec::new();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(THREADS)
+        .spawn_handler(|thread| {
+            threads.push(thread::spawn(|| thread.run()));
+            Ok(())
+        })
+        .build()
+        .expect("threads can be had");
+    let (sender, results) = crossbeam_channel::unbounded();
+    for first in 0..THREADS as u64 {
+        let sender = sender.clone();
+        pool.spawn(move || {
+            let all = (first..items).step_by(THREADS).map(|n| work(&n));
+            take(sender.send(all.collect::<Vec<_>>()));
+        });
+    }
+    drop(sender);
+    results.iter().flatten().for_each(take);
+    drop(pool);
+    threads.into_iter().for_each(|it| take(it.join()));
 }
 
 /// One in ten fails once.
