@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use backon::BackoffBuilder;
 use common::{FOREVER, watchdog};
-use futureproof::Ending;
 use futureproof::prelude::*;
+use futureproof::{Ending, Futureproof, OwnPool, Spawn, current_attempt};
 
 #[test]
 fn three_failures_then_success_is_one_delivered_task() {
@@ -323,6 +323,88 @@ fn many_flaky_items_are_each_delivered_once() {
             assert!(outputs.into_iter().eq(0..500));
             let calls = calls.iter().map(|calls| calls.load(Ordering::SeqCst));
             assert!(calls.eq((0..500).map(|n| n % 4 + 1)));
+        }
+    });
+}
+
+/// Runs jobs at once, and counts them.
+struct Counting(Arc<AtomicUsize>);
+
+impl Spawn<'static> for Counting {
+    fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        job();
+    }
+
+    fn is_current(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_a_service_refuses_now_and_then_is_not_handed_over_one_by_one() {
+    watchdog(|| {
+        let jobs = Arc::new(AtomicUsize::new(0));
+        let run = (0..10_000u32).futureproof(Raise).chunk_size(100);
+        let run = run.on(Counting(Arc::clone(&jobs)));
+        // One in ten is refused, and one in a hundred twice.
+        let ask = |n: &u32| match (n % 10, n % 100, current_attempt()) {
+            (0, _, 1) | (_, 0, 2) => Err("busy"),
+            (_, _, attempt) => Ok(attempt),
+        };
+        let run = run.map_tasks(ask).retry(|| [Duration::ZERO; 3]);
+        let mut attempts = vec![0; 10_000];
+        let mut given = 0;
+        for task in run {
+            let task = task.unwrap();
+            assert_eq!(u64::from(task.input), task.index);
+            attempts[task.index as usize] = task.output;
+            given += 1;
+        }
+        assert_eq!(given, 10_000);
+        for (n, attempt) in attempts.into_iter().enumerate() {
+            let refused = u32::from(n % 10 == 0) + u32::from(n % 100 == 0);
+            assert_eq!(attempt, 1 + refused);
+        }
+        // A hundred chunks, and those who are tried again: not 1,100 of them.
+        let jobs = jobs.load(Ordering::SeqCst);
+        assert!(jobs <= 500, "{jobs} hand-overs");
+    });
+}
+
+#[test]
+fn what_is_tried_again_together_comes_back_one_by_one_where_it_has_to() {
+    watchdog(|| {
+        let fails = |n: &u32| match (n % 7, current_attempt()) {
+            (0, 1) => Err("busy"),
+            (3, _) => Err("broken"),
+            _ => Ok(*n),
+        };
+        let all = |run: Futureproof<std::ops::Range<u32>, OwnPool>| -> Vec<(u64, bool, u32)> {
+            let run = run.num_threads(3).map_tasks(fails);
+            let run = run.retry(|| [Duration::ZERO; 2]);
+            run.map(|result| match result {
+                Ok(task) => (task.index, true, task.input),
+                Err(error) => {
+                    assert_eq!(error.attempts(), 3);
+                    (error.index(), false, *error.input())
+                }
+            })
+            .collect()
+        };
+        let expected: Vec<_> = (0..2_000u32)
+            .map(|n| (u64::from(n), n % 7 != 3, n))
+            .collect();
+        let run = || (0..2_000u32).futureproof(Ignore);
+        assert_eq!(all(run().ordered()), expected);
+        for run in [
+            run(),
+            run().by_key(|n| n % 5),
+            run().max_weight(30, |n| u64::from(n % 9)),
+        ] {
+            let mut results = all(run);
+            results.sort_unstable();
+            assert_eq!(results, expected);
         }
     });
 }
