@@ -155,7 +155,13 @@ impl<I, T, E> Chunk<I, T, E> {
 
     /// The index of the item that comes after so many others.
     pub(crate) fn index(&self, offset: usize) -> u64 {
-        index_of(self.listed.as_deref(), self.first + offset as u64)
+        self.index_at(self.first + offset as u64)
+    }
+
+    /// The index of the item at `place`.
+    #[inline]
+    pub(crate) fn index_at(&self, place: u64) -> u64 {
+        index_of(self.listed.as_deref(), place)
     }
 
     /// From the lowest to the highest index of the items at those places.
@@ -188,8 +194,8 @@ impl<I, T, E> Chunk<I, T, E> {
         self.failures.iter().filter(is_panic).count()
     }
 
-    /// Runs the items that were begun, whose indices follow each other, until somebody wants one of them. Returns whether more
-    /// may follow. `is_last`: what succeeds has come to its end.
+    /// Runs the items that were begun, whose indices follow each other from `first` on, until somebody wants one of them.
+    /// Returns whether more may follow. `is_last`: what succeeds has come to its end.
     pub(crate) fn run(
         &mut self,
         f: &impl Fn(&mut I) -> Result<T, E>,
@@ -218,7 +224,7 @@ impl<I, T, E> Chunk<I, T, E> {
                 Err(payload) => {
                     let offset = self.done();
                     let panic = Panic::new(payload);
-                    let index = self.index(offset);
+                    let index = self.first + offset as u64;
                     instrument.panicked(index, panic.message());
                     self.failures.push((offset, Cause::Panicked(panic)));
                     let before = if is_last && self.is_final {
@@ -252,7 +258,6 @@ impl<I, T, E> Chunk<I, T, E> {
         let succeeded = self.outputs.len();
         let Self {
             first,
-            listed,
             inputs,
             outputs,
             failures,
@@ -261,7 +266,7 @@ impl<I, T, E> Chunk<I, T, E> {
             ..
         } = self;
         let guard = stop.guard(*epoch);
-        let begun = index_of(listed.as_deref(), *first + start as u64);
+        let begun = *first + start as u64;
         for (input, index) in inputs[start..].iter_mut().zip(begun..) {
             let is_reached = !seeded_bugs::has("stage not stopped") || is_last;
             if is_reached && !guard.allows(index) {
@@ -308,7 +313,7 @@ impl<I, T, E> Chunk<I, T, E> {
 
     /// Takes over what `next` has run, which follows what this has.
     pub(crate) fn append(&mut self, next: &mut Self) {
-        let (before, more) = (self.inputs.len(), next.inputs.len());
+        let before = self.inputs.len();
         self.inputs.append(&mut next.inputs);
         self.outputs.append(&mut next.outputs);
         if !next.failures.is_empty() {
@@ -316,7 +321,6 @@ impl<I, T, E> Chunk<I, T, E> {
             self.failures
                 .extend(failures.map(|(offset, cause)| (before + offset, cause)));
         }
-        next.first += more as u64;
     }
 
     /// Takes what was run, as a chunk of its own.
@@ -705,7 +709,7 @@ mod tests {
         run_once(&mut chunk, &stop);
         run_once(&mut next, &stop);
         chunk.append(&mut next);
-        assert!(next.holds_nothing() && next.first == 4);
+        assert!(next.holds_nothing());
         chunk.seal();
         assert_eq!(chunk.fast_until, 3);
         assert_eq!(chunk.pop_fast().map(|task| task.index), Some(0));

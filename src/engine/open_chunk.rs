@@ -75,8 +75,6 @@ impl<I, T, E> OpenChunk<I, T, E> {
         if whole.inputs.capacity() < chunk.pending.capacity() {
             mem::swap(&mut whole.inputs, &mut chunk.pending);
         }
-        chunk.first = whole.first;
-        chunk.listed.clone_from(&whole.listed);
         chunk.attempts = whole.attempts;
         chunk.is_final = whole.is_final;
         chunk.grain = whole.grain;
@@ -120,8 +118,7 @@ impl<I, T, E> State<I, T, E> {
 
     /// Who runs it, and the indices of what was begun last.
     pub(crate) fn call(&self) -> Option<(Thread, Range<u64>)> {
-        let begun = self.chunk.indices(self.begun.clone());
-        Some((self.worker.clone()?, begun))
+        Some((self.worker.clone()?, self.begun.clone()))
     }
 
     /// Begins the next items, in `chunk`: no more than have indices that follow each other.
@@ -133,8 +130,9 @@ impl<I, T, E> State<I, T, E> {
         let from = chunk.inputs.len();
         chunk.inputs.extend(pending.drain(pending.len() - count..));
         chunk.inputs[from..].reverse();
-        self.begun = self.next..self.next + count as u64;
-        self.next = self.begun.end;
+        chunk.first = self.chunk.index_at(self.next);
+        self.begun = chunk.first..chunk.first + count as u64;
+        self.next += count as u64;
     }
 
     /// Takes what has finished, if there is something.
