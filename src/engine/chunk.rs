@@ -69,6 +69,15 @@ impl Listed {
         self.indices.push(index);
         self.delays.push(delays);
     }
+
+    /// How many of the `count` indices from `place` on follow each other.
+    #[inline(never)]
+    fn run_length(&self, place: u64, count: usize) -> usize {
+        let indices = &self.indices[place as usize..][..count];
+        let follows = |pair: &&[u64]| pair[0] + 1 == pair[1];
+        let follow = indices.windows(2).take_while(follows).count();
+        count.min(1 + follow)
+    }
 }
 
 /// The index of the item at `place`.
@@ -384,18 +393,18 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// How many of the `count` items from `place` on have indices that follow each other.
+    #[inline]
     pub(crate) fn run_length(&self, place: u64, count: usize) -> usize {
-        self.listed.as_ref().map_or(count, |listed| {
-            let indices = &listed.indices[place as usize..][..count];
-            let follows = |pair: &[u64]| pair[0] + 1 == pair[1];
-            let gap = indices.windows(2).position(|pair| !follows(pair));
-            gap.map_or(count, |gap| gap + 1)
-        })
+        match &self.listed {
+            None => count,
+            Some(listed) => listed.run_length(place, count),
+        }
     }
 
     /// The same of the tasks that are left.
     fn run_left(&self) -> usize {
-        self.run_length(self.first + self.delivered as u64, self.inputs.len())
+        let place = self.first + self.delivered as u64;
+        self.run_length(place, self.inputs.len())
     }
 
     /// Takes the next task to deliver, if it is on the fast path. Small, so that it is inlined.

@@ -490,7 +490,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             };
             self.submit(chunk);
         }
-        while self.may_start() != 0 {
+        while self.in_flight.waiting() != 0 && self.may_start() != 0 {
             let most = self.retries_at_once();
             let Some(mut chunk) = self.in_flight.pop_due(self.workers.stop(), most) else {
                 return;

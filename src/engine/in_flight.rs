@@ -158,9 +158,6 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
     /// Items that have waited long enough for another attempt, `most` of them at most.
     pub(crate) fn pop_due(&mut self, stop: &Stop, most: usize) -> Option<BoxedChunk<I, T, E>> {
         self.give_up_stopped(stop);
-        if self.waiting.is_empty() {
-            return None;
-        }
         let now = now();
         let mut entry = self.waiting.pop_due(now, |_| true)?;
         let (attempt, is_final) = (entry.attempt, entry.is_final());

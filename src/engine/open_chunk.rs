@@ -121,10 +121,9 @@ impl<I, T, E> State<I, T, E> {
         Some((self.worker.clone()?, self.begun.clone()))
     }
 
-    /// Begins the next items, in `chunk`: no more than have indices that follow each other.
+    /// Begins the next items, in `chunk`. Their indices follow each other.
     #[inline]
     fn begin(&mut self, chunk: &mut Chunk<I, T, E>, count: usize) {
-        let count = self.chunk.run_length(self.next, count);
         let pending = &mut self.chunk.pending;
         // Copied, then turned round in place: the compiler makes more of that than of a copy from behind.
         let from = chunk.inputs.len();
@@ -243,6 +242,7 @@ impl<I, T, E> Taken<I, T, E> {
         } else {
             chunk.grain.min(waiting.div_ceil(2 * width))
         };
+        let count = state.chunk.run_length(state.next, count);
         state.begin(chunk, count);
         (true, part)
     }
