@@ -3,6 +3,7 @@
 //! It costs about a microsecond to hand a chunk over and back, so many tiny tasks travel together. A
 //! slow task, or an item that is slow to pull, travels alone, so that nothing waits for it.
 
+use std::num::NonZero;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ const BYTES: usize = 128 << 10;
 #[derive(Debug)]
 pub(crate) struct Sizing {
     /// The user's choice.
-    fixed: Option<usize>,
+    fixed: Option<NonZero<usize>>,
     /// The most that is ever put in one chunk.
     cap: usize,
     /// What the measured runs allow.
@@ -57,7 +58,7 @@ impl Sizing {
     pub(crate) fn new(fixed: usize, item_bytes: usize) -> Self {
         let cap = (BYTES / item_bytes.max(1)).clamp(1, 8192);
         Self {
-            fixed: (fixed > 0).then_some(fixed),
+            fixed: NonZero::new(fixed),
             cap,
             by_run: 1,
             by_pull: 1,
@@ -80,7 +81,8 @@ impl Sizing {
     }
 
     fn next(&self) -> usize {
-        self.fixed.unwrap_or(self.by_run.min(self.by_pull))
+        self.fixed
+            .map_or(self.by_run.min(self.by_pull), NonZero::get)
     }
 
     /// Whether an item is had so quickly that pulling a chunk of them delays nothing.
@@ -95,7 +97,7 @@ impl Sizing {
 
     /// The most that `next` can become.
     pub(crate) fn max(&self) -> usize {
-        self.fixed.unwrap_or(self.cap)
+        self.fixed.map_or(self.cap, NonZero::get)
     }
 
     /// How many chunks should be in flight for each worker. Large ones are fewer, to stay in the caches.
