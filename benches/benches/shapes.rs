@@ -303,19 +303,8 @@ fn small_runs(bars: &mut Bars) {
 }
 
 /// The least that a run with threads of its own takes: they start, send what they have, and end.
-fn bare_threads(items: u64, work: impl Fn(&u64) -> u64 + Copy + Send) {
-    let (sender, results) = crossbeam_channel::unbounded();
-    thread::scope(|scope| {
-        for first in 0..THREADS as u64 {
-            let sender = sender.clone();
-            scope.spawn(move || {
-                let all = (first..items).step_by(THREADS).map(|n| work(&n));
-                take(sender.send(all.collect::<Vec<_>>()));
-            });
-        }
-        drop(sender);
-        results.iter().flatten().for_each(take);
-    });
+fn bare_threads(items: u64, work: impl Fn(&u64) -> u64 + Copy + Send + 'static) {
+    thread::scope(|scope| shared_out(items, work, |job| drop(scope.spawn(job))));
 }
 
 /// The same on a rayon pool, whose threads have ended in the end.
@@ -329,18 +318,27 @@ fn bare_pool(items: u64, work: impl Fn(&u64) -> u64 + Copy + Send + 'static) {
         })
         .build()
         .expect("threads can be had");
+    shared_out(items, work, |job| pool.spawn(job));
+    drop(pool);
+    threads.into_iter().for_each(|it| take(it.join()));
+}
+
+/// A job for each thread, which sends all its results at once; takes them.
+fn shared_out(
+    items: u64,
+    work: impl Fn(&u64) -> u64 + Copy + Send + 'static,
+    start: impl Fn(Box<dyn FnOnce() + Send>),
+) {
     let (sender, results) = crossbeam_channel::unbounded();
     for first in 0..THREADS as u64 {
         let sender = sender.clone();
-        pool.spawn(move || {
+        start(Box::new(move || {
             let all = (first..items).step_by(THREADS).map(|n| work(&n));
             take(sender.send(all.collect::<Vec<_>>()));
-        });
+        }));
     }
     drop(sender);
     results.iter().flatten().for_each(take);
-    drop(pool);
-    threads.into_iter().for_each(|it| take(it.join()));
 }
 
 /// One in ten fails once.
