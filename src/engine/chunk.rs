@@ -789,9 +789,12 @@ mod tests {
     #[test]
     fn what_is_left_is_split_where_an_index_is_missing() {
         let (mut chunk, _) = without(|index| index == 33);
+        (chunk.attempts, chunk.stage) = (3, Some(1));
         let mut runs = Vec::new();
         while !chunk.is_contiguous() {
-            runs.push(deliver(&mut chunk.split_off_run()).0);
+            let mut run = chunk.split_off_run();
+            assert_eq!((run.attempts, run.stage), (3, Some(1)));
+            runs.push(deliver(&mut run).0);
         }
         runs.push(deliver(&mut chunk).0);
         let run = |indices: Range<u64>| {

@@ -719,8 +719,9 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let time = now() - waiting.since;
         let is_idle = waiting.outstanding == 0;
         let width = self.workers.width();
-        let full = self.sizing.depth().saturating_mul(width);
-        if waiting.outstanding >= full && self.workers.outstanding() < width {
+        // What is left is looked at first: that costs less.
+        let full = || self.sizing.depth().saturating_mul(width);
+        if self.workers.outstanding() < width && waiting.outstanding >= full() {
             self.sizing.record_overslept();
         }
         let timings = &mut self.workers.timings;

@@ -17,7 +17,6 @@ use crate::util::sync::now;
 /// What waits for another attempt, what has finished, and what a stop kept from being run. An item is in one of these, or
 /// with the workers.
 pub(crate) struct InFlight<'a, I, T, E> {
-    ordered: bool,
     /// What has finished, up to its turn.
     pub(crate) order: Order<BoxedChunk<I, T, E>>,
     waiting: Waiting<I>,
@@ -35,7 +34,6 @@ pub(crate) struct InFlight<'a, I, T, E> {
 impl<'a, I, T, E> InFlight<'a, I, T, E> {
     pub(crate) fn new(ordered: bool) -> Self {
         Self {
-            ordered,
             order: Order::new(ordered),
             waiting: Waiting::new(),
             retry: None,
@@ -88,7 +86,7 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
             return;
         }
         // In order, what was taken out will come between two others.
-        while self.ordered && !chunk.is_contiguous() {
+        while self.order.is_by_index() && !chunk.is_contiguous() {
             let run = chunk.split_off_run();
             self.push(run);
         }

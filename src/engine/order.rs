@@ -26,6 +26,11 @@ impl<C> Order<C> {
         }
     }
 
+    /// Whether what is delivered next is the next index.
+    pub(crate) fn is_by_index(&self) -> bool {
+        matches!(self, Self::Input { .. })
+    }
+
     /// A chunk of `len` tasks, the first of index `first`, has arrived.
     pub(crate) fn push(&mut self, first: u64, len: usize, chunk: C) {
         match self {
