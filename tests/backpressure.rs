@@ -56,24 +56,40 @@ fn the_window_is_never_exceeded() {
 #[test]
 fn a_run_over_a_million_items_holds_a_bounded_number() {
     watchdog(|| {
-        let delivered = Rc::new(Cell::new(0u64));
-        let most = Rc::new(Cell::new(0));
-        let (deliveries, lead) = (Rc::clone(&delivered), Rc::clone(&most));
-        let source =
-            (0..1_000_000u64).inspect(move |n| lead.set(lead.get().max(n + 1 - deliveries.get())));
-        let mut sum = 0;
-        for task in source
-            .futureproof(Raise)
-            .num_threads(2)
-            .map_tasks(infallible(|n: &u64| n + 1))
-        {
-            sum += task.unwrap().output;
-            delivered.set(delivered.get() + 1);
-        }
-        assert_eq!(sum, 1_000_000 * 1_000_001 / 2);
-        // Two threads, each with 64 Ki of the smallest items.
-        assert!(most.get() <= 2 << 16, "{} were held", most.get());
+        assert_held_is_bounded(1_000_000, |_| ());
     });
+}
+
+// Chunks become smaller, and so more, while large ones are in flight.
+#[test]
+fn slow_tasks_among_many_tiny_ones_hold_no_more() {
+    watchdog(|| {
+        assert_held_is_bounded(2_000_000, |n| {
+            if n % 40_000 == 39_999 {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+    });
+}
+
+fn assert_held_is_bounded(items: u64, work: fn(u64)) {
+    let delivered = Rc::new(Cell::new(0u64));
+    let most = Rc::new(Cell::new(0));
+    let (deliveries, lead) = (Rc::clone(&delivered), Rc::clone(&most));
+    let source = (0..items).inspect(move |n| lead.set(lead.get().max(n + 1 - deliveries.get())));
+    let task = move |n: &u64| {
+        work(*n);
+        n + 1
+    };
+    let mut sum = 0;
+    let run = source.futureproof(Raise).num_threads(2);
+    for task in run.map_tasks(infallible(task)) {
+        sum += task.unwrap().output;
+        delivered.set(delivered.get() + 1);
+    }
+    assert_eq!(sum, items * (items + 1) / 2);
+    // Two threads, each with 64 Ki of the smallest items.
+    assert!(most.get() <= 2 << 16, "{} were held", most.get());
 }
 
 // p-map: "pMapIterable backpressure".

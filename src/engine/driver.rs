@@ -575,19 +575,31 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 
     fn has_room(&self) -> bool {
-        let is_bounded = self.options.max_in_flight != 0;
+        let (is_bounded, width) = (self.options.max_in_flight != 0, self.workers.width());
         let holds = self.in_flight.holds.as_ref();
-        if holds.is_some_and(|holds| !holds.has_room(is_bounded, self.workers.width())) {
+        if holds.is_some_and(|holds| !holds.has_room(is_bounded, width)) {
             return false;
         }
-        match self.options.max_in_flight {
-            // Chunks rather than items: slow tasks make small chunks, so their window is small.
-            0 => {
-                let chunks = self.workers.outstanding() + self.in_flight.chunks();
-                chunks < self.sizing.depth().saturating_mul(self.workers.width())
-            }
-            window => self.in_flight() < window as u64,
+        // What is held has a bound of its own, which may be further.
+        if (is_bounded || holds.is_none()) && self.room() == 0 {
+            return false;
         }
+        // Chunks as well: slow tasks make small ones, so their window is small.
+        is_bounded || {
+            let chunks = self.workers.outstanding() + self.in_flight.chunks();
+            chunks < self.sizing.depth().saturating_mul(width)
+        }
+    }
+
+    /// The most items that may be in flight.
+    fn window(&self) -> usize {
+        let chosen = self.sizing.window().saturating_mul(self.workers.width());
+        self.options.window(chosen)
+    }
+
+    /// How many more items may be in flight.
+    fn room(&self) -> u64 {
+        (self.window() as u64).saturating_sub(self.in_flight())
     }
 
     /// How many items the next chunk takes.
@@ -597,14 +609,11 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             return 1;
         }
         let width = self.workers.width();
-        let chosen = self.sizing.window().saturating_mul(width);
-        let window = self.options.window(chosen);
-        let room = (window as u64).saturating_sub(self.in_flight());
         let left = self.total.map(|total| total.saturating_sub(self.pulled));
         self.sizing
             .next_of(left, width)
-            .min(self.options.share(window, width))
-            .min(room.try_into().unwrap_or(usize::MAX))
+            .min(self.options.share(self.window(), width))
+            .min(self.room().try_into().unwrap_or(usize::MAX))
             .min(self.may_start().max(1))
     }
 
@@ -809,6 +818,19 @@ mod tests {
             chunk.busy = Duration::from_nanos(nanos);
             driver.accept(chunk);
             assert_eq!(driver.sizing.grain(), grain);
+        }
+    }
+
+    #[test]
+    fn a_full_window_has_no_room_for_one_more() {
+        let run = [0u32].into_iter().futureproof(Raise).num_threads(2);
+        let mut run = run.map_tasks(infallible(|n: &u32| *n));
+        assert!(run.next().is_some());
+        let driver = &mut run.driver;
+        let full = driver.delivered() + (2 << 16);
+        for (pulled, room) in [(full - 2, 2), (full - 1, 1), (full, 0), (full + 1, 0)] {
+            driver.pulled = pulled;
+            assert_eq!((driver.room(), driver.has_room()), (room, room != 0));
         }
     }
 
