@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::watchdog;
 use futureproof::prelude::*;
@@ -69,6 +69,29 @@ fn slow_tasks_among_many_tiny_ones_hold_no_more() {
                 thread::sleep(Duration::from_millis(20));
             }
         });
+    });
+}
+
+// Results may be large, and the consumer writes them somewhere.
+#[test]
+fn a_slow_consumer_is_not_given_more_than_it_needs() {
+    watchdog(|| {
+        const ITEMS: u64 = 4_000;
+        let pulled = Rc::new(Cell::new(0u64));
+        let pulls = Rc::clone(&pulled);
+        let source = (0..ITEMS).inspect(move |_| pulls.set(pulls.get() + 1));
+        let run = source.futureproof(Raise).num_threads(2);
+        let mut held = Vec::new();
+        for (delivered, task) in (1..).zip(run.map_tasks(infallible(|n: &u64| *n))) {
+            task.unwrap();
+            held.push(pulled.get() - delivered);
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_micros(50) {}
+        }
+        // The first ones were pulled before anything was known of the consumer, and the source comes to its end.
+        let held = &held[2_000..3_000];
+        let most = held.iter().max().unwrap();
+        assert!(*most <= 200, "{most} were held");
     });
 }
 

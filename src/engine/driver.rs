@@ -301,7 +301,11 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// The same, but never blocks.
     fn try_refill(&mut self) -> Refill {
-        self.workers.timings.take_back();
+        let timings = &mut self.workers.timings;
+        if let Some(time) = timings.take_back() {
+            self.sizing.record_consumed(self.current.delivered(), time);
+        }
+        self.sizing.set_awaited(timings.is_consumer_quicker());
         self.in_flight.note_delivered(&self.current);
         // Before anything is made or pulled: a token may be cancelled beforehand.
         if self.phase == Phase::New && !self.has_ended() {
@@ -846,6 +850,7 @@ mod tests {
         assert!(run.next().is_some());
         let driver = &mut run.driver;
         driver.sizing.record_run(1, Duration::from_micros(200));
+        driver.sizing.set_awaited(true);
         for (outstanding, depth) in [(19, 10), (20, 20), (39, 20), (40, 40)] {
             let waiting = Waiting {
                 outstanding,

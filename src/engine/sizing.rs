@@ -1,7 +1,7 @@
 //! How many items the next chunk takes, from what was measured. Pure.
 //!
 //! It costs about a microsecond to hand a chunk over and back, so many tiny tasks travel together. A
-//! slow task, or an item that is slow to pull, travels alone, so that nothing waits for it.
+//! slow task, or an item that is slow to pull or to consume, travels alone, so that nothing waits for it.
 
 use std::num::NonZero;
 use std::ops::RangeInclusive;
@@ -10,11 +10,13 @@ use std::time::Duration;
 /// What a chunk should take to run, in nanoseconds. What has finished may wait for the end of its chunk,
 /// so it is short.
 const CHUNK_TIME: f64 = 100_000.0;
-/// How much work should be queued for each worker, in nanoseconds: more than a consumer takes to wake up. Where the workers
-/// have all cores, it has to wait for a time slice.
+/// How much work should be queued for each worker while the consumer waits, in nanoseconds: more than it takes to wake up.
+/// Where the workers have all cores, it has to wait for a time slice.
 const QUEUE: RangeInclusive<f64> = 2_000_000.0..=8_000_000.0;
 /// Chunks that are queued for each worker, however slow or quick they are.
 const DEPTH: RangeInclusive<usize> = 8..=64;
+/// What a chunk should take its consumer, in nanoseconds: it costs about a microsecond of the caller's time as well.
+const CONSUMER_TIME: f64 = 25_000.0;
 /// Tasks that take this long, in nanoseconds, are few: one that runs and two that are queued for each worker. What they make may be
 /// large.
 const DEAR: f64 = 5_000_000.0;
@@ -47,6 +49,10 @@ pub(crate) struct Sizing {
     by_run: usize,
     /// What the measured pulls allow.
     by_pull: usize,
+    /// What the consumer's time allows.
+    by_consumer: usize,
+    /// Whether the consumer waits for tasks, rather than they for it.
+    is_awaited: bool,
     /// What an item took to run when that was last measured, in nanoseconds.
     each: f64,
     /// How much work is queued for each worker.
@@ -62,6 +68,8 @@ impl Sizing {
             cap,
             by_run: 1,
             by_pull: 1,
+            by_consumer: cap,
+            is_awaited: false,
             each: f64::INFINITY,
             queue: *QUEUE.start(),
         }
@@ -81,8 +89,8 @@ impl Sizing {
     }
 
     fn next(&self) -> usize {
-        self.fixed
-            .map_or(self.by_run.min(self.by_pull), NonZero::get)
+        let chosen = || self.by_run.min(self.by_pull).min(self.by_consumer);
+        self.fixed.map_or_else(chosen, NonZero::get)
     }
 
     /// Whether an item is had so quickly that pulling a chunk of them delays nothing.
@@ -105,6 +113,10 @@ impl Sizing {
         // Nothing is known of the first ones.
         if self.each >= DEAR {
             return FEW;
+        }
+        // More would only take memory, and be cold when its turn comes.
+        if !self.is_awaited {
+            return *DEPTH.start();
         }
         let size = self.next();
         let by_time = (self.queue / (size as f64 * self.each)) as usize;
@@ -136,6 +148,18 @@ impl Sizing {
     /// All that was queued has been run while the consumer slept: it is to be more.
     pub(crate) fn record_overslept(&mut self) {
         self.queue = (2.0 * self.queue).min(*QUEUE.end());
+    }
+
+    /// The consumer took `time` for `items`. Grows by steps, falls at once: the next chunk shows whether that was a hiccup.
+    pub(crate) fn record_consumed(&mut self, items: usize, time: Duration) {
+        self.by_consumer = Self::fit(CONSUMER_TIME, items, time)
+            .min(self.by_consumer * GROWTH)
+            .clamp(1, self.cap);
+    }
+
+    /// `is_awaited`: whether the consumer waits for tasks, rather than they for it.
+    pub(crate) fn set_awaited(&mut self, is_awaited: bool) {
+        self.is_awaited = is_awaited;
     }
 
     /// `items` were pulled in `time`. Grows by steps, falls at once.
@@ -246,6 +270,26 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_consumer_has_small_chunks_and_few() {
+        let mut sizing = quick_source();
+        (0..20).for_each(|_| sizing.record_run(10, 10 * US));
+        sizing.set_awaited(true);
+        assert_eq!((sizing.next(), sizing.depth()), (100, 20));
+        sizing.set_awaited(false);
+        assert_eq!((sizing.next(), sizing.depth()), (100, 8));
+        sizing.record_consumed(100, 1_000 * US);
+        assert_eq!(sizing.next(), 2);
+        // It was a hiccup.
+        let sizes = [(); 4].map(|()| {
+            sizing.record_consumed(sizing.next(), US);
+            sizing.next()
+        });
+        assert_eq!(sizes, [16, 100, 100, 100]);
+        sizing.record_consumed(1, 1_000 * US);
+        assert_eq!(sizing.next(), 1);
+    }
+
+    #[test]
     fn two_milliseconds_of_work_are_queued_in_8_to_64_chunks() {
         for (chunk, each, depth) in [
             (1, 10, 64),
@@ -256,6 +300,7 @@ mod tests {
         ] {
             let mut sizing = Sizing::new(chunk, 16);
             sizing.record_run(10, 10 * each * US);
+            sizing.set_awaited(true);
             assert_eq!(sizing.depth(), depth, "{chunk} items of {each} µs");
         }
     }
@@ -264,6 +309,7 @@ mod tests {
     fn a_consumer_that_oversleeps_has_more_queued() {
         let mut sizing = Sizing::new(1, 16);
         sizing.record_run(1, 200 * US);
+        sizing.set_awaited(true);
         let depths = [(); 4].map(|()| {
             let depth = sizing.depth();
             sizing.record_overslept();

@@ -449,6 +449,9 @@ pub(crate) struct Timings {
     pub(crate) durations: Option<metrics::Histogram>,
 }
 
+/// The caller has to wait for this long at most until threads run and the first results are there.
+const START: Duration = Duration::from_millis(4);
+
 impl Timings {
     /// Adds time in the source, or waiting for it.
     pub(crate) fn pulled(&mut self, time: Duration) {
@@ -480,11 +483,16 @@ impl Timings {
         self.handed_over = Some(now());
     }
 
-    /// The consumer asks for more.
-    pub(crate) fn take_back(&mut self) {
-        if let Some(since) = self.handed_over.take() {
-            self.consumer += now() - since;
-        }
+    /// The consumer asks for more. Returns how long it was busy, if it had something.
+    pub(crate) fn take_back(&mut self) -> Option<Duration> {
+        let time = now() - self.handed_over.take()?;
+        self.consumer += time;
+        Some(time)
+    }
+
+    /// Whether the caller has waited for the workers longer than they for the consumer, not counting the start.
+    pub(crate) fn is_consumer_quicker(&self) -> bool {
+        self.waited > self.consumer + START
     }
 
     /// Records that these tasks took `busy` on `worker`, one of `width`.
@@ -644,6 +652,23 @@ mod tests {
             timings.ran(6, 0..6, others * MS, me(), 2);
             let report = timings.report(100 * MS, 2);
             assert_eq!(report.bottleneck(), who, "{report}");
+        }
+    }
+
+    #[test]
+    fn a_consumer_is_quicker_if_it_waits_longer_than_the_start_takes() {
+        for (waited, consumed, is_quicker) in [
+            (4, 0, false),
+            (5, 0, true),
+            (100, 96, false),
+            (100, 95, true),
+        ] {
+            let mut timings = Timings {
+                consumer: consumed * MS,
+                ..Timings::default()
+            };
+            timings.waited(waited * MS);
+            assert_eq!(timings.is_consumer_quicker(), is_quicker);
         }
     }
 
