@@ -623,13 +623,12 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
 
     /// Pulls a chunk's items and submits them. Where items are held, goes on until one may start, for a moment.
     fn feed(&mut self) {
-        let start = now();
         self.pull();
-        while self.in_flight.holds.is_some() && !self.in_flight.has_ready() {
-            if !self.can_feed() || now() - start >= PULL_TIME {
-                break;
+        if self.in_flight.holds.is_some() {
+            let start = now();
+            while !self.in_flight.has_ready() && self.can_feed() && now() - start < PULL_TIME {
+                self.pull();
             }
-            self.pull();
         }
         self.resubmit();
     }

@@ -27,9 +27,9 @@ const LEAST: f64 = 10_000.0;
 const GROWTH: usize = 8;
 /// What pulling a chunk's items may take: so much that what it costs to hand the chunk over is little beside that.
 pub(crate) const PULL_TIME: Duration = Duration::from_micros(50);
-/// An item that takes this long to pull, in nanoseconds, is submitted by itself: to hand it over costs a fifth of that at
+/// An item that takes this long to pull, in nanoseconds, is submitted by itself: to hand it over costs a twentieth of that at
 /// most, and the next pull may wait for this item.
-const SLOW_PULL: f64 = 5_000.0;
+const SLOW_PULL: f64 = 12_000.0;
 /// A worker takes a lock to begin tasks, which costs more than a tiny one. So it begins as many at a time as take this
 /// long, in nanoseconds.
 const GRAIN_TIME: f64 = 2_000.0;
@@ -236,7 +236,10 @@ mod tests {
         assert!(sizing.is_source_quick());
         sizing.record_pull(100, 100 * US);
         assert_eq!(sizing.next(), 50);
-        sizing.record_pull(50, 250 * US);
+        sizing.record_pull(50, 500 * US);
+        assert_eq!(sizing.next(), 5);
+        assert!(sizing.is_source_quick());
+        sizing.record_pull(5, 60 * US);
         assert_eq!(sizing.next(), 1);
         assert!(!sizing.is_source_quick());
     }
