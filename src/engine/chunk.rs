@@ -364,7 +364,9 @@ impl<I, T, E> Chunk<I, T, E> {
     pub(crate) fn give_up_begun(&mut self, pending: &mut Vec<I>) -> usize {
         let done = self.done();
         let count = self.inputs.len() - done;
-        pending.extend(self.inputs.drain(done..).rev());
+        if count != 0 {
+            pending.extend(self.inputs.drain(done..).rev());
+        }
         count
     }
 

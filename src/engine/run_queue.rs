@@ -434,10 +434,11 @@ impl<I, T, E> State<I, T, E> {
             let mut next: Option<Instant> = None;
             for (slot, open) in self.slots.iter().enumerate() {
                 let state = open.state();
-                let (waiting, due) = (state.waiting(), due(state.since()));
+                let waiting = state.waiting();
                 if waiting == 0 {
                     continue;
                 }
+                let due = due(state.since());
                 if *time.get_or_insert_with(now) < due {
                     next = Some(next.map_or(due, |next| next.min(due)));
                 } else if most.is_none_or(|(most, _)| most < waiting) {

@@ -133,10 +133,10 @@ impl Sizing {
     /// `items` were run in `time`. Grows by steps. Falls at once where they took far too long, else
     /// little by little: a worker that was interrupted has not become slow.
     pub(crate) fn record_run(&mut self, items: usize, time: Duration) {
-        self.each = time.as_nanos() as f64 / items as f64;
+        self.each = nanos(time) / items as f64;
         let grown = self.by_run.max(items) * GROWTH;
         let fits = Self::fit(CHUNK_TIME, items, time).min(grown);
-        let is_overrun = time.as_nanos() as f64 > 2.0 * CHUNK_TIME;
+        let is_overrun = nanos(time) > 2.0 * CHUNK_TIME;
         self.by_run = if is_overrun || fits > self.by_run {
             fits
         } else {
@@ -164,7 +164,7 @@ impl Sizing {
 
     /// `items` were pulled in `time`. Grows by steps, falls at once.
     pub(crate) fn record_pull(&mut self, items: usize, time: Duration) {
-        let each = time.as_nanos() as f64 / items as f64;
+        let each = nanos(time) / items as f64;
         self.by_pull = if each >= SLOW_PULL {
             1
         } else {
@@ -177,8 +177,13 @@ impl Sizing {
     /// How many items fit into `slice` nanoseconds if `items` took `time`.
     fn fit(slice: f64, items: usize, time: Duration) -> usize {
         // A float divided by zero is infinite, and casts saturate.
-        (slice * items as f64 / time.as_nanos() as f64) as usize
+        (slice * items as f64 / nanos(time)) as usize
     }
+}
+
+/// Quicker than by way of the 128 bits of `as_nanos`.
+fn nanos(time: Duration) -> f64 {
+    1e9 * time.as_secs() as f64 + f64::from(time.subsec_nanos())
 }
 
 #[cfg(test)]
