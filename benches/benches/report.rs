@@ -37,6 +37,48 @@ Each row maps a function over the numbers from 0 and adds up the results. *Stati
 returns one sum, so nothing can be faster. *Bare chunks* only moves `Vec`s through a channel and back: the floor for anything
 that returns every result. \"Reduced\" means that the workers add up, so no result has to travel.";
 
+/// Why what begins so may not be met, and what was tried; with figures of the machine that the report was made on.
+const REASONS: [(&str, &str); 9] = [
+    (
+        "empty task, `",
+        "A third of the time, a core reads or takes back cache lines that another one wrote. An item comes back with its \
+         result; bare chunks bring back the result only. Chunks of 16 to 256 KiB, 2 to 16 of them queued for each worker, and \
+         chunks that begin at a cache line gained nothing. Blocks that are never copied might.",
+    ),
+    ("work from which on", "As above."),
+    (
+        "100 ns a pull, 1 µs a task",
+        "Two cores have 1,100 ns of work for each item, which is 1.10 without any overhead.",
+    ),
+    (
+        "runs of 100 items of 1 µs, a pool each",
+        "Threads are started and ended for each run; what a rayon pool takes for that is the floor. Threads that end with the last \
+         job, rather than when the caller lets go, gained 3 %, and a caller that spins until they have ended lost.",
+    ),
+    (
+        "results of 64 KiB",
+        "The consumer is the slower half, and its thread also pulls the source and wakes the workers, in chunks of three items. \
+         Larger chunks bring more at a time back to the allocator, which gives it to the system: with six items, 1.2.",
+    ),
+    (
+        "100 µs a task",
+        "The caller is a third thread on two cores, so that handing over a task costs these cores about 1 µs. More queued work \
+         brought 3 % down to 1 to 1.5 %; chunks of two or three tasks another 0.5 %, for results that come later.",
+    ),
+    (
+        "1 ms a task",
+        "As above: it is woken in the middle of a task.",
+    ),
+    (
+        "64 threads on two cores",
+        "To start and end 64 threads takes 5 ms. Beside 64 that have work, the caller has its turn more seldom than they run out of it.",
+    ),
+    (
+        "cold start",
+        "Both floors are within a few µs, and the three change places from run to run.",
+    ),
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     let is_quick = env::args().any(|arg| arg == "--quick");
     let effort = if is_quick {
@@ -108,6 +150,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     page += &overhead.markdown(&WORKS, |_| true);
     page += "\n![Overhead](overhead.svg)\n\n![Speed-up](speedup.svg)\n\n## Goals\n\n";
     page += &bars;
+    page += &reasons(&bars);
     writeln!(
         page,
         "\n## Uneven tasks\n\n20,000 tasks of 1 µs, one in a hundred a hundred times longer; milliseconds.\n\n{uneven}"
@@ -136,6 +179,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         insert(&home.join("../README.md"), &table)?;
     }
     Ok(())
+}
+
+/// A list of the bars that are not met and have a reason.
+fn reasons(bars: &str) -> String {
+    let missed = bars.lines().filter(|line| line.contains("**not met**"));
+    let mut text = String::new();
+    for line in missed {
+        let what = line.trim_start_matches("| ");
+        let what = what.split(" | ").next().unwrap_or(what);
+        let reason = REASONS.iter().find(|(begin, _)| what.starts_with(begin));
+        if let Some((_, reason)) = reason {
+            text += &format!("- *{what}*: {reason}\n");
+        }
+    }
+    if text.is_empty() {
+        return text;
+    }
+    format!("\nWhy some are not met, and what was tried:\n\n{text}")
 }
 
 /// Runs another benchmark, whose output is Markdown.
@@ -172,19 +233,16 @@ fn insert(path: &Path, text: &str) -> Result<(), Box<dyn Error>> {
 
 /// The bars that the overhead decides.
 fn judge(table: &Table, bars: &mut Bars) {
-    let (by_for, fold) = (table.at(OURS, 0), table.at(FOLD, 0));
-    bars.add(
-        "empty task, `for`",
-        "≤ 4 ns",
-        format!("{by_for:.1} ns"),
-        by_for <= 4.0,
-    );
-    bars.add(
-        "empty task, `fold`",
-        "≤ 3 ns",
-        format!("{fold:.1} ns"),
-        fold <= 3.0,
-    );
+    let bare = table.at(BARE, 0);
+    for (name, how, most) in [(OURS, "for", 2.5), (FOLD, "fold", 2.3)] {
+        let each = table.at(name, 0);
+        bars.add(
+            &format!("empty task, `{how}`"),
+            &format!("≤ {most} ns"),
+            format!("{each:.1} ns, bare chunks {bare:.1} ns"),
+            each <= most,
+        );
+    }
     for (name, least) in [(CHANNEL, 15.0), (PARITER, 30.0)] {
         let times = table.ratio(name, OURS, 0);
         bars.add(
@@ -194,12 +252,12 @@ fn judge(table: &Table, bars: &mut Bars) {
             times >= least,
         );
     }
-    let pays = table.break_even(OURS);
+    let [pays, bare_pays] = [OURS, BARE].map(|name| table.break_even(name));
     bars.add(
         "work from which on it beats the plain loop",
-        "≤ 5 ns",
-        format!("{pays:.1} ns"),
-        pays <= 5.0,
+        "≤ 4 ns",
+        format!("{pays:.1} ns, bare chunks {bare_pays:.1} ns"),
+        pays <= 4.0,
     );
     for (work, least) in [
         (100, 93.0),
