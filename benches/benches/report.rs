@@ -38,13 +38,14 @@ returns one sum, so nothing can be faster. *Bare chunks* only moves `Vec`s throu
 that returns every result. \"Reduced\" means that the workers add up, so no result has to travel.";
 
 /// Why what begins so may not be met, and what was tried; with figures of the machine that the report was made on.
-const REASONS: [(&str, &str); 9] = [
+const REASONS: [(&str, &str); 11] = [
     (
-        "empty task, `",
+        "empty task, `for`",
         "A third of the time, a core reads or takes back cache lines that another one wrote. An item comes back with its \
          result; bare chunks bring back the result only. Chunks of 16 to 256 KiB, 2 to 16 of them queued for each worker, and \
          chunks that begin at a cache line gained nothing. Blocks that are never copied might.",
     ),
+    ("empty task, `fold`", "As above."),
     ("work from which on", "As above."),
     (
         "100 ns a pull, 1 µs a task",
@@ -70,9 +71,11 @@ const REASONS: [(&str, &str); 9] = [
         "As above: it is woken in the middle of a task.",
     ),
     (
-        "64 threads on two cores",
-        "To start and end 64 threads takes 5 ms. Beside 64 that have work, the caller has its turn more seldom than they run out of it.",
+        "16 threads on two cores",
+        "Threads are started and ended, 64 in 5 ms. Beside so many that have work, the caller has its turn more seldom than they \
+         run out of it.",
     ),
+    ("64 threads on two cores", "As above."),
     (
         "cold start",
         "Both floors are within a few µs, and the three change places from run to run.",

@@ -838,6 +838,22 @@ mod tests {
     }
 
     #[test]
+    fn more_is_queued_while_the_consumer_waits_for_it() {
+        let run = [0u32].into_iter().futureproof(Raise).chunk_size(1);
+        let mut run = run.map_tasks(infallible(|n: &u32| *n));
+        assert!(run.next().is_some());
+        let sizing = &mut run.driver.sizing;
+        sizing.record_run(1, Duration::from_micros(100));
+        assert_eq!(sizing.depth(), 8);
+        run.driver
+            .workers
+            .timings
+            .waited(Duration::from_secs(3_600));
+        assert!(run.next().is_none());
+        assert_eq!(run.driver.sizing.depth(), 20);
+    }
+
+    #[test]
     fn a_full_queue_that_has_run_dry_becomes_deeper() {
         let run = [0u32]
             .into_iter()
