@@ -647,21 +647,21 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let items = &mut self.filling.inputs;
         let is_plain = self.ops.is_none() && control.is_none();
         self.phase = Phase::Pulling;
+        // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
+        let is_wanted = || wake.is_starved(submitted);
         loop {
-            let Some(item) = self.source.next() else {
+            let most = if is_plain { size } else { 1 };
+            if pull_until(&mut self.source, items, most, || {
+                is_wanted() || !stop.allows_any()
+            }) {
                 is_exhausted = !ends_when_idle;
                 break;
-            };
-            items.push(item);
-            // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
+            }
             if items.len() >= size
-                || (wake.is_starved(submitted) && (!is_paced || now() - start >= PULL_TIME))
+                || (is_wanted() && (!is_paced || now() - start >= PULL_TIME))
                 || !stop.allows_any()
             {
                 break;
-            }
-            if is_plain {
-                continue;
             }
             let is_paused = control.is_some_and(Control::is_paused);
             if is_paused || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty) {
@@ -793,6 +793,29 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         }
         (until, false)
     }
+}
+
+/// Pulls at least one item, until there are `most`, or no room for more, or it is `enough`. Returns whether the source has ended.
+///
+/// Never inlined: here, the compiler knows that no two of these overlap, and keeps all in registers.
+#[inline(never)]
+fn pull_until<I: Iterator>(
+    source: &mut I,
+    items: &mut Vec<I::Item>,
+    most: usize,
+    is_enough: impl Fn() -> bool,
+) -> bool {
+    items.reserve(1);
+    while items.len() < items.capacity() {
+        let Some(item) = source.next() else {
+            return true;
+        };
+        items.push(item);
+        if items.len() >= most || is_enough() {
+            break;
+        }
+    }
+    false
 }
 
 /// What is to come from a source that may have nothing to give for a while.
