@@ -645,26 +645,23 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let ends_when_idle = self.ends_when_idle();
         let mut is_exhausted = false;
         let items = &mut self.filling.inputs;
-        let is_plain = self.ops.is_none() && control.is_none();
+        // One by one where the source is asked after each.
+        let most = if self.ops.is_none() { size } else { 1 };
         self.phase = Phase::Pulling;
         // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
         let is_wanted = || wake.is_starved(submitted);
+        let is_stopped = || !stop.allows_any() || control.is_some_and(Control::is_paused);
         loop {
-            let most = if is_plain { size } else { 1 };
-            if pull_until(&mut self.source, items, most, || {
-                is_wanted() || !stop.allows_any()
-            }) {
+            let is_enough = || is_wanted() || is_stopped();
+            if pull_until(&mut self.source, items, most, is_enough) {
                 is_exhausted = !ends_when_idle;
                 break;
             }
             if items.len() >= size
                 || (is_wanted() && (!is_paced || now() - start >= PULL_TIME))
-                || !stop.allows_any()
+                || is_stopped()
+                || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty)
             {
-                break;
-            }
-            let is_paused = control.is_some_and(Control::is_paused);
-            if is_paused || incoming(&self.ops, &self.source).is_some_and(Incoming::is_empty) {
                 break;
             }
         }
