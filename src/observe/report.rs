@@ -450,7 +450,7 @@ pub(crate) struct Timings {
 }
 
 /// The caller has to wait for this long at most until threads run and the first results are there.
-const START: Duration = Duration::from_millis(2);
+const START: Duration = Duration::from_millis(4);
 
 impl Timings {
     /// Adds time in the source, or waiting for it.
@@ -658,10 +658,10 @@ mod tests {
     #[test]
     fn a_consumer_is_quicker_if_it_waits_longer_than_the_start_takes() {
         for (waited, consumed, is_quicker) in [
-            (2, 0, false),
-            (3, 0, true),
-            (100, 98, false),
-            (100, 97, true),
+            (4, 0, false),
+            (5, 0, true),
+            (100, 96, false),
+            (100, 95, true),
         ] {
             let mut timings = Timings {
                 consumer: consumed * MS,
