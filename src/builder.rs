@@ -155,9 +155,8 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
     ///
     /// The default, 0, follows the cost of a task. Per thread, that is three tasks of 5 ms or more (one that runs and two
     /// that are queued, or have finished), or a few milliseconds' worth of quicker ones, up to about 64 Ki items; less while the
-    /// consumer is slower than the tasks. Where items are
-    /// open files or sockets, set a limit: quick tasks can have thousands of them open at a time. A run of several [stages](Self::stage) counts the threads of all of
-    /// them.
+    /// consumer is slower than the tasks. Where items are open files or sockets, set a limit: quick tasks can have thousands of
+    /// them open at a time. A run of several [stages](Self::stage) counts the threads of all of them.
     ///
     /// ```
     /// # use futureproof::prelude::*;

@@ -305,7 +305,8 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         if let Some(time) = timings.take_back() {
             self.sizing.record_consumed(self.current.delivered(), time);
         }
-        self.sizing.set_awaited(timings.is_consumer_quicker());
+        self.sizing
+            .set_consumer_quicker(timings.is_consumer_quicker());
         self.in_flight.note_delivered(&self.current);
         // Before anything is made or pulled: a token may be cancelled beforehand.
         if self.phase == Phase::New && !self.has_ended() {
@@ -792,7 +793,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 }
 
-/// Pulls at least one item, until there are `most`, or no room for more, or it is `enough`. Returns whether the source has ended.
+/// Pulls an item and more, until there are `most`, or the buffer is full, or `is_enough`. Returns whether the source has ended.
 ///
 /// Never inlined: here, the compiler knows that no two of these overlap, and keeps all in registers.
 #[inline(never)]
@@ -885,7 +886,7 @@ mod tests {
         assert!(run.next().is_some());
         let driver = &mut run.driver;
         driver.sizing.record_run(1, Duration::from_micros(200));
-        driver.sizing.set_awaited(true);
+        driver.sizing.set_consumer_quicker(true);
         for (outstanding, depth) in [(19, 10), (20, 20), (39, 20), (40, 40)] {
             let waiting = Waiting {
                 outstanding,

@@ -52,7 +52,7 @@ pub(crate) struct Sizing {
     /// What the consumer's time allows.
     by_consumer: usize,
     /// Whether the consumer waits for tasks, rather than they for it.
-    is_awaited: bool,
+    is_consumer_quicker: bool,
     /// What an item took to run when that was last measured, in nanoseconds.
     each: f64,
     /// How much work is queued for each worker.
@@ -69,7 +69,7 @@ impl Sizing {
             by_run: 1,
             by_pull: 1,
             by_consumer: cap,
-            is_awaited: false,
+            is_consumer_quicker: false,
             each: f64::INFINITY,
             queue: *QUEUE.start(),
         }
@@ -115,7 +115,7 @@ impl Sizing {
             return FEW;
         }
         // More would only take memory, and be cold when its turn comes.
-        if !self.is_awaited {
+        if !self.is_consumer_quicker {
             return *DEPTH.start();
         }
         let size = self.next();
@@ -157,9 +157,9 @@ impl Sizing {
             .clamp(1, self.cap);
     }
 
-    /// `is_awaited`: whether the consumer waits for tasks, rather than they for it.
-    pub(crate) fn set_awaited(&mut self, is_awaited: bool) {
-        self.is_awaited = is_awaited;
+    /// Whether the consumer waits for tasks, rather than they for it.
+    pub(crate) fn set_consumer_quicker(&mut self, is_consumer_quicker: bool) {
+        self.is_consumer_quicker = is_consumer_quicker;
     }
 
     /// `items` were pulled in `time`. Grows by steps, falls at once.
@@ -281,9 +281,9 @@ mod tests {
     fn a_slow_consumer_has_small_chunks_and_few() {
         let mut sizing = quick_source();
         (0..20).for_each(|_| sizing.record_run(10, 10 * US));
-        sizing.set_awaited(true);
+        sizing.set_consumer_quicker(true);
         assert_eq!((sizing.next(), sizing.depth()), (100, 20));
-        sizing.set_awaited(false);
+        sizing.set_consumer_quicker(false);
         assert_eq!((sizing.next(), sizing.depth()), (100, 8));
         sizing.record_consumed(100, 1_000 * US);
         assert_eq!(sizing.next(), 2);
@@ -308,7 +308,7 @@ mod tests {
         ] {
             let mut sizing = Sizing::new(chunk, 16);
             sizing.record_run(10, 10 * each * US);
-            sizing.set_awaited(true);
+            sizing.set_consumer_quicker(true);
             assert_eq!(sizing.depth(), depth, "{chunk} items of {each} µs");
         }
     }
@@ -317,7 +317,7 @@ mod tests {
     fn a_consumer_that_oversleeps_has_more_queued() {
         let mut sizing = Sizing::new(1, 16);
         sizing.record_run(1, 200 * US);
-        sizing.set_awaited(true);
+        sizing.set_consumer_quicker(true);
         let depths = [(); 4].map(|()| {
             let depth = sizing.depth();
             sizing.record_overslept();
