@@ -650,10 +650,10 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         let most = if self.ops.is_none() { size } else { 1 };
         self.phase = Phase::Pulling;
         // Nothing waits for its chunk to be filled while workers have nothing to do, or once nothing may start.
-        let is_wanted = || wake.is_starved(submitted);
-        let is_stopped = || !stop.allows_any() || control.is_some_and(Control::is_paused);
+        let is_wanted = move || wake.is_starved(submitted);
+        let is_stopped = move || !stop.allows_any() || control.is_some_and(Control::is_paused);
         loop {
-            let is_enough = || is_wanted() || is_stopped();
+            let is_enough = move || is_wanted() || is_stopped();
             if pull_until(&mut self.source, items, most, is_enough) {
                 is_exhausted = !ends_when_idle;
                 break;
