@@ -1,7 +1,6 @@
 //! A chunk of items, and the one loop that passes them to the user's function.
 //!
-//! What waits to be run stands last to first, and so do the inputs and outputs of a chunk that is delivered: to take the
-//! next is a `pop`, and the emptied buffers can be filled again.
+//! What waits to be run, and what is delivered, is iterated over by value; the emptied buffers are filled again.
 
 use std::fmt;
 use std::mem;
@@ -9,6 +8,7 @@ use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
+use std::vec;
 
 use crate::engine::retry::Delays;
 use crate::engine::stop::Stop;
@@ -30,16 +30,18 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) inputs: Vec<I>,
     /// One for each item that succeeded.
     outputs: Vec<T>,
-    /// One for each item that failed, with its offset in the chunk.
+    /// The same, once the chunk is sealed: what is left to be delivered.
+    inputs_left: vec::IntoIter<I>,
+    outputs_left: vec::IntoIter<T>,
+    /// One for each item that failed, with its offset in the chunk; last to first, once the chunk is sealed.
     failures: Vec<(usize, Cause<E>)>,
-    /// Items that nobody has begun, last to first. They follow the inputs. A finished chunk has some only where the run was
-    /// stopped.
-    pub(crate) pending: Vec<I>,
-    /// Tasks delivered so far.
-    delivered: usize,
-    /// Up to here, tasks have succeeded and take the fast path: their indices follow each other, counted from `base`.
-    fast_until: usize,
-    base: u64,
+    /// Items that nobody has begun. They follow the inputs. A finished chunk has some only where the run was stopped.
+    pub(crate) pending: vec::IntoIter<I>,
+    /// How many tasks there were to deliver, once the chunk is sealed.
+    tasks: usize,
+    /// While more than so many are left, the next has succeeded and takes the fast path. Its index is so many before `end`.
+    fast_above: usize,
+    end: u64,
     /// How often the items were tried.
     pub(crate) attempts: u32,
     /// Whether an `Err` is final, as no retry can follow. A panic always is.
@@ -115,11 +117,13 @@ impl<I, T, E> Chunk<I, T, E> {
             listed: None,
             inputs: Vec::new(),
             outputs: Vec::new(),
+            inputs_left: vec::IntoIter::default(),
+            outputs_left: vec::IntoIter::default(),
             failures: Vec::new(),
-            pending: Vec::new(),
-            delivered: 0,
-            fast_until: 0,
-            base: 0,
+            pending: vec::IntoIter::default(),
+            tasks: 0,
+            fast_above: usize::MAX,
+            end: 0,
             attempts: 1,
             is_final: true,
             grain: 1,
@@ -134,10 +138,12 @@ impl<I, T, E> Chunk<I, T, E> {
     /// Makes an emptied chunk ready to be filled from index `first` on.
     pub(crate) fn reset(&mut self, first: u64, is_final: bool) {
         debug_assert!(self.holds_nothing());
+        reuse(&mut self.inputs, &mut self.inputs_left);
+        reuse(&mut self.outputs, &mut self.outputs_left);
         self.first = first;
         self.listed = None;
         if !seeded_bugs::has("buffer not cleared") {
-            self.delivered = 0;
+            self.tasks = 0;
         }
         self.attempts = 1;
         self.is_final = is_final;
@@ -148,17 +154,16 @@ impl<I, T, E> Chunk<I, T, E> {
 
     /// The items that were put into it are to be run.
     pub(crate) fn set_pending(&mut self) {
-        self.inputs.reverse();
-        mem::swap(&mut self.inputs, &mut self.pending);
+        self.pending = mem::take(&mut self.inputs).into_iter();
     }
 
     /// Takes what nobody has begun, with the indices.
     pub(crate) fn take_pending(&mut self) -> impl Iterator<Item = (u64, I)> {
-        let first = self.first + self.inputs.len() as u64;
+        let first = self.first + self.len() as u64;
         let listed = self.listed.as_deref();
         let indices = (first..).map(move |place| index_of(listed, place));
         // The items first: past the last of them, nothing is listed.
-        let items = self.pending.drain(..).rev();
+        let items = self.pending.by_ref();
         items.zip(indices).map(|(item, index)| (index, item))
     }
 
@@ -184,8 +189,8 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     fn holds_nothing(&self) -> bool {
-        let holds_results = !self.outputs.is_empty() || !self.failures.is_empty();
-        self.inputs.is_empty() && self.pending.is_empty() && !holds_results
+        let results = self.outputs.len() + self.outputs_left.len() + self.failures.len();
+        self.len() + self.pending.len() + results == 0
     }
 
     /// How many items have been run.
@@ -231,8 +236,8 @@ impl<I, T, E> Chunk<I, T, E> {
                     return may_go_on;
                 }
                 Err(payload) => {
-                    let offset = self.done();
                     let panic = Panic::new(payload);
+                    let offset = self.done();
                     let index = self.first + offset as u64;
                     instrument.panicked(index, panic.message());
                     self.failures.push((offset, Cause::Panicked(panic)));
@@ -263,53 +268,47 @@ impl<I, T, E> Chunk<I, T, E> {
     where
         E: fmt::Debug,
     {
-        let start = self.done();
+        let guard = stop.guard(self.epoch);
+        let is_reached = !seeded_bugs::has("stage not stopped") || is_last;
+        let allows = move |index| !is_reached || guard.allows(index);
+        let may_start = move |index| allows(index) && !is_wanted.load(Ordering::Relaxed);
+        let call = |input: &mut I, index| instrument.call(index, || f(input));
         let succeeded = self.outputs.len();
-        let Self {
-            first,
-            inputs,
-            outputs,
-            failures,
-            is_final,
-            epoch,
-            ..
-        } = self;
-        let guard = stop.guard(*epoch);
-        let begun = *first + start as u64;
-        for (input, index) in inputs[start..].iter_mut().zip(begun..) {
-            let is_reached = !seeded_bugs::has("stage not stopped") || is_last;
-            if is_reached && !guard.allows(index) {
-                return false;
+        let mut done = self.done();
+        // The first is run even if it is wanted, or nobody would get on.
+        let mut may_go_on = allows(self.first + done as u64);
+        while may_go_on {
+            let inputs = &mut self.inputs[done..];
+            self.outputs.reserve(inputs.len());
+            let first = self.first + done as u64;
+            let error = call_until(inputs, &mut self.outputs, first, call, may_start);
+            done = self.done();
+            let Some(error) = error else {
+                break;
+            };
+            // Recorded first, then the others are stopped: else the run could end otherwise
+            // before its failure is there to be seen.
+            self.failures.push((done, Cause::Failed(error)));
+            let failed = self.first + done as u64;
+            done += 1;
+            if seeded_bugs::has("late stop") {
+                continue;
             }
-            // The first is run in any case, or nobody would get on.
-            if index > begun && is_wanted.load(Ordering::Relaxed) {
+            if self.is_final {
+                let before = if is_last {
+                    self.outputs.len() - succeeded
+                } else {
+                    0
+                };
+                stop.record_failure(failed, before);
+            }
+            // It is to be found before another one begins that may wait to be told of it.
+            if !self.is_final || stop.has_failure_limit() {
                 return true;
             }
-            match instrument.call(index, || f(input)) {
-                Ok(output) => outputs.push(output),
-                Err(error) => {
-                    // Recorded first, then the others are stopped: else the run could end otherwise
-                    // before its failure is there to be seen.
-                    failures.push((outputs.len() + failures.len(), Cause::Failed(error)));
-                    if seeded_bugs::has("late stop") {
-                        continue;
-                    }
-                    if *is_final {
-                        let before = if is_last {
-                            outputs.len() - succeeded
-                        } else {
-                            0
-                        };
-                        stop.record_failure(index, before);
-                    }
-                    // It is to be found before another one begins that may wait to be told of it.
-                    if !*is_final || stop.has_failure_limit() {
-                        return true;
-                    }
-                }
-            }
+            may_go_on = may_start(failed + 1);
         }
-        true
+        done == self.inputs.len() || allows(self.first + done as u64)
     }
 
     /// Room for the results of `count` more items.
@@ -350,7 +349,7 @@ impl<I, T, E> Chunk<I, T, E> {
     /// Takes what nobody has begun, as a chunk of its own.
     pub(crate) fn take_left(&mut self) -> BoxedChunk<I, T, E> {
         let mut left = Box::new(Self::new());
-        left.first = self.first + self.inputs.len() as u64;
+        left.first = self.first + self.len() as u64;
         left.listed.clone_from(&self.listed);
         left.attempts = self.attempts;
         left.is_final = self.is_final;
@@ -361,11 +360,13 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Of the items that were begun, those that were not run go back to `pending`. Returns how many.
-    pub(crate) fn give_up_begun(&mut self, pending: &mut Vec<I>) -> usize {
+    pub(crate) fn give_up_begun(&mut self, pending: &mut vec::IntoIter<I>) -> usize {
         let done = self.done();
         let count = self.inputs.len() - done;
         if count != 0 {
-            pending.extend(self.inputs.drain(done..).rev());
+            let given_up = self.inputs.drain(done..).chain(mem::take(pending));
+            let items: Vec<I> = given_up.collect();
+            *pending = items.into_iter();
         }
         count
     }
@@ -373,25 +374,27 @@ impl<I, T, E> Chunk<I, T, E> {
     /// What was run is ready to be delivered.
     pub(crate) fn seal(&mut self) {
         debug_assert_eq!(self.done(), self.inputs.len());
-        self.inputs.reverse();
-        self.outputs.reverse();
+        self.inputs_left = mem::take(&mut self.inputs).into_iter();
+        self.outputs_left = mem::take(&mut self.outputs).into_iter();
         self.failures.reverse();
+        self.tasks += self.inputs_left.len();
         self.find_fast_path();
     }
 
     /// The fast path ends at the next failure, and where an index does not follow the one before.
     fn find_fast_path(&mut self) {
-        self.fast_until = match self.failures.last() {
-            Some((failed, _)) => *failed,
-            None => self.delivered + self.inputs.len(),
+        let left = self.inputs_left.len();
+        let mut fast = match self.failures.last() {
+            Some((failed, _)) => failed - self.delivered(),
+            None => left,
         };
-        self.base = self.first;
-        if self.listed.is_some() && !self.inputs.is_empty() {
-            self.base = self
-                .index(self.delivered)
-                .wrapping_sub(self.delivered as u64);
-            self.fast_until = self.fast_until.min(self.delivered + self.run_left());
+        let next = self.delivered();
+        self.end = self.first + (next + left) as u64;
+        if self.listed.is_some() && left != 0 {
+            self.end = self.index(next) + left as u64;
+            fast = fast.min(self.run_left());
         }
+        self.fast_above = left - fast;
     }
 
     /// How many of the `count` items from `place` on have indices that follow each other.
@@ -405,51 +408,51 @@ impl<I, T, E> Chunk<I, T, E> {
 
     /// The same of the tasks that are left.
     fn run_left(&self) -> usize {
-        let place = self.first + self.delivered as u64;
-        self.run_length(place, self.inputs.len())
+        let place = self.first + self.delivered() as u64;
+        self.run_length(place, self.inputs_left.len())
     }
 
     /// Takes the next task to deliver, if it is on the fast path. Small, so that it is inlined.
     #[inline]
     pub(crate) fn pop_fast(&mut self) -> Option<Task<I, T>> {
-        if self.delivered >= self.fast_until {
+        let left = self.inputs_left.len();
+        if left <= self.fast_above {
             return None;
         }
-        let input = self.inputs.pop()?;
-        let output = self.outputs.pop()?;
-        let index = self.base.wrapping_add(self.delivered as u64);
-        self.delivered += 1;
+        let input = self.inputs_left.next()?;
+        let output = self.outputs_left.next()?;
+        let index = self.end.wrapping_sub(left as u64);
         Some(Task::new(index, input, output))
     }
 
-    /// How many tasks wait for delivery.
+    /// How many items have been run, without what was delivered.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.inputs.len()
+        self.inputs.len() + self.inputs_left.len()
     }
 
     /// How many tasks have been delivered.
     pub(crate) fn delivered(&self) -> usize {
-        self.delivered
+        self.tasks - self.inputs_left.len()
     }
 
     /// Takes the next task to deliver.
     pub(crate) fn pop(&mut self) -> Option<Outcome<I, T, E>> {
-        let input = self.inputs.pop()?;
-        let offset = self.delivered;
+        let offset = self.delivered();
+        let input = self.inputs_left.next()?;
         let index = self.index(offset);
-        if !seeded_bugs::has("double delivery") {
-            self.delivered += 1;
+        if seeded_bugs::has("double delivery") {
+            self.tasks -= 1;
         }
         let result = match self.failures.last() {
             Some((failed, _)) if *failed == offset => {
                 let failure = self.failures.pop();
                 failure.map(|(_, cause)| Err(cause))
             }
-            _ => self.outputs.pop().map(Ok),
+            _ => self.outputs_left.next().map(Ok),
         };
         let result = result.expect("each item that was run has an output or a failure");
-        if self.delivered > self.fast_until {
+        if self.inputs_left.len() < self.fast_above {
             self.find_fast_path();
         }
         Some(Outcome {
@@ -486,11 +489,11 @@ impl<I, T, E> Chunk<I, T, E> {
         if extracted.is_empty() {
             return Vec::new();
         }
-        let mut indices = Vec::with_capacity(self.inputs.len() - extracted.len());
+        let mut indices = Vec::with_capacity(self.inputs_left.len() - extracted.len());
         let mut failures = extracted.into_iter().peekable();
         let mut inputs = Vec::with_capacity(indices.capacity());
         let mut taken = Vec::with_capacity(failures.len());
-        for (offset, input) in mem::take(&mut self.inputs).into_iter().rev().enumerate() {
+        for (offset, input) in mem::take(&mut self.inputs_left).enumerate() {
             match failures.next_if(|failure| failure.0 == offset) {
                 Some((_, index, cause, verdict)) => {
                     let result = Err(cause);
@@ -507,8 +510,8 @@ impl<I, T, E> Chunk<I, T, E> {
                 }
             }
         }
-        inputs.reverse();
-        self.inputs = inputs;
+        self.inputs_left = inputs.into_iter();
+        self.tasks = self.inputs_left.len();
         self.first = 0;
         self.listed = Some(Arc::new(Listed {
             indices,
@@ -520,7 +523,7 @@ impl<I, T, E> Chunk<I, T, E> {
 
     /// Whether no index is missing between the first and the last.
     pub(crate) fn is_contiguous(&self) -> bool {
-        self.run_left() == self.inputs.len()
+        self.run_left() == self.inputs_left.len()
     }
 
     /// Takes the next tasks whose indices follow each other, as a chunk of their own. Nothing was delivered yet.
@@ -535,10 +538,12 @@ impl<I, T, E> Chunk<I, T, E> {
             .partition_point(|(offset, _)| *offset >= count);
         run.failures = self.failures.split_off(later);
         let succeeded = count - run.failures.len();
-        run.inputs = self.inputs.split_off(self.inputs.len() - count);
-        run.outputs = self.outputs.split_off(self.outputs.len() - succeeded);
+        run.inputs_left = split_off_first(&mut self.inputs_left, count);
+        run.outputs_left = split_off_first(&mut self.outputs_left, succeeded);
+        run.tasks = count;
         run.find_fast_path();
         self.first += count as u64;
+        self.tasks -= count;
         self.failures
             .iter_mut()
             .for_each(|(offset, _)| *offset -= count);
@@ -551,7 +556,7 @@ impl<I, T, E> Chunk<I, T, E> {
         &mut self,
     ) -> (
         impl Iterator<Item = Outcome<I, T, E>> + use<I, T, E>,
-        Vec<I>,
+        vec::IntoIter<I>,
     ) {
         debug_assert_eq!(self.done(), self.inputs.len());
         let inputs = mem::take(&mut self.inputs).into_iter();
@@ -582,7 +587,8 @@ impl<I, T, E> Chunk<I, T, E> {
         chunk.inputs = mem::take(&mut self.inputs).into_iter().map(&f).collect();
         chunk.outputs = mem::take(&mut self.outputs);
         chunk.failures = mem::take(&mut self.failures);
-        chunk.pending = mem::take(&mut self.pending).into_iter().map(&f).collect();
+        let pending: Vec<J> = self.pending.by_ref().map(&f).collect();
+        chunk.pending = pending.into_iter();
         chunk.listed.clone_from(&self.listed);
         chunk.attempts = self.attempts;
         chunk.is_final = self.is_final;
@@ -606,11 +612,53 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 }
 
+/// Calls `f` for the first of the `inputs`, and for more as long as they `may_start`. Puts what it makes into the `outputs`,
+/// where there is room. Returns the first error.
+///
+/// Never inlined: here, the compiler knows that no two of these overlap, and keeps all in registers.
+#[inline(never)]
+fn call_until<I, T, E>(
+    inputs: &mut [I],
+    outputs: &mut Vec<T>,
+    first: u64,
+    f: impl Fn(&mut I, u64) -> Result<T, E>,
+    may_start: impl Fn(u64) -> bool,
+) -> Option<E> {
+    let mut items = inputs.iter_mut().zip(first..);
+    let (mut input, mut index) = items.next()?;
+    while outputs.len() < outputs.capacity() {
+        match f(input, index) {
+            Ok(output) => outputs.push(output),
+            Err(error) => return Some(error),
+        }
+        (input, index) = items.next()?;
+        if !may_start(index) {
+            break;
+        }
+    }
+    None
+}
+
+/// Gives `buffer` the memory of what was `emptied`, if it has none. The standard library collects in place.
+pub(crate) fn reuse<V>(buffer: &mut Vec<V>, emptied: &mut vec::IntoIter<V>) {
+    debug_assert!(emptied.as_slice().is_empty());
+    if buffer.capacity() == 0 {
+        *buffer = mem::take(emptied).take(0).collect();
+    }
+}
+
+/// Takes the first `count` of `values`.
+pub(crate) fn split_off_first<V>(values: &mut vec::IntoIter<V>, count: usize) -> vec::IntoIter<V> {
+    values.take(count).collect::<Vec<V>>().into_iter()
+}
+
 impl<I, T, E> Drop for Chunk<I, T, E> {
     fn drop(&mut self) {
         // This may run on a worker, or during an unwind (see `job.rs`).
         drop_all_catching(&mut self.inputs);
         drop_all_catching(&mut self.outputs);
+        drop_all_catching(&mut self.inputs_left);
+        drop_all_catching(&mut self.outputs_left);
         drop_all_catching(&mut self.failures);
         drop_all_catching(&mut self.pending);
     }
@@ -722,7 +770,7 @@ mod tests {
         chunk.append(&mut next);
         assert!(next.holds_nothing());
         chunk.seal();
-        assert_eq!(chunk.fast_until, 3);
+        assert_eq!(chunk.fast_above, 1);
         assert_eq!(chunk.pop_fast().map(|task| task.index), Some(0));
         let rest: Vec<(u64, bool)> = std::iter::from_fn(|| chunk.pop())
             .map(|outcome| (outcome.index, outcome.result.is_ok()))
@@ -817,7 +865,7 @@ mod tests {
         let mut chunk = Chunk::new();
         chunk.listed = Some(Arc::new(listed));
         chunk.inputs = vec![1, 5, 2];
-        chunk.pending = vec![13, 7];
+        chunk.pending = vec![7, 13].into_iter();
         assert_eq!((chunk.index(2), chunk.indices(1..4)), (2, 2..8));
         assert!(chunk.indices(3..3).is_empty());
         run_once(&mut chunk, &stop);
@@ -840,7 +888,7 @@ mod tests {
         chunks[1].inputs.push(0);
         chunks[2].outputs.push(0);
         chunks[3].failures.push((0, Cause::Failed("no answer")));
-        chunks[4].pending.push(0);
+        chunks[4].pending = vec![0].into_iter();
         let holds_nothing = chunks.map(|chunk| chunk.holds_nothing());
         assert_eq!(holds_nothing, [true, false, false, false, false]);
     }
@@ -857,6 +905,23 @@ mod tests {
             (chunk.inputs.capacity(), chunk.outputs.capacity()),
             (16, 16)
         );
+    }
+
+    #[test]
+    fn what_was_delivered_leaves_its_buffers() {
+        let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+        let mut chunk = Chunk::new();
+        chunk.first = 10;
+        chunk.inputs = (10..20).collect();
+        while chunk.done() < 10 {
+            run_once(&mut chunk, &stop);
+        }
+        let buffers = (chunk.inputs.as_ptr(), chunk.outputs.as_ptr());
+        chunk.seal();
+        assert_eq!(deliver(&mut chunk).0.len(), 10);
+        chunk.reset(0, true);
+        assert_eq!((chunk.inputs.as_ptr(), chunk.outputs.as_ptr()), buffers);
+        assert!(chunk.inputs.capacity() >= 10);
     }
 
     /// Notes who panicked.

@@ -185,7 +185,8 @@ impl<'a, I, T, E> InFlight<'a, I, T, E> {
         let (index, item) = self.holds.as_mut()?.pop()?;
         let mut chunk = self.empty_chunk();
         chunk.reset(index, self.is_final());
-        chunk.pending.push(item);
+        chunk.inputs.push(item);
+        chunk.set_pending();
         Some(chunk)
     }
 
@@ -342,7 +343,7 @@ mod tests {
         // One fails again, and two do not fit to what waits.
         let mut again = parts.pop_due(&run.stop, 1).unwrap();
         assert_eq!(again.index(0), 4);
-        mem::swap(&mut again.inputs, &mut again.pending);
+        again.inputs = again.pending.by_ref().collect();
         again.run(
             &|_: &mut u32| Err("busy"),
             &run.stop,

@@ -325,7 +325,7 @@ where
         };
         let RunState { stop, wake, .. } = self.sink.run();
         // What was not begun although nothing stops the run: its control has changed.
-        let is_left = !chunk.pending.is_empty()
+        let is_left = chunk.pending.len() != 0
             && self.queue.is_controlled()
             && stop.allows(chunk.index(chunk.len()));
         let left = is_left.then(|| chunk.take_left());

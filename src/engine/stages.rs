@@ -259,11 +259,12 @@ impl<I: Send, V: Send, T: Send, E: Send> ToNextStage<'_, I, V, T, E> {
                 }
             }
         }
-        if !pending.is_empty() {
+        if pending.len() != 0 {
             let mut left = Box::new(Chunk::new());
             left.reset(end, is_final);
             left.listed = listed;
-            left.pending = pending.into_iter().map(Staged::into_input).collect();
+            left.inputs = pending.map(Staged::into_input).collect();
+            left.set_pending();
             self.shared.send(left, width);
         }
         batches

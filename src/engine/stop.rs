@@ -92,6 +92,7 @@ impl Stop {
     }
 
     /// What a worker asks before each item. `epoch`: that of the control when the worker last looked at it.
+    #[inline]
     pub(crate) fn guard(&self, epoch: u64) -> Guard<'_> {
         let from_outside =
             !self.tokens.is_empty() || self.deadline.get().is_some() || self.control.is_some();
@@ -245,7 +246,7 @@ impl Stop {
 }
 
 /// What a worker looks at before each item.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Guard<'a> {
     limit: &'a AtomicU64,
     /// There if something else than a failure can stop or pause the run.
