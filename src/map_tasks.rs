@@ -261,9 +261,9 @@ impl<I: Iterator, T, E> Iterator for MapTasks<'_, I, T, E> {
     {
         let mut result = init;
         loop {
-            while let Some(task) = self.driver.next_fast() {
-                result = f(result, Ok(task));
-            }
+            result = self
+                .driver
+                .fold_fast(result, |result, task| f(result, Ok(task)));
             match self.driver.next_slow() {
                 Some(task) => result = f(result, task),
                 None => return result,

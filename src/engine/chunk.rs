@@ -425,6 +425,30 @@ impl<I, T, E> Chunk<I, T, E> {
         Some(Task::new(index, input, output))
     }
 
+    /// Folds over the tasks on the fast path. What it counts stays in registers.
+    #[inline]
+    pub(crate) fn fold_fast<B>(&mut self, init: B, mut f: impl FnMut(B, Task<I, T>) -> B) -> B {
+        let left = self.inputs_left.len();
+        if left <= self.fast_above {
+            return init;
+        }
+        let first = self.end.wrapping_sub(left as u64);
+        let indices = first..first + (left - self.fast_above) as u64;
+        let mut taken = Delivery {
+            inputs: mem::take(&mut self.inputs_left),
+            outputs: mem::take(&mut self.outputs_left),
+            chunk: self,
+        };
+        let mut result = init;
+        for index in indices {
+            let (Some(input), Some(output)) = (taken.inputs.next(), taken.outputs.next()) else {
+                break;
+            };
+            result = f(result, Task::new(index, input, output));
+        }
+        result
+    }
+
     /// How many items have been run, without what was delivered.
     #[inline]
     pub(crate) fn len(&self) -> usize {
@@ -650,6 +674,21 @@ pub(crate) fn reuse<V>(buffer: &mut Vec<V>, emptied: &mut vec::IntoIter<V>) {
 /// Takes the first `count` of `values`.
 pub(crate) fn split_off_first<V>(values: &mut vec::IntoIter<V>, count: usize) -> vec::IntoIter<V> {
     values.take(count).collect::<Vec<V>>().into_iter()
+}
+
+/// What is taken out of a chunk while it is folded over. What is left goes back, also if the consumer panics.
+struct Delivery<'c, I, T, E> {
+    inputs: vec::IntoIter<I>,
+    outputs: vec::IntoIter<T>,
+    chunk: &'c mut Chunk<I, T, E>,
+}
+
+impl<I, T, E> Drop for Delivery<'_, I, T, E> {
+    #[inline]
+    fn drop(&mut self) {
+        self.chunk.inputs_left = mem::take(&mut self.inputs);
+        self.chunk.outputs_left = mem::take(&mut self.outputs);
+    }
 }
 
 impl<I, T, E> Drop for Chunk<I, T, E> {
@@ -922,6 +961,46 @@ mod tests {
         chunk.reset(0, true);
         assert_eq!((chunk.inputs.as_ptr(), chunk.outputs.as_ptr()), buffers);
         assert!(chunk.inputs.capacity() >= 10);
+    }
+
+    #[test]
+    fn what_is_folded_over_stops_before_a_failure() {
+        let (mut chunk, _) = without(|index| index == 33);
+        let indices = |chunk: &mut Chunk<u32, u32, _>| {
+            let mut indices = Vec::new();
+            chunk.fold_fast((), |(), task| {
+                assert_eq!(u64::from(task.input), task.index);
+                indices.push(task.index);
+            });
+            indices
+        };
+        assert_eq!(indices(&mut chunk), [20, 21, 22]);
+        assert!(indices(&mut chunk).is_empty());
+        assert_eq!(chunk.pop().map(|failed| failed.index), Some(23));
+        assert_eq!(indices(&mut chunk), (24..33).collect::<Vec<_>>());
+        // The first after a missing index is not on the fast path.
+        assert_eq!(chunk.pop().map(|task| task.index), Some(34));
+        assert_eq!(indices(&mut chunk), (35..40).collect::<Vec<_>>());
+        assert_eq!((chunk.len(), chunk.delivered()), (0, 19));
+    }
+
+    #[test]
+    fn what_a_consumer_that_panics_leaves_is_still_there() {
+        let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+        let mut chunk = Chunk::new();
+        chunk.inputs = (10..13).collect();
+        run_once(&mut chunk, &stop);
+        chunk.seal();
+        let panicked = panic::catch_unwind(AssertUnwindSafe(|| {
+            chunk.fold_fast((), |(), task| {
+                if task.index == 1 {
+                    panic::resume_unwind(Box::new("no hook is called"));
+                }
+            });
+        }));
+        assert!(panicked.is_err());
+        assert_eq!((chunk.len(), chunk.delivered()), (1, 2));
+        assert_eq!(chunk.pop_fast().map(|task| task.input), Some(12));
     }
 
     /// Notes who panicked.

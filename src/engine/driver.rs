@@ -193,7 +193,17 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         self.current.pop_fast()
     }
 
+    /// Folds over the tasks on the fast path, up to the next one that is not.
+    #[inline]
+    pub(crate) fn fold_fast<B>(&mut self, init: B, f: impl FnMut(B, Task<I::Item, T>) -> B) -> B {
+        if self.is_guarded {
+            return init;
+        }
+        self.current.fold_fast(init, f)
+    }
+
     /// The next task, where it takes more than that.
+    #[cold]
     #[inline(never)]
     pub(crate) fn next_slow(&mut self) -> Option<TaskResult<I::Item, T, E>> {
         loop {
