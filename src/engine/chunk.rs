@@ -198,6 +198,11 @@ impl<I, T, E> Chunk<I, T, E> {
         self.outputs.len() + self.failures.len()
     }
 
+    /// How many items were begun and not run.
+    pub(crate) fn begun_left(&self) -> usize {
+        self.inputs.len() - self.done()
+    }
+
     pub(crate) fn failed(&self) -> usize {
         self.failures.len()
     }
@@ -319,10 +324,16 @@ impl<I, T, E> Chunk<I, T, E> {
         self.outputs.reserve_exact(wanted - self.outputs.len());
     }
 
-    /// Takes over what `next` has run, which follows what this has.
-    pub(crate) fn append(&mut self, next: &mut Self) {
+    /// Takes over what `next` has run, which follows what this has; all but the last `left` of its items.
+    pub(crate) fn append(&mut self, next: &mut Self, left: usize) {
         let before = self.inputs.len();
-        self.inputs.append(&mut next.inputs);
+        if left == 0 {
+            self.inputs.append(&mut next.inputs);
+        } else {
+            let ran = next.inputs.len() - left;
+            self.inputs.extend(next.inputs.drain(..ran));
+            next.first += ran as u64;
+        }
         self.outputs.append(&mut next.outputs);
         if !next.failures.is_empty() {
             let failures = next.failures.drain(..);
@@ -360,20 +371,20 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 
     /// Of the items that were begun, those that were not run go back to `pending`. Returns how many.
+    #[cold]
     pub(crate) fn give_up_begun(&mut self, pending: &mut vec::IntoIter<I>) -> usize {
-        let done = self.done();
-        let count = self.inputs.len() - done;
-        if count != 0 {
-            let given_up = self.inputs.drain(done..).chain(mem::take(pending));
-            let items: Vec<I> = given_up.collect();
+        let left = self.begun_left();
+        if left != 0 {
+            let given_up = self.inputs.drain(self.inputs.len() - left..);
+            let items: Vec<I> = given_up.chain(mem::take(pending)).collect();
             *pending = items.into_iter();
         }
-        count
+        left
     }
 
     /// What was run is ready to be delivered.
     pub(crate) fn seal(&mut self) {
-        debug_assert_eq!(self.done(), self.inputs.len());
+        debug_assert_eq!(self.begun_left(), 0);
         self.inputs_left = mem::take(&mut self.inputs).into_iter();
         self.outputs_left = mem::take(&mut self.outputs).into_iter();
         self.failures.reverse();
@@ -582,7 +593,7 @@ impl<I, T, E> Chunk<I, T, E> {
         impl Iterator<Item = Outcome<I, T, E>> + use<I, T, E>,
         vec::IntoIter<I>,
     ) {
-        debug_assert_eq!(self.done(), self.inputs.len());
+        debug_assert_eq!(self.begun_left(), 0);
         let inputs = mem::take(&mut self.inputs).into_iter();
         let mut outputs = mem::take(&mut self.outputs).into_iter();
         let mut failures = mem::take(&mut self.failures).into_iter().peekable();
@@ -806,7 +817,7 @@ mod tests {
         });
         run_once(&mut chunk, &stop);
         run_once(&mut next, &stop);
-        chunk.append(&mut next);
+        chunk.append(&mut next, 0);
         assert!(next.holds_nothing());
         chunk.seal();
         assert_eq!(chunk.fast_above, 1);

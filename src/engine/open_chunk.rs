@@ -218,19 +218,27 @@ impl<I, T, E> Taken<I, T, E> {
         // here, or this sees the request.
         let should_hand_over = should_hand_over(state.accounted);
         // Those that were begun and not run, if there are any.
-        state.next -= chunk.give_up_begun(&mut state.chunk.pending) as u64;
+        let mut left = chunk.begun_left();
+        if left != 0 && is_wanted {
+            state.next -= chunk.give_up_begun(&mut state.chunk.pending) as u64;
+            left = 0;
+        }
         let waiting = state.waiting();
-        if waiting == 0 {
+        if waiting + left == 0 {
             // What was run last is not laid down: with it, its worker lets go of the function.
             return (false, None);
         }
         // Whatever follows may hang, so what has finished must be found here.
-        state.chunk.append(chunk);
+        state.chunk.append(chunk, left);
         let part = if should_hand_over {
             state.take_finished()
         } else {
             None
         };
+        if left != 0 {
+            state.begun = chunk.first..chunk.first + left as u64;
+            return (true, part);
+        }
         // Fewer and fewer, and the last few one by one: others may have nothing left.
         let count = if is_wanted || should_hand_over {
             1
@@ -247,7 +255,7 @@ impl<I, T, E> Taken<I, T, E> {
         let state = &mut *self.open.state();
         let mut chunk = self.chunk;
         chunk.give_up_begun(&mut state.chunk.pending);
-        state.chunk.append(&mut chunk);
+        state.chunk.append(&mut chunk, 0);
         mem::swap(&mut state.chunk, &mut chunk);
         if chunk.pending.len() == 0 {
             state.chunk.pending = mem::take(&mut chunk.pending);
@@ -348,6 +356,27 @@ mod tests {
         assert_eq!((part.first, part.pending.len()), (53, 47));
         let (rest, _) = taken.close();
         assert_eq!((rest.len(), rest.pending.len()), (5, 48));
+    }
+
+    #[test]
+    fn what_follows_a_failure_stays_begun_unless_it_is_wanted() {
+        for is_wanted in [false, true] {
+            let open = Arc::new(OpenChunk::new());
+            let mut taken = take(&open, 100, 10);
+            let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+            taken.chunk.is_final = false;
+            let fails = |n: &mut u32| {
+                open.set_wanted(is_wanted && *n == 4);
+                if *n == 4 { Err(()) } else { Ok(*n) }
+            };
+            let mut ran = Vec::new();
+            while taken.run(&fails, &stop, true, &NoInstrument) && taken.advance(1, |_| false).0 {
+                ran.push(begun(&open));
+            }
+            assert_eq!(ran[..2], [1..11, if is_wanted { 5..6 } else { 5..11 }]);
+            let (all, _) = taken.close();
+            assert_eq!((all.first, all.len(), all.failed()), (0, 100, 1));
+        }
     }
 
     #[test]
