@@ -210,20 +210,20 @@ fn streams(bars: &mut Bars) {
         ];
         let mut ratios = compare(&shape, items, contenders);
         ratios[2] *= items as f64 / few as f64;
-        let is_met = if nanos == 0 {
-            ratios[1] <= 4.0
-        } else {
-            ratios[1] <= 1.25
-        };
+        // What an empty task costs in nanoseconds is a goal by itself.
+        let most = if nanos == 0 { f64::INFINITY } else { 1.25 };
         bars.add(
             &shape,
             if nanos == 0 {
-                "≤ 4 of the iterator, ahead of the peer"
+                "ahead of the peer"
             } else {
                 "≤ 1.25 of the iterator, ahead of the peer"
             },
-            format!("{:.2}; the peer {:.2}", ratios[1], ratios[2]),
-            is_met && ratios[1] < ratios[2],
+            format!(
+                "{:.2} of the iterator; the peer {:.2}",
+                ratios[1], ratios[2]
+            ),
+            ratios[1] <= most && ratios[1] < ratios[2],
         );
     }
 }

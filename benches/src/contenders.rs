@@ -56,7 +56,7 @@ pub struct Contender<W> {
 impl<W> Contender<W> {
     /// Whether it is another crate's.
     pub fn is_peer(&self) -> bool {
-        !self.name.starts_with("futureproof") && ![PLAIN, SPLIT, BARE].contains(&self.name)
+        !self.name.starts_with("futureproof") && ![PLAIN, SPLIT, BARE, BACK].contains(&self.name)
     }
 
     /// Whether it runs on as many threads as it is told.
@@ -68,6 +68,7 @@ impl<W> Contender<W> {
 pub const PLAIN: &str = "plain loop";
 pub const SPLIT: &str = "static split (the limit)";
 pub const BARE: &str = "bare chunks down a channel (a stream's limit)";
+pub const BACK: &str = "bare chunks there and back, with their items";
 pub const OURS: &str = "futureproof, `for`";
 pub const FOLD: &str = "futureproof, `fold`";
 pub const ORDERED: &str = "futureproof, `ordered`";
@@ -96,6 +97,7 @@ pub fn all<W: Work>() -> Vec<Contender<W>> {
         of(PLAIN, 1, false, |_, items, work| plain_loop(items, work)),
         of(SPLIT, 1, false, static_split),
         of(BARE, 3, true, bare_chunks),
+        of(BACK, 3, true, there_and_back),
         of(OURS, 3, true, by_for),
         of(FOLD, 3, true, by_fold),
         of(ORDERED, 4, true, ordered),
@@ -162,6 +164,49 @@ fn bare_chunks<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
         }
         drop(sender);
         chunks.iter().flatten().fold(0, u64::wrapping_add)
+    })
+}
+
+/// The caller pulls the items, and gets them back with their results: what a stream of tasks costs at least. Buffers go round,
+/// as many and as large as this crate's; nothing is watched, shared or stopped, and no panic is caught.
+fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    let (to_workers, submitted) = crossbeam_channel::unbounded::<(Vec<u64>, Vec<u64>)>();
+    let (to_caller, finished) = crossbeam_channel::unbounded();
+    thread::scope(|scope| {
+        for _ in 0..rig.threads {
+            let (submitted, to_caller) = (submitted.clone(), to_caller.clone());
+            scope.spawn(move || {
+                for (inputs, mut outputs) in submitted {
+                    let start = Instant::now();
+                    outputs.extend(inputs.iter().map(|item| work(*item)));
+                    let finished = (inputs, outputs, start.elapsed());
+                    to_caller.send(finished).expect("the receiver lives");
+                }
+            });
+        }
+        let (mut source, mut sum) = (0..items, 0u64);
+        let (mut size, mut in_flight) = (1, 0);
+        let mut spare = Vec::new();
+        loop {
+            while in_flight < 8 * rig.threads && !source.is_empty() {
+                let (mut inputs, outputs): (Vec<u64>, Vec<u64>) = spare.pop().unwrap_or_default();
+                inputs.extend(source.by_ref().take(size));
+                in_flight += 1;
+                to_workers.send((inputs, outputs)).expect("they live");
+            }
+            if in_flight == 0 {
+                drop(to_workers);
+                return sum;
+            }
+            let (mut inputs, mut outputs, time) = finished.recv().expect("a worker lives");
+            in_flight -= 1;
+            if time < Duration::from_micros(50) {
+                size = (2 * inputs.len()).clamp(size, 8192);
+            }
+            let tasks = inputs.drain(..).zip(outputs.drain(..));
+            sum = tasks.fold(sum, |sum, (_, output)| sum.wrapping_add(output));
+            spare.push((inputs, outputs));
+        }
     })
 }
 
