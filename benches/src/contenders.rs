@@ -4,6 +4,7 @@
 //! This crate starts its threads in each run, as its users do; rayon's and tokio's are started beforehand.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -168,17 +169,26 @@ fn bare_chunks<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
 }
 
 /// The caller pulls the items, and gets them back with their results: what a stream of tasks costs at least. Buffers go round,
-/// as many and as large as this crate's; nothing is watched, shared or stopped, and no panic is caught.
+/// as many and as large as this crate's. After each pull it is asked whether a worker waits, and before each call whether it may
+/// start; but nothing is shared, and no panic is caught.
 fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
     let (to_workers, submitted) = crossbeam_channel::unbounded::<(Vec<u64>, Vec<u64>)>();
     let (to_caller, finished) = crossbeam_channel::unbounded();
+    let (is_stopped, is_starved) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
         for _ in 0..rig.threads {
             let (submitted, to_caller) = (submitted.clone(), to_caller.clone());
+            let is_stopped = &is_stopped;
             scope.spawn(move || {
                 for (inputs, mut outputs) in submitted {
                     let start = Instant::now();
-                    outputs.extend(inputs.iter().map(|item| work(*item)));
+                    outputs.reserve(inputs.len());
+                    for item in &inputs {
+                        if is_stopped.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        outputs.push(work(*item));
+                    }
                     let finished = (inputs, outputs, start.elapsed());
                     to_caller.send(finished).expect("the receiver lives");
                 }
@@ -190,7 +200,13 @@ fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
         loop {
             while in_flight < 8 * rig.threads && !source.is_empty() {
                 let (mut inputs, outputs): (Vec<u64>, Vec<u64>) = spare.pop().unwrap_or_default();
-                inputs.extend(source.by_ref().take(size));
+                inputs.reserve(size);
+                for item in source.by_ref().take(size) {
+                    inputs.push(item);
+                    if is_starved.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
                 in_flight += 1;
                 to_workers.send((inputs, outputs)).expect("they live");
             }
