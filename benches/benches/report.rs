@@ -51,7 +51,9 @@ const REASONS: [(&str, &str); 11] = [
     ("empty task, `fold`", "As above."),
     (
         "work from which on",
-        "As above. Below it, the plain loop's core is the quicker one, as nothing travels.",
+        "`next` leaves in memory how far it has come, as whoever calls it may do anything before the next one: about 0.6 ns that \
+         `fold` does not have. By hand, nothing is begun under a lock, 128 items at a time, and laid down where others find it if \
+         the next one hangs.",
     ),
     (
         "100 ns a pull, 1 µs a task",
