@@ -201,7 +201,7 @@ fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
             while in_flight < 8 * rig.threads && !source.is_empty() {
                 let (mut inputs, outputs): (Vec<u64>, Vec<u64>) = spare.pop().unwrap_or_default();
                 inputs.reserve(size);
-                while let Some(item) = source.next() {
+                for item in source.by_ref() {
                     if inputs.len() < inputs.capacity() {
                         inputs.push(item);
                     }
