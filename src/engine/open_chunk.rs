@@ -380,6 +380,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_begun_is_run_though_nothing_waits() {
+        let open = Arc::new(OpenChunk::new());
+        let mut taken = take(&open, 100, 10);
+        taken.chunk.is_final = false;
+        run(&mut taken, |_| {});
+        assert!(taken.advance(1, |_| false).0);
+        while open.state().split().is_some() {}
+        let stop = Stop::new(ErrorPolicy::Ignore, false, Vec::new(), None);
+        let fails = |n: &mut u32| if *n == 4 { Err(()) } else { Ok(*n) };
+        taken.run(&fails, &stop, true, &NoInstrument);
+        assert_eq!(open.state().waiting(), 0);
+        assert!(taken.advance(1, |_| false).0);
+        assert_eq!(begun(&open), 5..11);
+    }
+
+    #[test]
     fn buffers_go_round() {
         let open = Arc::new(OpenChunk::new());
         let mut taken = take(&open, 65, 10);
