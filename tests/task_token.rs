@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -352,8 +353,22 @@ fn a_failure_too_many_reaches_the_neighbour_of_the_one_before() {
         let [all_there, away, begun, over] = [(); 4].map(|()| Gate::default());
         let leave = (away.clone(), over.clone());
         let (told, is_told) = mpsc::channel();
-        let run = (0..9u32).futureproof(Tolerate(1)).num_threads(3);
-        // All three threads are busy, so nobody takes over task 5.
+        // Nobody begins before all three chunks are there.
+        let (pool, all_pulled) = (pool(3), Gate::default());
+        for _ in 0..3 {
+            let all_pulled = all_pulled.clone();
+            pool.spawn(move || all_pulled.pass());
+        }
+        let mut items = 0..9u32;
+        let source = iter::from_fn(move || {
+            let item = items.next();
+            if item.is_none() {
+                all_pulled.open();
+            }
+            item
+        });
+        let run = source.futureproof(Tolerate(1)).on(pool);
+        // Then all three threads are busy, so nobody takes over task 5.
         let mut run = run.chunk_size(3).map_tasks(move |n: &u32| {
             match n {
                 0 => all_there.pass(),
