@@ -39,7 +39,8 @@ pub(crate) struct Chunk<I, T, E> {
     pub(crate) pending: vec::IntoIter<I>,
     /// How many tasks there were to deliver, once the chunk is sealed.
     tasks: usize,
-    /// While more than so many are left, the next has succeeded and takes the fast path. Its index is so many before `end`.
+    /// While more than so many are left, the next one has succeeded and takes the fast path. Its index is as many before
+    /// `end` as are left.
     fast_above: usize,
     end: u64,
     /// How often the items were tried.
@@ -647,8 +648,8 @@ impl<I, T, E> Chunk<I, T, E> {
     }
 }
 
-/// Calls `f` for the first of the `inputs`, and for more as long as they `may_start`. Puts what it makes into the `outputs`,
-/// where there is room. Returns the first error.
+/// Calls `f` for the first of the `inputs`, and for more as long as they `may_start`. Puts what it makes into the
+/// `outputs`, where there is room. Returns the first error.
 ///
 /// Never inlined: here, the compiler knows that no two of these overlap, and keeps all in registers.
 #[inline(never)]
@@ -661,6 +662,7 @@ fn call_until<I, T, E>(
 ) -> Option<E> {
     let mut items = inputs.iter_mut().zip(first..);
     let (mut input, mut index) = items.next()?;
+    // There is room for all. Asked so that the compiler knows that nothing grows in the loop.
     while outputs.len() < outputs.capacity() {
         match f(input, index) {
             Ok(output) => outputs.push(output),
