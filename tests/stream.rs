@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread, ThreadId};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{FOREVER, Gate, Tally, watchdog};
 use futureproof::prelude::*;
@@ -136,6 +136,46 @@ fn polling_never_blocks_and_a_result_wakes() {
         gate.open();
         assert!(next(&mut stream).is_some());
         assert!(next(&mut stream).is_none());
+    });
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Wakes(AtomicU64);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+#[test]
+fn nobody_is_woken_for_what_need_not_be_taken_yet() {
+    watchdog(|| {
+        for _ in 0..100 {
+            let (gate, wakes) = (Gate::default(), Arc::new(Wakes::default()));
+            let (inside, seen) = (gate.clone(), Arc::clone(&wakes));
+            let (sender, told) = mpsc::channel();
+            let start = Instant::now();
+            // When a task begins, the ones before it have come back: there is one thread.
+            let task = move |n: &u32| match n {
+                0 => inside.pass(),
+                1 => (),
+                _ => sender.send((seen.0.load(SeqCst), start.elapsed())).unwrap(),
+            };
+            let run = (0..3u32).futureproof(Raise).num_threads(1);
+            let mut stream = stream(run.map_tasks(infallible(task)));
+            let waker = Waker::from(wakes);
+            let first = Pin::new(&mut stream).poll_next(&mut Context::from_waker(&waker));
+            assert!(first.is_pending());
+            gate.open();
+            let (wakes, elapsed) = told.recv().unwrap();
+            // On a busy machine, enough has come together, or the consumer asks for what has finished.
+            assert!(
+                wakes == 0 || elapsed > Duration::from_micros(400),
+                "{wakes}, {elapsed:?}"
+            );
+        }
     });
 }
 

@@ -109,6 +109,8 @@ pub(crate) struct PollWait {
 struct Waiting {
     since: Instant,
     for_source: bool,
+    /// Until all have come back, unless that takes long.
+    for_last: bool,
     outstanding: usize,
     is_paused: bool,
     is_paced: bool,
@@ -248,8 +250,8 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     pub(crate) fn begin_poll(&mut self, for_source: bool, waker: &Waker) -> Option<PollWait> {
         let waiting = self.begin_wait(for_source);
         let source = incoming(&self.ops, &self.source).filter(|_| for_source);
-        let (until, is_patient) = self.wait_until();
-        let is_ready = self.workers.begin_poll(source, waker);
+        let (until, is_patient) = self.wait_until(waiting.for_last);
+        let is_ready = self.workers.begin_poll(source, waker, waiting.for_last);
         (!is_ready).then_some(PollWait {
             waiting,
             until,
@@ -417,7 +419,8 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     fn drain(&mut self) {
         while !self.try_drain() {
             let start = now();
-            self.workers.wait(None, self.workers.stop().deadline());
+            self.workers
+                .wait(None, self.workers.stop().deadline(), false);
             self.workers.timings.waited(now() - start);
         }
     }
@@ -720,7 +723,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     /// Blocks until there is something to do; also for an item of the source, if `for_source`.
     fn wait(&mut self, for_source: bool) {
         let waiting = self.begin_wait(for_source);
-        self.block(for_source);
+        self.block(&waiting);
         self.end_wait(&waiting);
     }
 
@@ -728,6 +731,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         Waiting {
             since: now(),
             for_source,
+            for_last: self.waits_for_last(),
             outstanding: self.workers.outstanding(),
             is_paused: self.workers.is_paused(),
             is_paced: self.may_start() == 0,
@@ -776,11 +780,11 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         pull.or_else(|| due.map(|due| due.max(may_start)))
     }
 
-    fn block(&self, for_source: bool) {
+    fn block(&self, waiting: &Waiting) {
         let (workers, wake) = (&self.workers, self.workers.wake());
-        let source = incoming(&self.ops, &self.source).filter(|_| for_source);
-        let (until, is_patient) = self.wait_until();
-        let is_ready = workers.wait(source, until);
+        let source = incoming(&self.ops, &self.source).filter(|_| waiting.for_source);
+        let (until, is_patient) = self.wait_until(waiting.for_last);
+        let is_ready = workers.wait(source, until, waiting.for_last);
         if !is_patient {
             wake.request_flush(false);
         } else if !is_ready {
@@ -788,12 +792,23 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         }
     }
 
+    /// Whether there is nothing to do before all have come back: nothing more will be submitted, and the consumer is quick. To be
+    /// woken in between costs more than that, and a worker its core.
+    fn waits_for_last(&self) -> bool {
+        let is_all = self.phase == Phase::SourceEnded || self.total == Some(self.pulled);
+        is_all
+            && self.in_flight.is_final()
+            && self.in_flight.is_idle()
+            && !self.workers.is_chain()
+            && self.workers.items <= self.sizing.consumed_at_once()
+    }
+
     /// How long to wait at most, and whether that is how long the workers may keep what they have finished.
-    fn wait_until(&self) -> (Option<Instant>, bool) {
+    fn wait_until(&self, for_last: bool) -> (Option<Instant>, bool) {
         let workers = &self.workers;
         let ends = [workers.stop().deadline(), self.next_start()];
         let until = ends.into_iter().flatten().min();
-        if workers.may_hold_back() && !workers.wake().is_flush_requested() {
+        if workers.may_hold_back(for_last) && !workers.wake().is_flush_requested() {
             let patience = now() + FLUSH_AFTER;
             if until.is_none_or(|until| patience < until) {
                 return (Some(patience), true);
@@ -866,6 +881,34 @@ mod tests {
             driver.pulled = pulled;
             assert_eq!((driver.room(), driver.has_room()), (room, room != 0));
         }
+    }
+
+    #[test]
+    fn a_quick_consumer_of_a_run_without_retries_waits_for_the_last() {
+        type Run = crate::MapTasks<'static, std::ops::Range<u32>, u32, &'static str>;
+        let double = |n: &u32| Ok(2 * n);
+        let run = |policy| (0..3).futureproof(policy).num_threads(1).map_tasks(double);
+        let is_so = |mut run: Run| {
+            assert!(run.next().is_some());
+            run.driver.waits_for_last()
+        };
+        assert!(is_so(run(Raise)));
+        assert!(!is_so(run(Raise).retry(|| [Duration::ZERO])));
+        let chain = (0..3).futureproof(Raise).stage(double);
+        let mut chain = chain.num_threads(1).map_tasks(double);
+        assert!(chain.next().is_some() && !chain.driver.waits_for_last());
+        let mut slow = run(Raise);
+        assert!(slow.next().is_some());
+        slow.driver
+            .sizing
+            .record_consumed(1, Duration::from_secs(1));
+        let items = slow.driver.workers.items;
+        for (items, waits_for_last) in [(2, false), (1, true), (items, items < 2)] {
+            slow.driver.workers.items = items;
+            assert_eq!(slow.driver.waits_for_last(), waits_for_last);
+        }
+        let mut more = (0..).futureproof(Raise).num_threads(1).map_tasks(double);
+        assert!(more.next().is_some() && !more.driver.waits_for_last());
     }
 
     #[test]

@@ -162,6 +162,10 @@ impl<I: Send, T: Send, E: Send> Sink<I, T, E> for Arc<Shared<I, T, E>> {
         let busy = chunk.busy;
         self.completions
             .push(chunk, busy, width as u32, &self.run.wake);
+        // Also a consumer that waits for all of them.
+        if failed != 0 && !self.run.stop.allows_any() {
+            self.completions.notify();
+        }
         Ok(final_failures)
     }
 
@@ -185,7 +189,7 @@ impl<I: Send, T: Send, E: Send> Sink<I, T, E> for Arc<Shared<I, T, E>> {
     }
 
     fn on_idle(&self) {
-        if !seeded_bugs::has("missed wake-up") {
+        if !self.run.wake.is_last_awaited() && !seeded_bugs::has("missed wake-up") {
             self.completions.notify();
         }
     }
@@ -508,6 +512,22 @@ mod tests {
         let lengths: Vec<usize> = completions.iter().map(|chunk| chunk.len()).collect();
         assert_eq!(lengths, [1, 999]);
         assert!(shared.completions.notified().try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_consumer_that_waits_for_the_last_is_told_of_what_ends_the_run() {
+        for (policy, is_told) in [(Raise, true), (Ignore, false)] {
+            let shared = shared(policy, false);
+            // One of two, and both are short.
+            (0..2).for_each(|_| shared.run.wake.submit());
+            shared.run.wake.begin_wait(true);
+            run(&shared, 0, 1, |_| {
+                resume_unwind(Box::new("no hook is called"))
+            });
+            assert_eq!(shared.completions.notified().try_recv().is_ok(), is_told);
+            run(&shared, 1, 1, |n| Ok(*n));
+            assert!(shared.completions.notified().try_recv().is_ok());
+        }
     }
 
     #[test]

@@ -93,6 +93,11 @@ impl Sizing {
         self.fixed.map_or_else(chosen, NonZero::get)
     }
 
+    /// How many items its consumer takes in a moment.
+    pub(crate) fn consumed_at_once(&self) -> usize {
+        self.by_consumer
+    }
+
     /// Whether an item is had so quickly that pulling a chunk of them delays nothing.
     pub(crate) fn is_source_quick(&self) -> bool {
         self.by_pull > 1

@@ -1,7 +1,7 @@
 //! When the caller and the workers of a run wake each other, and when a worker hands over early.
 //!
-//! `README.md` tells for each place where a thread blocks why no wake-up is lost. All loads and stores are relaxed: they
-//! only decide how early something is told. What must not be missed is ordered by the locks of the queues.
+//! `README.md` tells for each place where a thread blocks why no wake-up is lost. Nearly all loads and stores are relaxed:
+//! they only decide how early something is told. What must not be missed is ordered by the locks of the queues.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -20,6 +20,8 @@ pub(crate) struct Wake {
     completed: AtomicU64,
     /// The count of completed chunks at which a consumer that waits is woken.
     awaited: AtomicU64,
+    /// Whether nothing more will be submitted, and the consumer needs nothing before the last chunk.
+    awaits_last: AtomicBool,
     /// One more than the chunks that were submitted when a worker last found nothing to do.
     starved_at: AtomicU64,
 }
@@ -57,6 +59,7 @@ impl Wake {
             submitted: AtomicU64::new(0),
             completed: AtomicU64::new(0),
             awaited: AtomicU64::new(u64::MAX),
+            awaits_last: AtomicBool::new(false),
             starved_at: AtomicU64::new(0),
         }
     }
@@ -81,11 +84,27 @@ impl Wake {
     }
 
     /// A chunk has come back. Returns whether to wake the consumer: if it waits for this one, or if fewer chunks are
-    /// left than `width` workers can be busy with. Whoever has completed this one may go on with another for long.
+    /// left than `width` workers can be busy with, and there may be more. Whoever has completed this one may go on with
+    /// another for long.
     pub(crate) fn complete(&self, width: usize) -> bool {
-        let completed = self.completed.fetch_add(1, Ordering::Relaxed) + 1;
+        // As `is_last_awaited` has it.
+        let completed = self.completed.fetch_add(1, Ordering::AcqRel) + 1;
         let left = self.submitted().saturating_sub(completed);
-        completed >= self.awaited.load(Ordering::Relaxed) || left < width as u64
+        let awaits_last = self.awaits_last.load(Ordering::Relaxed);
+        let enough = if awaits_last { 1 } else { width as u64 };
+        completed >= self.awaited.load(Ordering::Relaxed) || left < enough
+    }
+
+    /// Whether the consumer needs nothing before the last chunk, and that has not come back. Who completes it will wake the
+    /// consumer.
+    pub(crate) fn is_last_awaited(&self) -> bool {
+        if !self.awaits_last.load(Ordering::Relaxed) {
+            return false;
+        }
+        // Written, so that it is the latest. Of who completes the last chunk and who has sent a part of it, the later one
+        // wakes the consumer, and has seen what the other one did before.
+        let completed = self.completed.fetch_add(0, Ordering::AcqRel);
+        self.submitted() > completed
     }
 
     /// How many chunks have not come back.
@@ -94,10 +113,13 @@ impl Wake {
         self.submitted().saturating_sub(completed) as usize
     }
 
-    /// The consumer is about to wait, but not longer than until half of what is outstanding has come back.
-    pub(crate) fn begin_wait(&self) {
-        let awaited = self.submitted() - self.outstanding() as u64 / 2;
+    /// The consumer is about to wait, but not longer than until half of what is outstanding has come back; or all, if it is
+    /// `for_last`.
+    pub(crate) fn begin_wait(&self, for_last: bool) {
+        let half = self.outstanding() as u64 / 2;
+        let awaited = self.submitted() - if for_last { 0 } else { half };
         self.awaited.store(awaited, Ordering::Relaxed);
+        self.awaits_last.store(for_last, Ordering::Relaxed);
     }
 
     /// Whether the consumer waits, or is about to.
@@ -157,7 +179,7 @@ mod tests {
     fn a_consumer_is_woken_at_half_of_what_is_outstanding() {
         let wake = Wake::new();
         (0..10).for_each(|_| wake.submit());
-        wake.begin_wait();
+        wake.begin_wait(false);
         let wakes: Vec<bool> = (0..6).map(|_| wake.complete(1)).collect();
         assert_eq!(wakes, [false, false, false, false, true, true]);
         wake.end_wait();
@@ -165,6 +187,22 @@ mod tests {
         // Nobody waits, but fewer are left than there are workers.
         assert!(!wake.complete(2));
         assert!(wake.complete(2));
+    }
+
+    #[test]
+    fn a_consumer_that_needs_nothing_else_is_woken_by_the_last() {
+        let wake = Wake::new();
+        (0..4).for_each(|_| wake.submit());
+        assert!(!wake.is_last_awaited());
+        wake.begin_wait(true);
+        let wakes: Vec<(bool, bool)> = (0..4)
+            .map(|_| (wake.is_last_awaited(), wake.complete(4)))
+            .collect();
+        let before_the_last = (true, false);
+        assert_eq!(wakes[..3], [before_the_last; 3]);
+        assert_eq!(wakes[3], (true, true));
+        // Whoever has sent a part of it after that wakes as well.
+        assert!(!wake.is_last_awaited());
     }
 
     #[test]
@@ -191,7 +229,7 @@ mod tests {
     #[test]
     fn a_consumer_that_waits_is_told_as_well() {
         let wake = Wake::new();
-        wake.begin_wait();
+        wake.begin_wait(false);
         assert!(wake.is_awaited());
         wake.spin_before_idle(|| true);
         assert!(wake.is_starved(0));

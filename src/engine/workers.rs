@@ -51,7 +51,7 @@ pub(crate) struct Workers<'a, I, T, E> {
     epoch: u64,
     on_change: Option<OnChange>,
     /// Items that were submitted and have not come back.
-    items: usize,
+    pub(crate) items: usize,
     /// Who was how busy.
     pub(crate) timings: Timings,
 }
@@ -231,16 +231,28 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
     }
 
     /// Whether something may be finished that is not known here: an item of a chunk that goes on, or a
-    /// chunk for which nobody was woken.
-    pub(crate) fn may_hold_back(&self) -> bool {
+    /// chunk for which nobody was woken. `for_last`: as with [`wait`](Self::wait).
+    pub(crate) fn may_hold_back(&self, for_last: bool) -> bool {
         let chunks = self.outstanding();
-        self.items > chunks || chunks > self.width
+        let told_of = if for_last { 1 } else { self.width };
+        self.items > chunks || chunks > told_of
+    }
+
+    /// Whether the run has several stages.
+    pub(crate) fn is_chain(&self) -> bool {
+        !self.stages.is_empty()
     }
 
     /// Blocks until there may be something to do: a completion, a cancel, an item of `source` if that is
-    /// given, or `until`. Returns whether it was something else than `until`.
-    pub(crate) fn wait(&self, source: Option<&dyn Incoming>, until: Option<Instant>) -> bool {
-        self.wake().begin_wait();
+    /// given, or `until`. `for_last`: a completion counts for nothing before the last one, unless it was long or a flush is
+    /// requested. Returns whether it was something else than `until`.
+    pub(crate) fn wait(
+        &self,
+        source: Option<&dyn Incoming>,
+        until: Option<Instant>,
+        for_last: bool,
+    ) -> bool {
+        self.wake().begin_wait(for_last);
         if self.warm_up() || self.help() {
             self.wake().end_wait();
             return true;
@@ -272,8 +284,13 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
 
     /// The same for whoever polls: `waker` is woken. Returns whether there may be something to do now.
     #[cfg(feature = "stream")]
-    pub(crate) fn begin_poll(&self, source: Option<&dyn Incoming>, waker: &Waker) -> bool {
-        self.wake().begin_wait();
+    pub(crate) fn begin_poll(
+        &self,
+        source: Option<&dyn Incoming>,
+        waker: &Waker,
+        for_last: bool,
+    ) -> bool {
+        self.wake().begin_wait(for_last);
         if self.warm_up() || self.help() {
             self.wake().end_wait();
             return true;
