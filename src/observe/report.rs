@@ -436,6 +436,8 @@ pub(crate) struct Timings {
     source: Duration,
     consumer: Duration,
     waited: Duration,
+    /// The same, until the first results were there: threads had to start.
+    waited_at_first: Duration,
     retries: Duration,
     paced: Duration,
     paused: Duration,
@@ -449,9 +451,6 @@ pub(crate) struct Timings {
     pub(crate) durations: Option<metrics::Histogram>,
 }
 
-/// The caller has to wait for this long at most until threads run and the first results are there.
-const START: Duration = Duration::from_millis(4);
-
 impl Timings {
     /// Adds time in the source, or waiting for it.
     pub(crate) fn pulled(&mut self, time: Duration) {
@@ -461,6 +460,9 @@ impl Timings {
     /// Adds time in which the caller waited for workers.
     pub(crate) fn waited(&mut self, time: Duration) {
         self.waited += time;
+        if self.calls == 0 {
+            self.waited_at_first = self.waited;
+        }
     }
 
     /// Adds time in which there was nothing to do until a retry was due.
@@ -490,9 +492,9 @@ impl Timings {
         Some(time)
     }
 
-    /// Whether the caller has waited for the workers longer than they for the consumer, not counting the start.
+    /// Whether the caller has waited for the workers longer than they for the consumer, once the first results were there.
     pub(crate) fn is_consumer_quicker(&self) -> bool {
-        self.waited > self.consumer + START
+        self.waited - self.waited_at_first > self.consumer
     }
 
     /// Records that these tasks took `busy` on `worker`, one of `width`.
@@ -656,20 +658,17 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_is_quicker_if_it_waits_longer_than_the_start_takes() {
-        for (waited, consumed, is_quicker) in [
-            (4, 0, false),
-            (5, 0, true),
-            (100, 96, false),
-            (100, 95, true),
-        ] {
-            let mut timings = Timings {
-                consumer: consumed * MS,
-                ..Timings::default()
-            };
+    fn a_consumer_is_quicker_if_it_waits_longer_than_it_works_once_there_are_results() {
+        let mut timings = Timings::default();
+        timings.waited(100 * MS);
+        assert!(!timings.is_consumer_quicker());
+        timings.ran(1, 0..1, MS, me(), 1);
+        timings.consumer = 2 * MS;
+        for (waited, is_quicker) in [(1, false), (1, false), (1, true)] {
             timings.waited(waited * MS);
             assert_eq!(timings.is_consumer_quicker(), is_quicker);
         }
+        assert_eq!(timings.waited, 103 * MS);
     }
 
     #[test]
