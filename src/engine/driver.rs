@@ -477,10 +477,11 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
         }
     }
 
-    /// Takes in all that has come back. Returns whether there was something.
+    /// Takes in what has come back. Returns whether there was something.
     fn receive(&mut self) -> bool {
         let mut has_received = false;
-        while let Some(chunk) = self.workers.try_receive() {
+        self.workers.receive();
+        while let Some(chunk) = self.workers.next_received() {
             self.accept(chunk);
             has_received = true;
         }

@@ -200,10 +200,16 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         self.items == 0
     }
 
-    pub(crate) fn try_receive(&mut self) -> Option<BoxedChunk<I, T, E>> {
+    /// Takes over what has come back by now. What comes back meanwhile is for the next time: after a stop, that may be much, and
+    /// a failure is among the first.
+    pub(crate) fn receive(&mut self) {
         if self.received.is_empty() {
             self.shared.completions.take(&mut self.received);
         }
+    }
+
+    /// The next of what was taken over.
+    pub(crate) fn next_received(&mut self) -> Option<BoxedChunk<I, T, E>> {
         let chunk = self.received.pop_front()?;
         let ran = chunk.len() as u64;
         self.items -= chunk.len() + chunk.pending.len();
@@ -364,7 +370,8 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         let is_inside = self.calls().iter().any(|(worker, _)| worker.id() == me);
         let mut patience = WARN_AFTER;
         loop {
-            while let Some(chunk) = self.try_receive() {
+            self.receive();
+            while let Some(chunk) = self.next_received() {
                 keep(chunk);
             }
             if self.items == 0 || self.dispatch.is_none() || is_inside {
