@@ -234,7 +234,7 @@ fn small_runs(bars: &mut Bars) {
         const RUNS: u64 = 200;
         let count = steps_for(nanos);
         let work = move |n: &u64| steps(*n, count);
-        let (ours, theirs) = (pool(THREADS), pool(THREADS));
+        let [ours, theirs, bare] = [(); 3].map(|()| pool(THREADS));
         let shape = format!("runs of {items} items of {}", duration(nanos));
         let contenders: Vec<(&str, Run<'_>)> = vec![
             (
@@ -262,6 +262,14 @@ fn small_runs(bars: &mut Bars) {
                 }),
             ),
             (
+                "two jobs on a shared pool, that share the items beforehand",
+                Box::new(|| {
+                    for _ in 0..RUNS {
+                        shared_out(items, work, |job| bare.spawn(job));
+                    }
+                }),
+            ),
+            (
                 "futureproof, a pool each",
                 Box::new(|| {
                     for _ in 0..RUNS {
@@ -285,7 +293,10 @@ fn small_runs(bars: &mut Bars) {
         bars.add(
             &format!("{shape}, shared pool, beside a plain loop"),
             &most.map_or("≤ par_bridge".to_owned(), |most| format!("≤ {most}")),
-            format!("{:.2}, par_bridge {:.2}", ratios[1], ratios[2]),
+            format!(
+                "{:.2}, par_bridge {:.2}, two jobs {:.2}",
+                ratios[1], ratios[2], ratios[3]
+            ),
             ratios[1] <= most_shared,
         );
         if most.is_some() {
@@ -294,9 +305,9 @@ fn small_runs(bars: &mut Bars) {
                 "≤ 1.6",
                 format!(
                     "{:.2}, a rayon pool each {:.2}, threads each {:.2}",
-                    ratios[3], ratios[5], ratios[4]
+                    ratios[4], ratios[6], ratios[5]
                 ),
-                ratios[3] <= 1.6,
+                ratios[4] <= 1.6,
             );
         }
     }
@@ -309,16 +320,23 @@ fn bare_threads(items: u64, work: impl Fn(&u64) -> u64 + Copy + Send + 'static) 
 
 /// The same on a rayon pool, whose threads have ended in the end.
 fn bare_pool(items: u64, work: impl Fn(&u64) -> u64 + Copy + Send + 'static) {
+    with_bare_pool(THREADS, |pool| {
+        shared_out(items, work, |job| pool.spawn(job))
+    });
+}
+
+/// Builds a rayon pool, and waits for the end of its threads.
+fn with_bare_pool(num_threads: usize, run: impl FnOnce(&rayon::ThreadPool)) {
     let mut threads = Vec::new();
     let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(THREADS)
+        .num_threads(num_threads)
         .spawn_handler(|thread| {
             threads.push(thread::spawn(|| thread.run()));
             Ok(())
         })
         .build()
         .expect("threads can be had");
-    shared_out(items, work, |job| pool.spawn(job));
+    run(&pool);
     drop(pool);
     threads.into_iter().for_each(|it| take(it.join()));
 }
@@ -467,6 +485,18 @@ fn slow_tasks(bars: &mut Bars) {
                     run.for_each(take);
                 }),
             ),
+            (
+                "futureproof, on a pool that runs",
+                Box::new(|| {
+                    let run = (0..items).futureproof(Raise).on(Arc::clone(&rig));
+                    let run = run.map_tasks(infallible(move |n: &u64| work(*n)));
+                    run.for_each(take);
+                }),
+            ),
+            (
+                "threads each, that take turns, into a channel",
+                Box::new(move || taking_turns(items, work)),
+            ),
         ];
         let shape = format!("{} a task", duration(nanos));
         let ratios = compare(&shape, items, contenders);
@@ -474,10 +504,33 @@ fn slow_tasks(bars: &mut Bars) {
         bars.add(
             &what,
             "≤ 1.01",
-            format!("{:.3}", ratios[1]),
+            format!(
+                "{:.3}, on a pool that runs {:.3}, threads each {:.3}",
+                ratios[1], ratios[2], ratios[3]
+            ),
             ratios[1] <= 1.01,
         );
     }
+}
+
+/// The least that a run of slow tasks with threads of its own takes: the thread that is free takes the next one, and sends its
+/// result.
+fn taking_turns(items: u64, work: impl Fn(u64) -> u64 + Copy + Send) {
+    let next = AtomicU64::new(0);
+    let (sender, results) = crossbeam_channel::unbounded();
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            let (next, sender) = (&next, sender.clone());
+            scope.spawn(move || {
+                let turns = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+                turns
+                    .take_while(|n| *n < items)
+                    .for_each(|n| take(sender.send(work(n))));
+            });
+        }
+        drop(sender);
+        results.iter().for_each(take);
+    });
 }
 
 /// More threads than cores.
@@ -500,6 +553,21 @@ fn many_threads(bars: &mut Bars) {
             }
         });
     };
+    // A rayon pool each, with chunks of some 100 µs, whose results come back.
+    let on_rayon = move |threads: usize| {
+        let (sender, results) = crossbeam_channel::unbounded();
+        with_bare_pool(threads, |pool| {
+            for first in (0..ITEMS).step_by(2_000) {
+                let sender = sender.clone();
+                pool.spawn(move || {
+                    let all = (first..first + 2_000).map(|n| steps(n, count));
+                    take(sender.send(all.collect::<Vec<_>>()));
+                });
+            }
+            drop(sender);
+            results.iter().flatten().for_each(take);
+        });
+    };
     let contenders: Vec<(&str, Run<'_>)> = vec![
         ("2 threads", Box::new(move || run(2))),
         ("4 threads", Box::new(move || run(4))),
@@ -509,15 +577,23 @@ fn many_threads(bars: &mut Bars) {
         ("4 bare threads", Box::new(move || by_hand(4))),
         ("16 bare threads", Box::new(move || by_hand(16))),
         ("64 bare threads", Box::new(move || by_hand(64))),
+        ("2 threads of rayon's", Box::new(|| on_rayon(2))),
+        ("4 threads of rayon's", Box::new(|| on_rayon(4))),
+        ("16 threads of rayon's", Box::new(|| on_rayon(16))),
+        ("64 threads of rayon's", Box::new(|| on_rayon(64))),
     ];
     let ratios = compare("50 ns a task", ITEMS, contenders);
-    let (ours, bare) = ratios.split_at(4);
+    let [ours, bare, rayons] = [0, 4, 8].map(|first| &ratios[first..]);
     for (place, (threads, most)) in [(4, 1.05), (16, 1.1), (64, 1.3)].into_iter().enumerate() {
         let ratio = ours[1 + place];
         bars.add(
             &format!("{threads} threads on two cores, beside 2 threads"),
             &format!("≤ {most}"),
-            format!("{ratio:.2}, bare threads {:.2}", bare[1 + place] / bare[0]),
+            format!(
+                "{ratio:.2}, bare threads {:.2}, rayon's {:.2}",
+                bare[1 + place] / bare[0],
+                rayons[1 + place] / rayons[0]
+            ),
             ratio <= most,
         );
     }

@@ -3,8 +3,9 @@
 //!
 //! This crate starts its threads in each run, as its users do; rayon's and tokio's are started beforehand.
 
-use std::sync::Arc;
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,7 +58,8 @@ pub struct Contender<W> {
 impl<W> Contender<W> {
     /// Whether it is another crate's.
     pub fn is_peer(&self) -> bool {
-        !self.name.starts_with("futureproof") && ![PLAIN, SPLIT, BARE, BACK].contains(&self.name)
+        !self.name.starts_with("futureproof")
+            && ![PLAIN, SPLIT, BARE, BACK, LAID].contains(&self.name)
     }
 
     /// Whether it runs on as many threads as it is told.
@@ -70,6 +72,7 @@ pub const PLAIN: &str = "plain loop";
 pub const SPLIT: &str = "static split (the limit)";
 pub const BARE: &str = "bare chunks down a channel (a stream's limit)";
 pub const BACK: &str = "bare chunks there and back, with their items";
+pub const LAID: &str = "the same, 128 items at a time, laid down for others";
 pub const OURS: &str = "futureproof, `for`";
 pub const FOLD: &str = "futureproof, `fold`";
 pub const ORDERED: &str = "futureproof, `ordered`";
@@ -99,6 +102,7 @@ pub fn all<W: Work>() -> Vec<Contender<W>> {
         of(SPLIT, 1, false, static_split),
         of(BARE, 3, true, bare_chunks),
         of(BACK, 3, true, there_and_back),
+        of(LAID, 3, true, laid_down),
         of(OURS, 3, true, by_for),
         of(FOLD, 3, true, by_fold),
         of(ORDERED, 4, true, ordered),
@@ -172,24 +176,66 @@ fn bare_chunks<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
 /// as many and as large as this crate's. After each pull it is asked whether a worker waits, and before each call whether it may
 /// start; but nothing is shared, and no panic is caught.
 fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
-    let (to_workers, submitted) = crossbeam_channel::unbounded::<(Vec<u64>, Vec<u64>)>();
+    go_round(rig, items, |chunk, is_stopped| {
+        run_all(&chunk.inputs, &mut chunk.outputs, is_stopped, work);
+    })
+}
+
+/// A worker begins 128 items at a time, and lays down what it has run where others can take it under a lock. So a task that
+/// hangs holds up no other than those. The price is that each item is moved twice more, and each result once.
+fn laid_down<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    go_round(rig, items, |chunk, is_stopped| {
+        let mut waiting = mem::take(&mut chunk.inputs).into_iter();
+        let finished = Mutex::new((mem::take(&mut chunk.spare), mem::take(&mut chunk.outputs)));
+        let (mut begun, mut results) = (Vec::with_capacity(128), Vec::with_capacity(128));
+        loop {
+            let mut finished = finished.lock().expect("no panic");
+            finished.0.append(&mut begun);
+            finished.1.append(&mut results);
+            begun.extend(waiting.by_ref().take(128));
+            drop(finished);
+            if begun.is_empty() {
+                break;
+            }
+            run_all(&begun, &mut results, is_stopped, work);
+        }
+        (chunk.inputs, chunk.outputs) = finished.into_inner().expect("no panic");
+        // Collected in place.
+        chunk.spare = waiting.collect();
+    })
+}
+
+/// What goes there and back.
+#[derive(Default)]
+struct Round {
+    inputs: Vec<u64>,
+    outputs: Vec<u64>,
+    spare: Vec<u64>,
+}
+
+fn run_all(inputs: &[u64], outputs: &mut Vec<u64>, is_stopped: &AtomicBool, work: impl Work) {
+    outputs.reserve(inputs.len());
+    for item in inputs {
+        if is_stopped.load(Ordering::Relaxed) {
+            break;
+        }
+        outputs.push(work(*item));
+    }
+}
+
+fn go_round(rig: &Rig, items: u64, run: impl Fn(&mut Round, &AtomicBool) + Sync) -> u64 {
+    let (to_workers, submitted) = crossbeam_channel::unbounded::<Round>();
     let (to_caller, finished) = crossbeam_channel::unbounded();
     let (is_stopped, is_starved) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
         for _ in 0..rig.threads {
             let (submitted, to_caller) = (submitted.clone(), to_caller.clone());
-            let is_stopped = &is_stopped;
+            let (is_stopped, run) = (&is_stopped, &run);
             scope.spawn(move || {
-                for (inputs, mut outputs) in submitted {
+                for mut chunk in submitted {
                     let start = Instant::now();
-                    outputs.reserve(inputs.len());
-                    for item in &inputs {
-                        if is_stopped.load(Ordering::Relaxed) {
-                            break;
-                        }
-                        outputs.push(work(*item));
-                    }
-                    let finished = (inputs, outputs, start.elapsed());
+                    run(&mut chunk, is_stopped);
+                    let finished = (chunk, start.elapsed());
                     to_caller.send(finished).expect("the receiver lives");
                 }
             });
@@ -199,7 +245,8 @@ fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
         let mut spare = Vec::new();
         loop {
             while in_flight < 8 * rig.threads && !source.is_empty() {
-                let (mut inputs, outputs): (Vec<u64>, Vec<u64>) = spare.pop().unwrap_or_default();
+                let mut chunk: Round = spare.pop().unwrap_or_default();
+                let inputs = &mut chunk.inputs;
                 inputs.reserve(size);
                 for item in source.by_ref() {
                     if inputs.len() < inputs.capacity() {
@@ -210,20 +257,20 @@ fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
                     }
                 }
                 in_flight += 1;
-                to_workers.send((inputs, outputs)).expect("they live");
+                to_workers.send(chunk).expect("they live");
             }
             if in_flight == 0 {
                 drop(to_workers);
                 return sum;
             }
-            let (mut inputs, mut outputs, time) = finished.recv().expect("a worker lives");
+            let (mut chunk, time) = finished.recv().expect("a worker lives");
             in_flight -= 1;
             if time < Duration::from_micros(50) {
-                size = (2 * inputs.len()).clamp(size, 8192);
+                size = (2 * chunk.inputs.len()).clamp(size, 8192);
             }
-            let tasks = inputs.drain(..).zip(outputs.drain(..));
+            let tasks = chunk.inputs.drain(..).zip(chunk.outputs.drain(..));
             sum = tasks.fold(sum, |sum, (_, output)| sum.wrapping_add(output));
-            spare.push((inputs, outputs));
+            spare.push(chunk);
         }
     })
 }
