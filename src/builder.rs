@@ -508,7 +508,7 @@ impl<I: Iterator, P, S> Futureproof<I, P, S> {
             options: self.options,
             spawner: Spawner {
                 pool,
-                warm_up: None,
+                own: None,
                 num_threads: self.spawner.num_threads,
                 name: self.spawner.name,
             },

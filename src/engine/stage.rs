@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use crate::engine::chunk::BoxedChunk;
 use crate::engine::job::{JobContext, Permit, Shared, Sink, StageState};
@@ -16,13 +17,11 @@ use crate::util::sync::thread::Thread;
 /// More workers than this are not counted, whatever a pool says.
 const MAX_WIDTH: usize = 1 << 16;
 
-/// How a pool starts its threads for a caller that waits, where it can. See [`OwnPool::warm_up`](crate::OwnPool).
-pub(crate) type WarmUp<P> = fn(&P, &dyn Fn() -> bool) -> bool;
-
 /// Where a stage runs, and how.
 pub(crate) struct Spawner<P> {
     pub(crate) pool: P,
-    pub(crate) warm_up: Option<WarmUp<P>>,
+    /// The same, if it is the run's own: a caller that waits starts its threads.
+    pub(crate) own: Option<fn(&P) -> &OwnPool>,
     pub(crate) num_threads: usize,
     pub(crate) name: String,
 }
@@ -32,7 +31,7 @@ impl Spawner<OwnPool> {
     pub(crate) fn of_own_pool() -> Self {
         Self {
             pool: OwnPool::default(),
-            warm_up: Some(OwnPool::warm_up),
+            own: Some(|pool| pool),
             num_threads: 0,
             name: String::new(),
         }
@@ -45,9 +44,12 @@ pub(crate) trait StageHandle {
     fn open(&self) -> usize;
     /// Runs something that no worker has begun, if there is any.
     fn help(&self) -> bool;
-    /// The caller waits until `is_over`, and starts the threads that are left if that takes more than a moment.
-    /// Returns whether it is over.
+    /// Waits a moment for `is_over`, where a pool of the run's own has just been made. Returns whether it is over.
     fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool;
+    /// When a caller that begins to wait now should start the threads of such a pool that no job has needed, if there are any.
+    fn rest_due(&self) -> Option<Instant>;
+    /// Starts them.
+    fn start_rest(&self);
     /// Whether this thread is one of the pool's.
     fn is_current(&self) -> bool;
     /// Sends what has finished in chunks that go on.
@@ -96,6 +98,12 @@ impl<P, F, I, T, E, S> Stage<P, F, I, T, E, S> {
     fn with_spawner<R>(&self, f: impl FnOnce(&Spawner<P>) -> R) -> Option<R> {
         let spawner = self.spawner.read().unwrap_or_else(PoisonError::into_inner);
         spawner.as_ref().map(f)
+    }
+
+    /// Calls `f` if the pool is the run's own.
+    fn with_own_pool<R>(&self, f: impl FnOnce(&OwnPool) -> R) -> Option<R> {
+        self.with_spawner(|spawner| Some(f(spawner.own?(&spawner.pool))))
+            .flatten()
     }
 }
 
@@ -184,8 +192,16 @@ where
     }
 
     fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
-        let warm_up = |it: &Spawner<P>| it.warm_up.is_some_and(|f| f(&it.pool, is_over));
-        self.with_spawner(warm_up).unwrap_or(false)
+        self.with_own_pool(|pool| pool.warm_up(is_over))
+            .unwrap_or(false)
+    }
+
+    fn rest_due(&self) -> Option<Instant> {
+        self.with_own_pool(OwnPool::rest_due).flatten()
+    }
+
+    fn start_rest(&self) {
+        self.with_own_pool(OwnPool::start_rest);
     }
 
     fn is_current(&self) -> bool {

@@ -682,7 +682,7 @@ mod tests {
             }
             let spawner = Spawner {
                 pool: Keeps(is_here, Mutex::default()),
-                warm_up: None,
+                own: None,
                 num_threads: 2,
                 name: String::new(),
             };

@@ -272,12 +272,21 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         if let Some(source) = source {
             source.wait_in(&mut select);
         }
-        let is_ready = match until {
+        let mut is_ready_by = |until: Option<Instant>| match until {
             Some(until) => select.ready_deadline(until).is_ok(),
             None => {
                 select.ready();
                 true
             }
+        };
+        let rest_due = self.handles().filter_map(StageHandle::rest_due).min();
+        let is_ready = match rest_due.filter(|due| until.is_none_or(|until| *due < until)) {
+            Some(due) if !is_ready_by(Some(due)) => {
+                self.start_rest();
+                is_ready_by(until)
+            }
+            Some(_) => true,
+            None => is_ready_by(until),
         };
         self.wake().end_wait();
         // Before the completions are looked at: what comes after that notifies again.
@@ -301,6 +310,7 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
             self.wake().end_wait();
             return true;
         }
+        self.start_rest();
         self.shared.completions.notifier().wake_next(waker.clone());
         if let Some(source) = source {
             source.wake_next(waker.clone());
@@ -330,11 +340,15 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
         Arc::clone(self.shared.completions.notifier()).into()
     }
 
-    /// Whoever is about to wait gives a quick job a moment, and else starts the threads that no job has asked for: a
-    /// function may use them. Returns whether there is a completion.
+    /// Whoever is about to wait gives a quick job a moment. Returns whether there is a completion.
     fn warm_up(&self) -> bool {
         let has_completion = || !self.shared.completions.is_empty();
         self.handles().any(|stage| stage.warm_up(&has_completion))
+    }
+
+    /// Whoever has waited for long starts the threads that no job has needed: a function may use them.
+    fn start_rest(&self) {
+        self.handles().for_each(StageHandle::start_rest);
     }
 
     /// On a thread of the pool, runs what nobody has begun: nobody else may be there to do it. Returns whether there is a
@@ -381,6 +395,7 @@ impl<'a, I, T, E> Workers<'a, I, T, E> {
             if self.warm_up() {
                 continue;
             }
+            self.start_rest();
             // The last completion notifies, if no other does.
             let until = now() + patience;
             let notified = self.shared.completions.notified();

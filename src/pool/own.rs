@@ -30,10 +30,9 @@ use crate::util::sync::{Mutex, MutexGuard, hint, now};
 /// ```
 ///
 /// The first thread starts with the pool, the second with the second job, and another one whenever a job is queued and all
-/// threads are busy. If the
-/// caller waits for a job that takes longer than a moment, the other threads start as well, up to 64, so that a
-/// function can use rayon itself. With more than 64 threads, a function must not call `rayon::broadcast`, because it
-/// waits for all of them.
+/// threads are busy. If the caller waits for half a millisecond in vain, or waits once the pool is a second old, the other
+/// threads start as well, up to 64, so that a function can use rayon itself. With more than 64 threads, a function must not
+/// call `rayon::broadcast`, because it waits for all of them.
 #[derive(Debug, Default)]
 pub struct OwnPool {
     pool: Option<JoiningPool>,
@@ -60,11 +59,21 @@ impl Spawn<'static> for OwnPool {
 }
 
 impl OwnPool {
-    /// Waits a moment for `is_over`, then starts the remaining threads. Returns whether it is over.
+    /// Waits a moment for `is_over`, if the pool has just been made. Returns whether it is over.
     pub(crate) fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
         self.pool
             .as_ref()
             .is_some_and(|joining| joining.warm_up(is_over))
+    }
+
+    /// When a caller that begins to wait now should start the threads that no job has needed, if there are any.
+    pub(crate) fn rest_due(&self) -> Option<Instant> {
+        self.pool.as_ref()?.rest_due()
+    }
+
+    /// Starts them.
+    pub(crate) fn start_rest(&self) {
+        self.pool.iter().for_each(JoiningPool::start_rest);
     }
 }
 
@@ -81,9 +90,12 @@ pub(super) struct JoiningPool {
 #[derive(Debug)]
 struct Joiner(Arc<Starter>);
 
-/// How long after the pool was made a caller spins instead of blocking; then it starts the threads that no job has needed. And
-/// how many it starts at most.
+/// How long after the pool was made a caller spins instead of blocking.
 const MOMENT: Duration = Duration::from_micros(50);
+/// A caller that has waited this long, or any that waits once the pool is so old, starts the threads that no job has needed; and how
+/// many there are then at most. To start them costs more than a short run of tiny tasks.
+const LONG: Duration = Duration::from_micros(500);
+const OLD: Duration = Duration::from_secs(1);
 const READY: usize = 64;
 
 impl JoiningPool {
@@ -129,7 +141,7 @@ impl JoiningPool {
         })
     }
 
-    /// Waits for the first threads to come up, and starts the others unless they are quick enough. Returns whether `is_over`.
+    /// Waits for the first threads to come up. Returns whether `is_over`.
     fn warm_up(&self, is_over: &dyn Fn() -> bool) -> bool {
         // Spins, because blocking and waking up would take as long. Who yields may be away for a whole time slice.
         while now() - self.built < MOMENT {
@@ -138,8 +150,19 @@ impl JoiningPool {
             }
             hint::spin_loop();
         }
-        self.start_ready();
         false
+    }
+
+    fn rest_due(&self) -> Option<Instant> {
+        let now = now();
+        let is_old = now - self.built >= OLD;
+        let due = if is_old { now } else { now + LONG };
+        self.has_rest().then_some(due)
+    }
+
+    fn has_rest(&self) -> bool {
+        let ready = self.pool.current_num_threads().min(READY);
+        self.starter.0.started.load(Ordering::Relaxed) < ready
     }
 
     #[cfg(not(shuttle))]
@@ -147,9 +170,8 @@ impl JoiningPool {
         &self.starter.0
     }
 
-    pub(super) fn start_ready(&self) {
-        let ready = self.pool.current_num_threads().min(READY);
-        while lock(&self.starter.0.handles).len() < ready && self.starter.0.start_another() {}
+    pub(super) fn start_rest(&self) {
+        while self.has_rest() && self.starter.0.start_another() {}
     }
 }
 
@@ -285,16 +307,28 @@ mod tests {
     }
 
     #[test]
-    fn the_remaining_threads_start_after_a_moment() {
+    fn a_new_pool_gives_its_first_job_a_moment() {
         let mut pool = JoiningPool::build(8, "");
         let calls = std::cell::Cell::new(0);
         let third = || calls.replace(calls.get() + 1) == 2;
         pool.built = now() + Duration::from_secs(3_600);
         assert!(pool.warm_up(&third));
-        assert_eq!(started(&pool), 1);
         pool.built = now() - 2 * MOMENT;
         assert!(!pool.warm_up(&|| true));
-        assert_eq!(started(&pool), 8);
+        assert_eq!(started(&pool), 1);
+    }
+
+    #[test]
+    fn the_remaining_threads_start_when_somebody_has_waited_long() {
+        let mut pool = JoiningPool::build(8, "");
+        let before = now();
+        pool.built = before - OLD / 2;
+        assert!(pool.rest_due().is_some_and(|due| due >= before + LONG));
+        // Where others go on, nobody waits for long.
+        pool.built = before - OLD;
+        assert!(pool.rest_due().is_some_and(|due| due <= now()));
+        pool.start_rest();
+        assert_eq!((started(&pool), pool.rest_due()), (8, None));
     }
 
     #[test]
@@ -308,7 +342,7 @@ mod tests {
     #[test]
     fn more_threads_than_are_of_use_do_not_start_at_once() {
         let pool = JoiningPool::build(READY + 6, "");
-        pool.start_ready();
+        pool.start_rest();
         assert_eq!(started(&pool), READY);
     }
 
@@ -316,7 +350,11 @@ mod tests {
     fn a_pool_knows_its_threads_and_starts_them_for_who_waits() {
         let mut pool = OwnPool::default();
         assert!(!pool.is_current() && !pool.warm_up(&|| true));
+        assert_eq!(pool.rest_due(), None);
         assert_eq!(pool.open(2, ""), 2);
+        assert!(pool.rest_due().is_some());
+        pool.start_rest();
+        assert_eq!(pool.rest_due(), None);
         let joining = pool.pool.as_mut().unwrap();
         assert_eq!(joining.pool.install(|| 1), 1);
         joining.built = now() + Duration::from_secs(3_600);

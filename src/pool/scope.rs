@@ -83,7 +83,7 @@ impl fmt::Debug for Scope<'_, '_> {
 /// If the threads cannot be started. If `f` panics, with its panic.
 pub fn scope<'e, R>(num_threads: usize, f: impl for<'x> FnOnce(&Scope<'x, 'e>) -> R) -> R {
     let joining = JoiningPool::build(num_threads, "");
-    joining.start_ready();
+    joining.start_rest();
     let (pool, starter) = (&joining.pool, joining.starter());
     pool.in_place_scope(|scope| {
         f(&Scope {
