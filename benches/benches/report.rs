@@ -36,7 +36,8 @@ futureproof starts its threads in each run. The pools of rayon and tokio are alr
 Each row maps a function over the numbers from 0 and adds up the results. *Static split*: each thread does its half and
 returns one sum, so nothing can be faster. *Bare chunks* only moves `Vec`s through a channel and back: the floor for anything
 that returns every result. *There and back*, the caller pulls the items and gets them back as well, and what must be noticed after each item is
-asked for: the floor for what this crate does. \"Reduced\" means that the workers add up, so no result has to travel.";
+asked for; *laid down for others*, what was run is also moved to where others find it if the next task hangs: the floor for what this crate
+does. \"Reduced\" means that the workers add up, so no result has to travel.";
 
 /// Why what begins so may not be met, and what was tried; with figures of the machine that the report was made on.
 const REASONS: [(&[&str], &str); 10] = [

@@ -177,7 +177,10 @@ fn bare_chunks<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
 /// start; but nothing is shared, and no panic is caught.
 fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
     go_round(rig, items, |chunk, is_stopped| {
-        run_all(&chunk.inputs, &mut chunk.outputs, is_stopped, work);
+        // Here, so that it stays in registers.
+        let mut outputs = mem::take(&mut chunk.outputs);
+        run_all(&chunk.inputs, &mut outputs, is_stopped, work);
+        chunk.outputs = outputs;
     })
 }
 
@@ -213,6 +216,7 @@ struct Round {
     spare: Vec<u64>,
 }
 
+#[inline]
 fn run_all(inputs: &[u64], outputs: &mut Vec<u64>, is_stopped: &AtomicBool, work: impl Work) {
     outputs.reserve(inputs.len());
     for item in inputs {
