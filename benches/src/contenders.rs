@@ -250,7 +250,7 @@ fn go_round(rig: &Rig, items: u64, run: impl Fn(&mut Round, &AtomicBool) + Sync)
         loop {
             while in_flight < 8 * rig.threads && !source.is_empty() {
                 let mut chunk: Round = spare.pop().unwrap_or_default();
-                let inputs = &mut chunk.inputs;
+                let mut inputs = mem::take(&mut chunk.inputs);
                 inputs.reserve(size);
                 for item in source.by_ref() {
                     if inputs.len() < inputs.capacity() {
@@ -261,6 +261,7 @@ fn go_round(rig: &Rig, items: u64, run: impl Fn(&mut Round, &AtomicBool) + Sync)
                     }
                 }
                 in_flight += 1;
+                chunk.inputs = inputs;
                 to_workers.send(chunk).expect("they live");
             }
             if in_flight == 0 {
