@@ -176,7 +176,7 @@ fn bare_chunks<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
 /// as many and as large as this crate's. After each pull it is asked whether a worker waits, and before each call whether it may
 /// start; but nothing is shared, and no panic is caught.
 fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
-    go_round(rig, items, |chunk, is_stopped| {
+    go_round(rig, items, move |chunk, is_stopped| {
         // Here, so that it stays in registers.
         let mut outputs = mem::take(&mut chunk.outputs);
         run_all(&chunk.inputs, &mut outputs, is_stopped, work);
@@ -187,7 +187,7 @@ fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
 /// A worker begins 128 items at a time, and lays down what it has run where others can take it under a lock. So a task that
 /// hangs holds up no other than those. The price is that each item is moved twice more, and each result once.
 fn laid_down<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
-    go_round(rig, items, |chunk, is_stopped| {
+    go_round(rig, items, move |chunk, is_stopped| {
         let mut waiting = mem::take(&mut chunk.inputs).into_iter();
         let finished = Mutex::new((mem::take(&mut chunk.spare), mem::take(&mut chunk.outputs)));
         let (mut begun, mut results) = (Vec::with_capacity(128), Vec::with_capacity(128));
@@ -227,14 +227,14 @@ fn run_all(inputs: &[u64], outputs: &mut Vec<u64>, is_stopped: &AtomicBool, work
     }
 }
 
-fn go_round(rig: &Rig, items: u64, run: impl Fn(&mut Round, &AtomicBool) + Sync) -> u64 {
+fn go_round(rig: &Rig, items: u64, run: impl Fn(&mut Round, &AtomicBool) + Copy + Send) -> u64 {
     let (to_workers, submitted) = crossbeam_channel::unbounded::<Round>();
     let (to_caller, finished) = crossbeam_channel::unbounded();
     let (is_stopped, is_starved) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
         for _ in 0..rig.threads {
             let (submitted, to_caller) = (submitted.clone(), to_caller.clone());
-            let (is_stopped, run) = (&is_stopped, &run);
+            let is_stopped = &is_stopped;
             scope.spawn(move || {
                 for mut chunk in submitted {
                     let start = Instant::now();
