@@ -154,10 +154,13 @@ impl JoiningPool {
     }
 
     fn rest_due(&self) -> Option<Instant> {
+        // Nearly always, there is none, and nobody asks for the time.
+        if !self.has_rest() {
+            return None;
+        }
         let now = now();
         let is_old = now - self.built >= OLD;
-        let due = if is_old { now } else { now + LONG };
-        self.has_rest().then_some(due)
+        Some(if is_old { now } else { now + LONG })
     }
 
     fn has_rest(&self) -> bool {
