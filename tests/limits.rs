@@ -170,11 +170,11 @@ fn any_counts_fit_any_items() {
                     (0..9).map(|n| [n as u8; 64 << 10]),
                     |block| block[0],
                 );
-                let run = (0..3000u32).futureproof(Raise).read_ahead(usize::MAX);
+                let run = (0..300u32).futureproof(Raise).read_ahead(usize::MAX);
                 let run = run.map_tasks(infallible(|n: &u32| *n));
                 let mut source = run.into_remainder().source;
                 assert_eq!(source.next(), Some(0));
-                counts(2999, window, chunk, source, |n| *n);
+                counts(299, window, chunk, source, |n| *n);
             }
         });
     }
