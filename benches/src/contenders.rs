@@ -176,20 +176,19 @@ fn bare_chunks<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
 /// as many and as large as this crate's. After each pull it is asked whether a worker waits, and before each call whether it may
 /// start; but nothing is shared, and no panic is caught.
 fn there_and_back<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
-    go_round(rig, items, move |chunk, is_stopped| {
-        // Here, so that it stays in registers.
-        let mut outputs = mem::take(&mut chunk.outputs);
-        run_all(&chunk.inputs, &mut outputs, is_stopped, work);
-        chunk.outputs = outputs;
+    go_round(rig, items, move |inputs, mut outputs, is_stopped| {
+        run_all(&inputs, &mut outputs, is_stopped, work);
+        (inputs, outputs)
     })
 }
 
 /// A worker begins 128 items at a time, and lays down what it has run where others can take it under a lock. So a task that
 /// hangs holds up no other than those. The price is that each item is moved twice more, and each result once.
 fn laid_down<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
-    go_round(rig, items, move |chunk, is_stopped| {
-        let mut waiting = mem::take(&mut chunk.inputs).into_iter();
-        let finished = Mutex::new((mem::take(&mut chunk.spare), mem::take(&mut chunk.outputs)));
+    let mut spare = Vec::new();
+    go_round(rig, items, move |inputs, outputs, is_stopped| {
+        let mut waiting = inputs.into_iter();
+        let finished = Mutex::new((mem::take(&mut spare), outputs));
         let (mut begun, mut results) = (Vec::with_capacity(128), Vec::with_capacity(128));
         loop {
             let mut finished = finished.lock().expect("no panic");
@@ -202,19 +201,14 @@ fn laid_down<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
             }
             run_all(&begun, &mut results, is_stopped, work);
         }
-        (chunk.inputs, chunk.outputs) = finished.into_inner().expect("no panic");
         // Collected in place.
-        chunk.spare = waiting.collect();
+        spare = waiting.collect();
+        finished.into_inner().expect("no panic")
     })
 }
 
-/// What goes there and back.
-#[derive(Default)]
-struct Round {
-    inputs: Vec<u64>,
-    outputs: Vec<u64>,
-    spare: Vec<u64>,
-}
+/// Items and results.
+type Round = (Vec<u64>, Vec<u64>);
 
 #[inline]
 fn run_all(inputs: &[u64], outputs: &mut Vec<u64>, is_stopped: &AtomicBool, work: impl Work) {
@@ -227,30 +221,33 @@ fn run_all(inputs: &[u64], outputs: &mut Vec<u64>, is_stopped: &AtomicBool, work
     }
 }
 
-fn go_round(rig: &Rig, items: u64, run: impl Fn(&mut Round, &AtomicBool) + Copy + Send) -> u64 {
+fn go_round(
+    rig: &Rig,
+    items: u64,
+    run: impl FnMut(Vec<u64>, Vec<u64>, &AtomicBool) -> Round + Clone + Send,
+) -> u64 {
     let (to_workers, submitted) = crossbeam_channel::unbounded::<Round>();
     let (to_caller, finished) = crossbeam_channel::unbounded();
     let (is_stopped, is_starved) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
         for _ in 0..rig.threads {
             let (submitted, to_caller) = (submitted.clone(), to_caller.clone());
-            let is_stopped = &is_stopped;
+            let (mut run, is_stopped) = (run.clone(), &is_stopped);
             scope.spawn(move || {
-                for mut chunk in submitted {
+                for (inputs, outputs) in submitted {
                     let start = Instant::now();
-                    run(&mut chunk, is_stopped);
-                    let finished = (chunk, start.elapsed());
+                    let (inputs, outputs) = run(inputs, outputs, is_stopped);
+                    let finished = (inputs, outputs, start.elapsed());
                     to_caller.send(finished).expect("the receiver lives");
                 }
             });
         }
         let (mut source, mut sum) = (0..items, 0u64);
         let (mut size, mut in_flight) = (1, 0);
-        let mut spare = Vec::new();
+        let mut spare: Vec<Round> = Vec::new();
         loop {
             while in_flight < 8 * rig.threads && !source.is_empty() {
-                let mut chunk: Round = spare.pop().unwrap_or_default();
-                let mut inputs = mem::take(&mut chunk.inputs);
+                let (mut inputs, outputs) = spare.pop().unwrap_or_default();
                 inputs.reserve(size);
                 for item in source.by_ref() {
                     if inputs.len() < inputs.capacity() {
@@ -261,21 +258,20 @@ fn go_round(rig: &Rig, items: u64, run: impl Fn(&mut Round, &AtomicBool) + Copy 
                     }
                 }
                 in_flight += 1;
-                chunk.inputs = inputs;
-                to_workers.send(chunk).expect("they live");
+                to_workers.send((inputs, outputs)).expect("they live");
             }
             if in_flight == 0 {
                 drop(to_workers);
                 return sum;
             }
-            let (mut chunk, time) = finished.recv().expect("a worker lives");
+            let (mut inputs, mut outputs, time) = finished.recv().expect("a worker lives");
             in_flight -= 1;
             if time < Duration::from_micros(50) {
-                size = (2 * chunk.inputs.len()).clamp(size, 8192);
+                size = (2 * inputs.len()).clamp(size, 8192);
             }
-            let tasks = chunk.inputs.drain(..).zip(chunk.outputs.drain(..));
+            let tasks = inputs.drain(..).zip(outputs.drain(..));
             sum = tasks.fold(sum, |sum, (_, output)| sum.wrapping_add(output));
-            spare.push(chunk);
+            spare.push((inputs, outputs));
         }
     })
 }
