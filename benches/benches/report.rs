@@ -43,8 +43,8 @@ does. \"Reduced\" means that the workers add up, so no result has to travel.";
 const REASONS: [(&[&str], &str); 10] = [
     (
         &["empty task, `for`", "empty task, `fold`"],
-        "This machine has two modes. In the slow one, all that goes from one core to another takes two to three times as long, \
-         as the bare chunks show. What does not: an item is pulled with three stores and taken with two, a core commits one in \
+        "All that goes from one core to another takes two to five times as long while the host has put the two far apart, as the \
+         cache line there and back shows: then items and results decide. Otherwise: an item is pulled with three stores and taken with two, a core commits one in \
          each cycle, and what must be noticed after each item keeps the compiler from saving one. Chunks of 16 to 256 KiB, 2 to 16 \
          of them queued for each worker, chunks that begin at a cache line, and blocks of 128 items that change hands by pointer \
          gained nothing.",
@@ -75,10 +75,12 @@ const REASONS: [(&[&str], &str); 10] = [
             "runs of 100 items of 1 µs, shared pool",
             "runs of 10 items of 10 µs, shared pool",
         ],
-        "The system puts both workers on one core or on two, for many runs in a row, for par_bridge as well; on one core, the first one \
-         does all. Each time that the consumer is woken, it takes a core from a worker, which costs 15 µs. Two jobs know beforehand \
+        "The system puts both workers on one core or on two, for many runs in a row, for par_bridge and for two bare jobs as \
+         well; on one core, the first one does all. Here and in jobs of one item, the caller pulls, so it is woken in the middle; \
+         par_bridge's workers pull. Each time that the consumer is woken, it takes a core from a worker, which costs 15 µs. Two jobs know beforehand \
          how long the tasks take; here, six are queued until one has been measured, as they may be large. A consumer that spins \
-         for 10 to 40 µs until then gained up to 5 %, one that blocks without yielding first lost 20 %.",
+         for 10 to 40 µs until then gained up to 5 %, one that blocks without yielding first lost 20 %; to wake it at the first \
+         result, and workers that yield to it, made no difference when both ran by turns in one program.",
     ),
     (
         &["runs of 100 items of 1 µs, a pool each"],
@@ -87,12 +89,13 @@ const REASONS: [(&[&str], &str); 10] = [
     ),
     (
         &["results of 64 KiB"],
-        "The consumer is the slower half, and its thread also pulls the source and wakes the workers, in chunks of three items. \
+        "The consumer is the slower half, and its thread also pulls the source and wakes the workers, as it does by hand. \
          Larger chunks bring more at a time back to the allocator, which gives it to the system: with six items, 1.2.",
     ),
     (
         &["100 µs a task", "1 ms a task"],
-        "On a pool that runs, as par_bridge's does, a worker takes 0.9 µs from one chunk to the next, and the caller is a third thread on \
+        "On a pool that runs, as par_bridge's does, a worker takes 0.9 µs from one chunk to the next, 2.3 µs while the cores are far \
+         apart, and the caller is a third thread on \
          two cores. Threads of its own start late, as above, and so do bare threads. Workers that do not leave between chunks gained 0.5 %; but \
          then a function that uses rayon itself waits for them.",
     ),
@@ -122,6 +125,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let home = Path::new(env!("CARGO_MANIFEST_DIR"));
     let rig = Rig::of_this_machine();
+    let mut between_cores = vec![machine::there_and_back()];
     let overhead = overhead::measure(&rig, &effort);
     let (uneven, uneven_behind) = measure_uneven(&rig, &effort);
     let (blocking, share_of_ideal, floor) = measure_blocking(&effort);
@@ -159,11 +163,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("Latency", "latency"),
         ("Memory", "memory"),
     ] {
+        between_cores.push(machine::there_and_back());
         let text = run(bench)?;
         let (tables, judged) = text.split_once(MARK).ok_or("no bars")?;
         writeln!(sections, "## {title}\n\n{}\n", tables.trim())?;
         writeln!(bars, "{}", judged.trim())?;
     }
+    between_cores.push(machine::there_and_back());
     let bars = format!("{}{}\n", Bars::HEAD, bars.trim_end());
 
     let mut setting = machine::describe(rig.threads)?;
@@ -171,6 +177,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         eprintln!("{doubt}");
         write!(setting, "\n\n**{doubt}**")?;
     }
+    between_cores.sort_by(f64::total_cmp);
+    let all = between_cores.iter().map(|it| format!("{it:.0}"));
+    let all: Vec<String> = all.collect();
+    write!(
+        setting,
+        "\n\nA cache line takes {} ns from one core to the other and back, measured now and then: the host moves them.",
+        all.join(", ")
+    )?;
     let mut page = format!(
         "# Measured\n\n{setting}\n\nNanoseconds per item, medians of {} rounds. In each round, every contender runs once.\n\n{ABOUT}\n\n## Overhead\n\n",
         effort.rounds

@@ -4,6 +4,9 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
 
 const PEERS: [&str; 7] = [
     "futureproof",
@@ -39,6 +42,26 @@ pub fn describe(threads: usize) -> Result<String, Box<dyn Error>> {
         output("rustc", &["--version"])?,
         versions.join(", ")
     ))
+}
+
+/// How many nanoseconds a cache line takes from one thread to another and back.
+pub fn there_and_back() -> f64 {
+    const TIMES: u64 = 1_000_000;
+    let turn = AtomicU64::new(0);
+    let take_turns = |first| {
+        for now in (first..2 * TIMES).step_by(2) {
+            while turn.load(Ordering::Acquire) != now {
+                std::hint::spin_loop();
+            }
+            turn.store(now + 1, Ordering::Release);
+        }
+    };
+    let start = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| take_turns(1));
+        take_turns(0);
+    });
+    start.elapsed().as_nanos() as f64 / TIMES as f64
 }
 
 fn version<'a>(lock: &'a str, name: &str) -> Option<&'a str> {
