@@ -10,6 +10,7 @@ use std::error::Error;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use std::{env, fs};
 
 use futureproof_benches::bars::{Bars, MARK};
@@ -22,6 +23,10 @@ use futureproof_benches::jobs::{CHEAP, SLEEPS, SLOW, SLOW_SLEEP};
 use futureproof_benches::long_jobs::{measure_blocking, measure_mixed, measure_uneven};
 use futureproof_benches::machine;
 use futureproof_benches::overhead::{self, Effort, Table, WORKS, duration};
+use futureproof_benches::stats::{insist_on_near_cores, measured_again};
+
+/// How much longer it may take, so that the cores are near to each other.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The columns of the short table.
 const SHOWN: [u64; 7] = [0, 5, 10, 100, 1_000, 10_000, 100_000];
@@ -124,8 +129,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     let home = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if !is_quick {
+        insist_on_near_cores(PATIENCE);
+    }
     let rig = Rig::of_this_machine();
-    let mut between_cores = vec![machine::there_and_back()];
+    let mut between_cores = vec![machine::there_and_back(1_000_000)];
     let overhead = overhead::measure(&rig, &effort);
     let (uneven, uneven_behind) = measure_uneven(&rig, &effort);
     let (blocking, share_of_ideal, floor) = measure_blocking(&effort);
@@ -163,13 +171,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("Latency", "latency"),
         ("Memory", "memory"),
     ] {
-        between_cores.push(machine::there_and_back());
+        between_cores.push(machine::there_and_back(1_000_000));
         let text = run(bench)?;
         let (tables, judged) = text.split_once(MARK).ok_or("no bars")?;
         writeln!(sections, "## {title}\n\n{}\n", tables.trim())?;
         writeln!(bars, "{}", judged.trim())?;
     }
-    between_cores.push(machine::there_and_back());
+    between_cores.push(machine::there_and_back(1_000_000));
     let bars = format!("{}{}\n", Bars::HEAD, bars.trim_end());
 
     let mut setting = machine::describe(rig.threads)?;
@@ -182,8 +190,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let all: Vec<String> = all.collect();
     write!(
         setting,
-        "\n\nA cache line takes {} ns from one core to the other and back, measured now and then: the host moves them.",
-        all.join(", ")
+        "\n\nA cache line takes {} ns from one core to the other and back, measured now and then: the host moves them. {}",
+        all.join(", "),
+        measured_again()
     )?;
     let mut page = format!(
         "# Measured\n\n{setting}\n\nNanoseconds per item, medians of {} rounds. In each round, every contender runs once.\n\n{ABOUT}\n\n## Overhead\n\n",

@@ -12,7 +12,9 @@ use std::time::Duration;
 use futureproof::prelude::*;
 use futureproof_benches::bars::{Bars, MARK};
 use futureproof_benches::overhead::duration;
-use futureproof_benches::stats::{median, paired, side_by_side};
+use futureproof_benches::stats::{
+    insist_on_near_cores, measured_again, median, paired, side_by_side,
+};
 use futureproof_benches::work::{steps, steps_for};
 use futures::StreamExt;
 use pariter::IteratorExt;
@@ -20,6 +22,8 @@ use rayon::prelude::*;
 
 const ROUNDS: usize = 9;
 const THREADS: usize = 2;
+/// How much longer it may take, so that the cores are near to each other.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A name, and what measures it.
 type Shape = (&'static str, fn(&mut Bars));
@@ -44,6 +48,7 @@ fn main() {
         .skip(1)
         .filter(|it| !it.starts_with("--"))
         .collect();
+    insist_on_near_cores(PATIENCE);
     let mut bars = Bars::default();
     println!("| shape | who | median | beside the first |\n|---|---|--:|--:|");
     for (name, measure) in shapes {
@@ -51,6 +56,7 @@ fn main() {
             measure(&mut bars);
         }
     }
+    println!("\n{}", measured_again());
     println!("{MARK}\n{}", bars.rows());
 }
 

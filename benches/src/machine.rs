@@ -2,11 +2,13 @@
 
 use std::error::Error;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const PEERS: [&str; 7] = [
     "futureproof",
@@ -44,24 +46,94 @@ pub fn describe(threads: usize) -> Result<String, Box<dyn Error>> {
     ))
 }
 
-/// How many nanoseconds a cache line takes from one thread to another and back.
-pub fn there_and_back() -> f64 {
-    const TIMES: u64 = 1_000_000;
+/// How many nanoseconds a cache line takes from one thread to another and back, on average of so many times.
+pub fn there_and_back(times: u64) -> f64 {
+    // Until both threads are there.
+    const BEFORE: u64 = 100;
     let turn = AtomicU64::new(0);
-    let take_turns = |first| {
-        for now in (first..2 * TIMES).step_by(2) {
+    let take_turns = |turns: Range<u64>, first| {
+        for now in (2 * turns.start + first..2 * turns.end).step_by(2) {
             while turn.load(Ordering::Acquire) != now {
                 std::hint::spin_loop();
             }
             turn.store(now + 1, Ordering::Release);
         }
     };
-    let start = Instant::now();
-    thread::scope(|scope| {
-        scope.spawn(|| take_turns(1));
-        take_turns(0);
+    let time = thread::scope(|scope| {
+        scope.spawn(|| take_turns(0..BEFORE + times, 1));
+        take_turns(0..BEFORE, 0);
+        let start = Instant::now();
+        take_turns(BEFORE..BEFORE + times, 0);
+        start.elapsed()
     });
-    start.elapsed().as_nanos() as f64 / TIMES as f64
+    time.as_nanos() as f64 / times as f64
+}
+
+/// Tells whether the cores are as near to each other as they get. The host of a virtual machine may move them, many times a
+/// minute: all that crosses between them then takes five times as long, whoever it is that is measured.
+pub struct Cores {
+    limit: f64,
+    /// How long it may still take for them.
+    patience: Mutex<Duration>,
+    runs: AtomicU64,
+    again: AtomicU64,
+}
+
+impl Cores {
+    const PROBE: u64 = 2_000;
+
+    /// Looks at them for two seconds.
+    pub fn of_this_machine(patience: Duration) -> Self {
+        let probes = (0..100).map(|_| {
+            thread::sleep(Duration::from_millis(20));
+            there_and_back(Self::PROBE)
+        });
+        Self {
+            limit: 1.6 * probes.fold(f64::INFINITY, f64::min),
+            patience: Mutex::new(patience),
+            runs: AtomicU64::new(0),
+            again: AtomicU64::new(0),
+        }
+    }
+
+    fn are_near(&self) -> bool {
+        there_and_back(Self::PROBE) <= self.limit
+    }
+
+    /// Measures once they are near, and again if they are not any more when that is done, for as long as its patience lasts.
+    pub fn measure(&self, mut measure: impl FnMut()) -> Duration {
+        self.runs.fetch_add(1, Ordering::Relaxed);
+        let mut patience = self.patience.lock().expect("no panic");
+        loop {
+            let start = Instant::now();
+            while !self.are_near() && start.elapsed() < *patience {
+                thread::sleep(Duration::from_millis(20));
+            }
+            let waited = start.elapsed();
+            measure();
+            let time = start.elapsed() - waited;
+            if patience.is_zero() || self.are_near() {
+                *patience = patience.saturating_sub(waited);
+                return time;
+            }
+            *patience = patience.saturating_sub(start.elapsed());
+            self.again.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often something was measured again.
+    pub fn describe(&self) -> String {
+        let [runs, again] = [&self.runs, &self.again].map(|it| it.load(Ordering::Relaxed));
+        let patience = *self.patience.lock().expect("no panic");
+        let end = if patience.is_zero() {
+            ", until that had taken too long"
+        } else {
+            ""
+        };
+        format!(
+            "Of {runs} runs, {again} were measured again, as the host had moved the cores apart meanwhile{end}."
+        )
+    }
 }
 
 fn version<'a>(lock: &'a str, name: &str) -> Option<&'a str> {

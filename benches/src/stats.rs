@@ -1,7 +1,9 @@
 //! Medians and percentiles.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use crate::machine::Cores;
 use crate::work::steps;
 
 /// The middle of `values`.
@@ -54,6 +56,19 @@ pub fn time<R>(f: impl FnOnce() -> R) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
+/// What [`side_by_side`] looks at, if anything.
+static CORES: OnceLock<Cores> = OnceLock::new();
+
+/// From now on, what is measured while the cores are far apart is measured again, for as long as `patience` lasts.
+pub fn insist_on_near_cores(patience: Duration) {
+    CORES.get_or_init(|| Cores::of_this_machine(patience));
+}
+
+/// How often that was so.
+pub fn measured_again() -> String {
+    CORES.get().map(Cores::describe).unwrap_or_default()
+}
+
 /// Times each of `runs` once per round, in seconds. The order is shuffled anew in each round, so that nobody
 /// always follows the same neighbour and inherits its caches, clock or threads.
 pub fn side_by_side(rounds: usize, runs: &mut [Box<dyn FnMut() + '_>]) -> Vec<Vec<f64>> {
@@ -62,7 +77,11 @@ pub fn side_by_side(rounds: usize, runs: &mut [Box<dyn FnMut() + '_>]) -> Vec<Ve
         let mut turns: Vec<usize> = (0..runs.len()).collect();
         turns.sort_by_key(|which| steps((round * runs.len() + which) as u64 * 2 + 1, 5));
         for which in turns {
-            times[which].push(time(&mut runs[which]));
+            let run = &mut runs[which];
+            times[which].push(match CORES.get() {
+                Some(cores) => cores.measure(run).as_secs_f64(),
+                None => time(run),
+            });
         }
     }
     times
