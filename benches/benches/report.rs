@@ -26,7 +26,7 @@ use futureproof_benches::overhead::{self, Effort, Table, WORKS, duration};
 use futureproof_benches::stats::{insist_on_near_cores, measured_again};
 
 /// How much longer it may take, so that the cores are near to each other.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The columns of the short table.
 const SHOWN: [u64; 7] = [0, 5, 10, 100, 1_000, 10_000, 100_000];

@@ -23,7 +23,7 @@ use rayon::prelude::*;
 const ROUNDS: usize = 9;
 const THREADS: usize = 2;
 /// How much longer it may take, so that the cores are near to each other.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A name, and what measures it.
 type Shape = (&'static str, fn(&mut Bars));

@@ -72,6 +72,7 @@ pub fn there_and_back(times: u64) -> f64 {
 /// Tells whether the cores are as near to each other as they get. The host of a virtual machine may move them, many times a
 /// minute: all that crosses between them then takes five times as long, whoever it is that is measured.
 pub struct Cores {
+    /// Nanoseconds there and back, up to which they are near: up to three times the least, as probes differ that much.
     limit: f64,
     /// How long it may still take for them.
     patience: Mutex<Duration>,
@@ -89,7 +90,7 @@ impl Cores {
             there_and_back(Self::PROBE)
         });
         Self {
-            limit: 1.6 * probes.fold(f64::INFINITY, f64::min),
+            limit: 3.0 * probes.fold(f64::INFINITY, f64::min),
             patience: Mutex::new(patience),
             runs: AtomicU64::new(0),
             again: AtomicU64::new(0),
