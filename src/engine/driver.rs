@@ -55,7 +55,7 @@ pub(crate) struct Driver<'a, I: Iterator, T, E> {
     pub(crate) workers: Workers<'a, I::Item, T, E>,
     in_flight: InFlight<'a, I::Item, T, E>,
     /// The chunk that is being delivered.
-    current: BoxedChunk<I::Item, T, E>,
+    current: Chunk<I::Item, T, E>,
     /// What is being pulled. Here rather than on the stack, so that a panic of the source does not lose it.
     filling: BoxedChunk<I::Item, T, E>,
     phase: Phase,
@@ -132,7 +132,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             source,
             workers,
             in_flight: InFlight::new(options.ordered),
-            current: Box::new(Chunk::new()),
+            current: Chunk::new(),
             filling: Box::new(Chunk::new()),
             phase: Phase::New,
             is_guarded: options.is_guarded(),
@@ -561,8 +561,9 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 
     /// Begins to deliver `chunk`; the one before has been emptied.
-    fn deliver(&mut self, chunk: BoxedChunk<I::Item, T, E>) {
-        let emptied = mem::replace(&mut self.current, chunk);
+    fn deliver(&mut self, mut chunk: BoxedChunk<I::Item, T, E>) {
+        mem::swap(&mut self.current, &mut *chunk);
+        let emptied = chunk;
         self.count_delivered(&emptied);
         self.has_fed = false;
         let enough = self.sizing.depth().saturating_mul(self.workers.width());
@@ -572,10 +573,10 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 
     fn put_current_back(&mut self) {
-        let chunk = mem::replace(&mut self.current, Box::new(Chunk::new()));
+        let chunk = mem::replace(&mut self.current, Chunk::new());
         self.count_delivered(&chunk);
         if chunk.len() > 0 {
-            self.in_flight.order.put_back(chunk);
+            self.in_flight.order.put_back(Box::new(chunk));
         }
     }
 
