@@ -16,8 +16,8 @@ use std::{env, fs};
 use futureproof_benches::bars::{Bars, MARK};
 use futureproof_benches::chart::{Captions, Line, draw};
 use futureproof_benches::contenders::{
-    BACK, BARE, CHANNEL, CONTROL, FOLD, LAID, ORDERED, OURS, PARITER, PLAIN, RETRY, Rig, SPLIT,
-    STATE, STREAM, WARN, WATCHED, all,
+    BACK, BARE, CHANNEL, CONTROL, FOLD, KEPT, LAID, ORDERED, OURS, PARITER, PLAIN, RETRY, Rig,
+    SPLIT, STATE, STREAM, WARN, WATCHED, all,
 };
 use futureproof_benches::jobs::{CHEAP, SLEEPS, SLOW, SLOW_SLEEP};
 use futureproof_benches::long_jobs::{measure_blocking, measure_mixed, measure_uneven};
@@ -355,6 +355,7 @@ fn judge(table: &Table, bars: &mut Bars) {
         }
     }
     for (name, most) in [
+        (KEPT, 3.0),
         (ORDERED, 1.0),
         (STATE, 5.0),
         (RETRY, 0.5),

@@ -75,6 +75,7 @@ pub const BACK: &str = "bare chunks there and back, with their items";
 pub const LAID: &str = "the same, 128 items at a time, laid down for others";
 pub const OURS: &str = "futureproof, `for`";
 pub const FOLD: &str = "futureproof, `fold`";
+pub const KEPT: &str = "futureproof, tasks kept, 1,024 at a time";
 pub const ORDERED: &str = "futureproof, `ordered`";
 pub const STATE: &str = "futureproof, `with_state`";
 pub const RETRY: &str = "futureproof, `retry` armed";
@@ -105,6 +106,7 @@ pub fn all<W: Work>() -> Vec<Contender<W>> {
         of(LAID, 3, true, laid_down),
         of(OURS, 3, true, by_for),
         of(FOLD, 3, true, by_fold),
+        of(KEPT, 4, true, kept),
         of(ORDERED, 4, true, ordered),
         of(STATE, 6, true, stateful),
         of(RETRY, 4, true, with_retry),
@@ -291,6 +293,24 @@ fn by_fold<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
     run.fold(0, |sum, task| {
         sum.wrapping_add(task.expect("it cannot fail").output)
     })
+}
+
+/// Whoever keeps the tasks moves them as a whole.
+fn kept<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
+    const MOST: usize = 1024;
+    let mut kept = Vec::with_capacity(MOST);
+    let mut sum = 0u64;
+    let run = (0..items).futureproof(Raise).num_threads(rig.threads);
+    for task in run.map_tasks(infallible(move |item: &u64| work(*item))) {
+        kept.push(task.expect("it cannot fail"));
+        if kept.len() == MOST {
+            sum = kept
+                .drain(..)
+                .fold(sum, |sum, task| sum.wrapping_add(task.output));
+        }
+    }
+    kept.into_iter()
+        .fold(sum, |sum, task| sum.wrapping_add(task.output))
 }
 
 fn ordered<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {

@@ -56,6 +56,9 @@ pub(crate) struct Driver<'a, I: Iterator, T, E> {
     in_flight: InFlight<'a, I::Item, T, E>,
     /// The chunk that is being delivered.
     current: Chunk<I::Item, T, E>,
+    /// What the slow path has found, on its way to whoever calls `next`. If it was returned, the fast path would write its tasks to
+    /// the same place in memory, word by word; and who keeps them reads two words at once, which has to wait for both.
+    found: Option<TaskResult<I::Item, T, E>>,
     /// What is being pulled. Here rather than on the stack, so that a panic of the source does not lose it.
     filling: BoxedChunk<I::Item, T, E>,
     phase: Phase,
@@ -133,6 +136,7 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
             workers,
             in_flight: InFlight::new(options.ordered),
             current: Chunk::new(),
+            found: None,
             filling: Box::new(Chunk::new()),
             phase: Phase::New,
             is_guarded: options.is_guarded(),
@@ -205,19 +209,22 @@ impl<'a, I: Iterator, T, E> Driver<'a, I, T, E> {
     }
 
     /// The next task, where it takes more than that.
+    #[inline]
+    pub(crate) fn next_slow(&mut self) -> Option<TaskResult<I::Item, T, E>> {
+        self.find();
+        self.found.take()
+    }
+
     #[cold]
     #[inline(never)]
-    pub(crate) fn next_slow(&mut self) -> Option<TaskResult<I::Item, T, E>> {
+    fn find(&mut self) {
         loop {
             if self.is_guarded && self.has_ended() {
-                self.drain();
-                return None;
+                return self.drain();
             }
-            if let Some(result) = self.pop() {
-                return Some(result);
-            }
-            if !self.refill() {
-                return None;
+            self.found = self.pop();
+            if self.found.is_some() || !self.refill() {
+                return;
             }
         }
     }
