@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futureproof::{Control, prelude::*};
+use futureproof::{Control, Task, prelude::*};
 use futures::StreamExt;
 use orx_parallel::{IterIntoParIter, Par};
 use par_iter_sync::IntoParallelIteratorSync;
@@ -298,19 +298,16 @@ fn by_fold<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
 /// Whoever keeps the tasks moves them as a whole.
 fn kept<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {
     const MOST: usize = 1024;
-    let mut kept = Vec::with_capacity(MOST);
-    let mut sum = 0u64;
+    let add = |sum: u64, task: Task<u64, u64>| sum.wrapping_add(task.output);
+    let (mut kept, mut sum) = (Vec::with_capacity(MOST), 0);
     let run = (0..items).futureproof(Raise).num_threads(rig.threads);
     for task in run.map_tasks(infallible(move |item: &u64| work(*item))) {
         kept.push(task.expect("it cannot fail"));
         if kept.len() == MOST {
-            sum = kept
-                .drain(..)
-                .fold(sum, |sum, task| sum.wrapping_add(task.output));
+            sum = kept.drain(..).fold(sum, add);
         }
     }
-    kept.into_iter()
-        .fold(sum, |sum, task| sum.wrapping_add(task.output))
+    kept.into_iter().fold(sum, add)
 }
 
 fn ordered<W: Work>(rig: &Rig, items: u64, work: W) -> u64 {

@@ -69,11 +69,9 @@ pub fn there_and_back(times: u64) -> f64 {
     time.as_nanos() as f64 / times as f64
 }
 
-/// Tells whether the cores are as near to each other as they get. The host of a virtual machine may move them, many times a
+/// Tells whether the cores are near to each other. The host of a virtual machine may move them, many times a
 /// minute: all that crosses between them then takes five times as long, whoever it is that is measured.
 pub struct Cores {
-    /// Nanoseconds there and back, up to which they are near: up to three times the least, as probes differ that much.
-    limit: f64,
     /// How long it may still take for them.
     patience: Mutex<Duration>,
     runs: AtomicU64,
@@ -83,22 +81,20 @@ pub struct Cores {
 impl Cores {
     const PROBE: u64 = 2_000;
 
-    /// Looks at them for two seconds.
-    pub fn of_this_machine(patience: Duration) -> Self {
-        let probes = (0..100).map(|_| {
-            thread::sleep(Duration::from_millis(20));
-            there_and_back(Self::PROBE)
-        });
+    /// Nanoseconds there and back, up to which they are near: seen were 36 to 200, and 430 or more when they were far. A limit
+    /// beside the least would not do: 36 was seen now and then where it is 130 otherwise, and all else would be waited for.
+    const NEAR: f64 = 250.0;
+
+    pub fn new(patience: Duration) -> Self {
         Self {
-            limit: 3.0 * probes.fold(f64::INFINITY, f64::min),
             patience: Mutex::new(patience),
             runs: AtomicU64::new(0),
             again: AtomicU64::new(0),
         }
     }
 
-    fn are_near(&self) -> bool {
-        there_and_back(Self::PROBE) <= self.limit
+    fn are_near() -> bool {
+        there_and_back(Self::PROBE) <= Self::NEAR
     }
 
     /// Measures once they are near, and again if they are not any more when that is done, for as long as its patience lasts.
@@ -107,13 +103,13 @@ impl Cores {
         let mut patience = self.patience.lock().expect("no panic");
         loop {
             let start = Instant::now();
-            while !self.are_near() && start.elapsed() < *patience {
+            while !Self::are_near() && start.elapsed() < *patience {
                 thread::sleep(Duration::from_millis(20));
             }
             let waited = start.elapsed();
             measure();
             let time = start.elapsed() - waited;
-            if patience.is_zero() || self.are_near() {
+            if patience.is_zero() || Self::are_near() {
                 *patience = patience.saturating_sub(waited);
                 return time;
             }

@@ -61,7 +61,7 @@ static CORES: OnceLock<Cores> = OnceLock::new();
 
 /// From now on, what is measured while the cores are far apart is measured again, for as long as `patience` lasts.
 pub fn insist_on_near_cores(patience: Duration) {
-    CORES.get_or_init(|| Cores::of_this_machine(patience));
+    CORES.get_or_init(|| Cores::new(patience));
 }
 
 /// How often that was so.

@@ -56,8 +56,9 @@ pub(crate) struct Driver<'a, I: Iterator, T, E> {
     in_flight: InFlight<'a, I::Item, T, E>,
     /// The chunk that is being delivered.
     current: Chunk<I::Item, T, E>,
-    /// What the slow path has found, on its way to whoever calls `next`. If it was returned, the fast path would write its tasks to
-    /// the same place in memory, word by word; and who keeps them reads two words at once, which has to wait for both.
+    /// What the slow path has found, on its way to whoever calls `next`; none between two calls. If a call returned it, the fast
+    /// path would write its tasks to the same place in memory, word by word, and who keeps them reads two words at once: that
+    /// has to wait for both.
     found: Option<TaskResult<I::Item, T, E>>,
     /// What is being pulled. Here rather than on the stack, so that a panic of the source does not lose it.
     filling: BoxedChunk<I::Item, T, E>,
